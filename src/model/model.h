@@ -1,0 +1,138 @@
+/* model.h - a DeepSeek V2/V3 checkpoint in memory, and its forward pass over a paged latent cache.
+ *
+ * model_load() reads a Hugging Face folder (config.json, safetensors with or without index) by mmap, packs what this
+ * rank needs for the kernels, and refuses everything that does not fit with one clear message. A step is a flat ragged
+ * batch: rows of tokens with a span per sequence; prefill and decode differ only in which attention form a span takes.
+ * One thread uses a model at a time. */
+#pragma once
+#include "base/log.h"
+#include "kernels/kernels.h"
+
+/* ---- configuration (config.json) -------------------------------------------------------------------------------- */
+
+enum gate_kind { GATE_SOFTMAX_GREEDY, GATE_SOFTMAX_GROUPS, GATE_SIGMOID_NOAUX };
+
+struct model_config {
+        char architecture[64];
+        bool is_v3;
+        uint32_t vocab, hidden, layers, heads;
+        uint32_t q_lora; /* 0: direct q_proj */
+        uint32_t kv_rank, nope, rope, v;
+        uint32_t dense_width, expert_width;
+        uint32_t dense_layers; /* first_k_dense_replace */
+        uint32_t moe_freq;
+        uint32_t experts, shared_experts, top_k, groups, top_groups;
+        enum gate_kind gate;
+        bool norm_topk;
+        float routed_scale, eps, softmax_scale;
+        uint32_t max_positions;
+        uint32_t mtp_layers; /* num_nextn_predict_layers */
+        struct {
+                bool yarn;
+                double theta, factor, beta_fast, beta_slow, mscale, mscale_all_dim;
+                uint32_t original;
+        } rope_scaling;
+        int64_t bos, eos[8]; /* -1: none */
+        uint32_t eos_count;
+        bool fp8;
+        uint32_t fp8_block_n, fp8_block_k;
+};
+
+/* Read and check DIR/config.json (and eos ids of generation_config.json). -ENOENT, -EINVAL with a text. */
+int model_config_read(const char *dir, struct model_config *ret_config, struct error *e);
+bool model_layer_is_moe(const struct model_config *c, uint32_t layer);
+
+/* ---- loading ---------------------------------------------------------------------------------------------------- */
+
+struct model; /* owns its packed weights */
+
+/* The part of the model that this process holds, and its partners in a step. All zero: everything, no partner. */
+struct model_shard {
+        uint32_t tp_rank, tp_size; /* heads, MLP columns, vocabulary */
+        uint32_t ep_rank, ep_size; /* routed experts; 0 means 1 */
+};
+
+/* Runs the routed experts of one MoE layer, wherever they live:
+ * out[t] += sum over k, in the order of `ids`, of weights[t][k] * expert ids[t][k] (x[t]).
+ * The local implementation is built in; expert parallelism (comm/) gives another. 0 or a negative errno that ends the
+ * step. `overlap` (may be NULL) is work that does not depend on the result, to be done while data is in flight. */
+struct experts_interface {
+        int (*run)(void *context, uint32_t layer, const float *x, const uint32_t *ids, const float *weights, size_t tokens,
+            float *out, void (*overlap)(void *overlap_context), void *overlap_context);
+        void *context;
+};
+/* Sums partial results over the tensor-parallel ranks in rank order. */
+struct reduce_interface {
+        int (*all_reduce)(void *context, float *data, size_t count);
+        void *context;
+};
+
+struct model_options {
+        const char *dir;
+        struct compute *compute; /* borrowed for the model's life */
+        struct model_shard shard;
+        bool load_mtp;
+        const char *quantization; /* NULL: by what the folder holds */
+        const struct log *log;
+};
+
+/* Returns 0, or with a text -ENOENT, -EINVAL (file, shape, dtype, architecture), -ENOMEM (says how much is missing). */
+int model_load(const struct model_options *options, struct model **ret_model, struct error *e);
+void model_free(struct model *m);
+const struct model_config *model_config(const struct model *m);
+size_t model_bytes(const struct model *m); /* packed weights held */
+/* 128-bit digest of config and weights' names, shapes and index, as 32 hex digits: equal on equal checkpoints. */
+const char *model_digest(const struct model *m);
+void model_set_experts(struct model *m, const struct experts_interface *experts);
+void model_set_reduce(struct model *m, const struct reduce_interface *reduce);
+/* Run the experts of `layer` that this process holds: for comm/. */
+void model_local_experts(struct model *m, uint32_t layer, const struct expert_call *calls, size_t count, const float *x,
+    size_t ldx, size_t ldy);
+const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert); /* NULL: not held here */
+
+/* ---- the cache -------------------------------------------------------------------------------------------------- */
+
+/* One region, block-major: [block][layer][token][kv_rank + rope], so that a block of all layers is one contiguous run
+ * (one read for a KV transfer). Layers are the main ones, then MTP's when loaded. */
+struct kv_cache {
+        void *memory; /* owned; 2 MiB aligned */
+        size_t bytes;
+        enum kv_type type;
+        uint32_t blocks, block_tokens, layers, width, rank;
+        size_t block_bytes;
+};
+size_t kv_cache_block_bytes(const struct model *m, enum kv_type type, uint32_t block_tokens);
+int kv_cache_new(const struct model *m, enum kv_type type, uint32_t block_tokens, uint32_t blocks,
+    struct kv_cache *ret_cache, struct error *e);
+void kv_cache_free(struct kv_cache *kv);
+struct kv_layer kv_cache_layer(const struct kv_cache *kv, uint32_t layer);
+
+/* ---- a step ----------------------------------------------------------------------------------------------------- */
+
+/* Consecutive rows of one sequence. Rows [0, naive) take the naive form, the rest the absorbed one. Which is which must
+ * be a function of position and prompt alone (see engine/), so that chunking, hits and preemption change no bit. */
+struct model_span {
+        const uint32_t *blocks; /* block table that covers position first + rows - 1 */
+        uint32_t first;         /* position of the span's first row */
+        uint32_t rows, naive;
+};
+
+struct model_step {
+        const uint32_t *tokens; /* [rows], < vocab */
+        size_t rows;
+        const struct model_span *spans; /* their rows in order make up the step */
+        size_t span_count;
+        const uint32_t *logit_rows; /* ascending rows whose logits are wanted */
+        size_t logit_count;
+};
+
+/* Run the step: writes the cache at the spans' positions, and logits[i] (vocab floats) for logit_rows[i]. hidden (may be
+ * NULL) receives the hidden state after the final norm of every row, [rows][hidden].
+ * Returns 0, -ENOMEM, or what experts/reduce returned. A step with 0 rows takes part in the collectives only. */
+int model_forward(struct model *m, struct kv_cache *kv, const struct model_step *step, float *logits, float *hidden);
+
+/* The multi-token-prediction module over the same spans: row r uses hidden[r] (as model_forward gave it, or this
+ * function's own hidden_out for a further draft) and tokens[r], the token that follows row r's position. Writes its own
+ * layer of the cache. */
+int model_draft(struct model *m, struct kv_cache *kv, const struct model_step *step, const float *hidden, float *logits,
+    float *hidden_out);
