@@ -1,0 +1,110 @@
+/* engine.h - the embedded engine: scheduler, KV blocks with prefix cache, sampler, and the thread that runs steps; and the
+ * HTTP API in front of it (engine/api.h) with vLLM's endpoints.
+ *
+ * Threads: one engine thread owns scheduler, blocks and model, kernels run on the compute's workers; the front (an event
+ * loop) submits and aborts from its own thread and takes outputs from a queue after being woken. What decides (scheduler,
+ * blocks, sampler) does no I/O and reads no clock: time is an argument. */
+#pragma once
+#include "base/log.h"
+#include "base/metrics.h"
+#include "model/model.h"
+#include "openai/openai.h"
+
+struct engine;
+
+struct engine_options {
+        struct model *model;     /* borrowed */
+        struct compute *compute; /* borrowed; used by the engine thread alone from engine_start() on */
+        uint32_t max_model_len;
+        uint32_t max_seqs;           /* --max-num-seqs */
+        uint32_t max_batched_tokens; /* --max-num-batched-tokens */
+        uint32_t long_prefill_tokens; /* --long-prefill-token-threshold, 0: off */
+        bool chunked_prefill, prefix_caching;
+        enum { SCHEDULE_FCFS, SCHEDULE_PRIORITY } policy;
+        uint32_t block_tokens;
+        uint32_t kv_blocks; /* 0: what kv_bytes holds */
+        size_t kv_bytes;
+        enum kv_type kv_type;
+        uint32_t max_waiting; /* submit fails with -EAGAIN beyond; 0: 10,000 */
+        int64_t seed;
+        uint32_t draft_tokens; /* num_speculative_tokens, 0: off */
+        const struct log *log;
+        /* Called on the engine thread whenever engine_take() has something new; must not block (uv_async_send). */
+        void (*wake)(void *context);
+        void *wake_context;
+};
+
+/* Returns 0, -ENOMEM, or -EINVAL with a text (a request of max_model_len does not fit in the KV cache …). */
+int engine_new(const struct engine_options *options, struct engine **ret_engine, struct error *e);
+int engine_start(struct engine *g);
+/* Refuse new work; requests in flight run to their end, or are aborted when `deadline_ms` is over. Blocks. */
+void engine_stop(struct engine *g, unsigned deadline_ms);
+void engine_free(struct engine *g); /* after engine_stop, or never started */
+
+/* ---- requests ------------------------------------------------------------------------------------------------------- */
+
+enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINISH_ERROR };
+
+/* One sequence (n > 1 is n requests that share a prompt). Copied by engine_submit(). */
+struct engine_request {
+        const uint32_t *prompt;
+        uint32_t prompt_count; /* 1 .. max_model_len - 1 */
+        struct sampling_params sampling; /* arrays are copied; strings are not used here */
+        const uint32_t *bad_sequences;   /* bad_words as ids: count, ids…, count, ids… ending in 0; NULL: none */
+        const int64_t *eos;
+        uint32_t eos_count;
+        struct slice cache_salt;
+        int32_t priority;      /* lower is served first under SCHEDULE_PRIORITY */
+        uint64_t arrival_ns;   /* clock_mono_ns() when the HTTP request came in */
+        void *user;            /* given back with every output */
+};
+
+typedef uint64_t engine_id; /* never reused in a process; 0 is none */
+
+/* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL. */
+int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id);
+/* Ask for an end with FINISH_ABORT; the final output still comes unless `forget`, which drops it (user is not touched
+ * again after this returns). Unknown ids are ignored. */
+void engine_abort(struct engine *g, engine_id id, bool forget);
+
+/* One token as it was sampled. */
+struct engine_token {
+        uint32_t id;
+        float logprob; /* of the raw distribution; valid when logprobs were asked for */
+        uint32_t rank;
+        const struct openai_logprob *top; /* the best `top_count`, best first; NULL without logprobs */
+        uint32_t top_count;
+};
+
+struct engine_output {
+        engine_id id;
+        void *user;
+        const struct engine_token *tokens; /* new since the last output; may be none */
+        uint32_t token_count;
+        enum finish_reason finish; /* FINISH_NONE: more follows */
+        int64_t stop_id;           /* FINISH_STOP: the stop_token_id that ended it, -1 for EOS */
+        const char *error;         /* FINISH_ERROR: text for people, else NULL */
+        uint32_t cached_tokens;    /* of the prompt, found in the prefix cache */
+        const struct engine_token *prompt_tokens; /* with prompt_logprobs, once, before or with the first token */
+        uint32_t prompt_token_count;
+        uint64_t queued_ns, scheduled_ns, first_token_ns, last_token_ns; /* monotonic; 0: not yet */
+        struct engine_output *next; /* in the list of engine_take */
+};
+
+/* All outputs since the last call, oldest first, or NULL. Free with engine_outputs_free(). Front thread. */
+struct engine_output *engine_take(struct engine *g);
+void engine_outputs_free(struct engine *g, struct engine_output *list);
+
+/* ---- looking in ------------------------------------------------------------------------------------------------------ */
+
+struct engine_load {
+        uint32_t running, waiting;
+        double kv_usage; /* 0..1 */
+        bool healthy;    /* false: the engine thread has ended with an error */
+};
+void engine_load(const struct engine *g, struct engine_load *ret_load); /* any thread */
+/* vLLM's metrics in the Prometheus text format, `labels` such as model_name="x",engine="0". Any thread. */
+void engine_metrics(struct engine *g, const char *labels, struct buf *out);
+/* Drop every cached prefix that no request uses; false when some are in use. Front thread, waits for the step's end. */
+bool engine_reset_prefix_cache(struct engine *g);
+uint32_t engine_kv_blocks(const struct engine *g);

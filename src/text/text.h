@@ -1,0 +1,109 @@
+/* text.h - between people's text and the model's tokens: tokenizer, streaming detokenizer, chat formats, and the parsers
+ * that find reasoning and tool calls in what the model wrote.
+ *
+ * A struct tokenizer and a struct chat_format never change after loading and may be used by several threads at once.
+ * Everything read from files or requests is hostile until checked; limits stand in tokenizer.c. */
+#pragma once
+#include "base/arena.h"
+#include "base/buf.h"
+#include "base/error.h"
+#include "openai/openai.h"
+
+/* ---- tokenizer (tokenizer.json, byte-level BPE) ------------------------------------------------------------------- */
+
+struct tokenizer;
+
+/* Read DIR/tokenizer.json and DIR/tokenizer_config.json. -ENOENT, -EINVAL (says what is not supported), -ENOMEM. */
+int tokenizer_load(const char *dir, struct tokenizer **ret_tokenizer, struct error *e);
+void tokenizer_free(struct tokenizer *t);
+uint32_t tokenizer_size(const struct tokenizer *t); /* highest known id + 1 */
+int64_t tokenizer_bos(const struct tokenizer *t);   /* -1: none */
+int64_t tokenizer_eos(const struct tokenizer *t);
+bool tokenizer_adds_bos(const struct tokenizer *t);
+bool tokenizer_is_special(const struct tokenizer *t, uint32_t id); /* dropped by skip_special_tokens */
+/* The id of a token by its text (an added token, or a vocabulary entry's bytes), or -1. */
+int64_t tokenizer_find(const struct tokenizer *t, struct slice token);
+/* The bytes of a token; empty for ids without text. */
+struct slice tokenizer_bytes(const struct tokenizer *t, uint32_t id);
+/* The token as its vocabulary writes it ("Ġthe"), for /tokenize's token_strs. */
+struct slice tokenizer_entry(const struct tokenizer *t, uint32_t id);
+
+struct token_list {
+        uint32_t *ids; /* in the arena given */
+        size_t count;
+};
+enum tokenize_mode { TOKENIZE_PLAIN, TOKENIZE_ADD_SPECIAL /* BOS in front where the tokenizer adds one */ };
+/* Added tokens in the text are recognised. Invalid UTF-8 reads as U+FFFD. Appends nothing on failure. 0 or -ENOMEM,
+ * -E2BIG (beyond TOKENIZER_TEXT_MAX). */
+int tokenizer_encode(const struct tokenizer *t, struct slice text, enum tokenize_mode mode, struct arena *arena,
+    struct token_list *ret_list);
+/* The text of ids; bytes that are no UTF-8 become U+FFFD. Errors are those of the buf. */
+void tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t count, bool skip_special, struct buf *out);
+
+/* Tokens one by one, text in whole characters: bytes of an unfinished character wait for the next token. */
+struct detokenizer {
+        const struct tokenizer *tokenizer;
+        bool skip_special;
+        unsigned held; /* bytes in hold */
+        char hold[8];
+};
+void detokenizer_init(struct detokenizer *d, const struct tokenizer *t, bool skip_special);
+void detokenizer_push(struct detokenizer *d, uint32_t id, struct buf *out);
+void detokenizer_flush(struct detokenizer *d, struct buf *out); /* what is held becomes U+FFFD */
+
+/* ---- chat formats --------------------------------------------------------------------------------------------------- */
+
+enum chat_family { CHAT_NONE, CHAT_V2, CHAT_V3, CHAT_R1, CHAT_V31 };
+
+struct chat_format {
+        enum chat_family family;
+        bool lists_tools;       /* the template prints `tools` into the system part */
+        bool reads_enable_thinking; /* chat_template_kwargs.enable_thinking counts too */
+        bool r1_opens_think;    /* the generation prompt ends in <think> */
+};
+
+/* Recognise the family from the chat template text of tokenizer_config.json in DIR. CHAT_NONE when there is no template
+ * or it is none of ours (e then says which are known; the caller may go on without chat). */
+int chat_format_detect(const char *dir, struct chat_format *ret_format, struct error *e);
+/* "deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1" for --chat-format; -EINVAL with the nearest. */
+int chat_format_parse(struct slice name, struct chat_format *ret_format, struct error *e);
+/* The prompt, BOS included, exactly as the release's own template prints it. -EINVAL with a text for messages the format
+ * cannot express (unknown role …). */
+int chat_render(const struct chat_format *f, const struct tokenizer *t, const struct openai_request *r, struct buf *out,
+    struct error *e);
+
+/* ---- reasoning and tool calls --------------------------------------------------------------------------------------- */
+
+enum reasoning_parser { REASONING_NONE, REASONING_DEEPSEEK_R1, REASONING_DEEPSEEK_V3 };
+enum tool_parser { TOOLS_NONE, TOOLS_DEEPSEEK_V3, TOOLS_DEEPSEEK_V31 };
+int reasoning_parser_parse(struct slice name, enum reasoning_parser *ret_parser, struct error *e);
+int tool_parser_parse(struct slice name, enum tool_parser *ret_parser, struct error *e);
+
+/* Splits generated text, fed in pieces of any cut, into reasoning, content and tool calls. Text that may be the start of
+ * a marker is held back until it is known. One per choice. */
+struct output_parser;
+
+enum output_part {
+        OUTPUT_REASONING,
+        OUTPUT_CONTENT,
+        OUTPUT_TOOL_NAME,      /* a new call begins: text is its name */
+        OUTPUT_TOOL_ARGUMENTS, /* a fragment of the current call's arguments */
+};
+struct output_piece {
+        enum output_part part;
+        unsigned tool_index;
+        struct slice text; /* valid until the next call on this parser */
+};
+struct output_parser_options {
+        enum reasoning_parser reasoning;
+        enum tool_parser tools; /* TOOLS_NONE unless the request has tools and tool_choice is not "none" */
+        bool starts_in_reasoning; /* the prompt ended in <think> */
+        bool thinking; /* chat_template_kwargs, for REASONING_DEEPSEEK_V3 */
+};
+struct output_parser *output_parser_new(const struct output_parser_options *options); /* NULL: memory */
+void output_parser_free(struct output_parser *p);
+/* Feed text, then take pieces until it returns 0. `last`: no more text comes, everything held is given out (a broken
+ * tool call as content). Returns 1 with a piece, 0, -ENOMEM. */
+int output_parser_feed(struct output_parser *p, struct slice text, bool last);
+int output_parser_next(struct output_parser *p, struct output_piece *ret_piece);
+bool output_parser_saw_tools(const struct output_parser *p); /* finish_reason is "tool_calls" then */
