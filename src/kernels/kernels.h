@@ -26,10 +26,10 @@ enum isa { ISA_SCALAR, ISA_AVX2, ISA_AVX512, ISA_AVX512_BF16 /* with VNNI */, IS
 enum activation { ACTIVATION_F32, ACTIVATION_BF16 };
 
 struct compute_options {
-        enum isa isa;       /* ISA_BEST: the best this CPU runs; a better one than it has is -ENOTSUP */
-        unsigned threads;   /* including the caller's; 0: one per usable core */
-        bool pin;           /* bind each worker to a core */
-        unsigned spin_us;   /* workers spin so long for the next task before they sleep; 0 when cores are shared */
+        enum isa isa;     /* ISA_BEST: the best this CPU runs; a better one than it has is -ENOTSUP */
+        unsigned threads; /* including the caller's; 0: one per usable core */
+        bool pin;         /* bind each worker but the caller to a core */
+        unsigned spin_us; /* workers spin so long for the next task before they sleep; 0 when cores are shared */
         enum activation activation;
 };
 
@@ -63,15 +63,16 @@ struct weight_source {
         const void *data;  /* row-major */
         size_t row_stride; /* elements between rows; k when contiguous */
         /* WEIGHT_FP8: scale[r / block_n][c / block_k] multiplies. `first_row`/`first_col` say where row 0 and column 0
-         * lie inside the checkpoint's block grid, for slices that do not begin on a block border. */
+         * lie inside the checkpoint's block grid, for slices that do not begin on a block border. block_k and first_col
+         * are even (a slice cut at an odd column is refused), and no weight is NaN. */
         const float *scale;
         size_t scale_stride, block_n, block_k, first_row, first_col;
         /* WEIGHT_INT8_*: see reference formulas in kernels/int8.c */
-        const float *row_scale;      /* dynamic: [n] */
-        const float *deq_scale;      /* static: [n] */
-        const int32_t *quant_bias;   /* static: [n], NULL for zeros (all but TP rank 0 of a row-parallel layer) */
-        float input_scale_inv;       /* static: 1/input_scale, taken in the dtype that the checkpoint stores */
-        float input_offset;          /* static */
+        const float *row_scale;    /* dynamic: [n] */
+        const float *deq_scale;    /* static: [n] */
+        const int32_t *quant_bias; /* static: [n], NULL for zeros (all but TP rank 0 of a row-parallel layer) */
+        float input_scale_inv;     /* static: 1/input_scale, taken in the dtype that the checkpoint stores */
+        float input_offset;        /* static */
 };
 
 /* A weight packed for the kernels of one struct compute. Plain data: may be copied, has no destructor; the packed bytes
@@ -79,9 +80,9 @@ struct weight_source {
 struct linear {
         enum weight_type type;
         size_t n, k;
-        const void *packed;      /* panels in the layout of this compute's kernels */
-        const float *scales;     /* fp8 block scales or int8 row scales, inside the same memory */
-        const int32_t *bias;     /* int8 static, int8 column corrections: inside the same memory */
+        const void *packed;  /* panels in the layout of this compute's kernels */
+        const float *scales; /* fp8 block scales or int8 row scales, inside the same memory */
+        const int32_t *bias; /* int8 static, int8 column corrections: inside the same memory */
         size_t scale_stride, block_k;
         float input_scale_inv, input_offset;
         unsigned flags; /* private to kernels/ */
@@ -91,8 +92,8 @@ struct linear {
 size_t linear_bytes(const struct compute *c, const struct weight_source *source);
 /* Pack into `memory` (64-byte aligned, linear_bytes() long). Uses the pool. Returns 0 or -EINVAL (shape, or int8 data
  * that the format forbids) with a text. */
-int linear_pack(struct compute *c, const struct weight_source *source, void *memory, struct linear *ret_linear,
-    struct error *e);
+int linear_pack(
+    struct compute *c, const struct weight_source *source, void *memory, struct linear *ret_linear, struct error *e);
 /* y[m][n] = x[m][k] W^T. m may be 0. x and y do not overlap. */
 void linear_run(struct compute *c, const struct linear *l, const float *x, size_t ldx, size_t m, float *y, size_t ldy);
 /* Several layers over the same rows in one parallel region (q_a with kv_a; gate with up). */
@@ -101,8 +102,8 @@ struct linear_call {
         float *y;
         size_t ldy;
 };
-void linear_run_many(struct compute *c, const struct linear_call *calls, size_t count, const float *x, size_t ldx,
-    size_t m);
+void linear_run_many(
+    struct compute *c, const struct linear_call *calls, size_t count, const float *x, size_t ldx, size_t m);
 
 /* ---- MLP and experts -------------------------------------------------------------------------------------------- */
 
@@ -127,7 +128,8 @@ struct expert_call {
         size_t m;
         float *y; /* [m][ldy] */
 };
-void experts_run(struct compute *c, const struct expert_call *calls, size_t count, const float *x, size_t ldx, size_t ldy);
+void experts_run(
+    struct compute *c, const struct expert_call *calls, size_t count, const float *x, size_t ldx, size_t ldy);
 
 /* ---- attention over the paged latent cache ---------------------------------------------------------------------- */
 
@@ -137,8 +139,8 @@ enum kv_type { KV_F32, KV_BF16 };
  * base + block*block_stride + (p % block_tokens)*width elements of `type`. A row is [rank latent | rope key, rotated]. */
 struct kv_layer {
         enum kv_type type;
-        void *base;          /* of this layer inside block 0 */
-        size_t block_stride; /* elements from one block to the next */
+        void *base;                         /* of this layer inside block 0 */
+        size_t block_stride;                /* elements from one block to the next */
         unsigned block_tokens, width, rank; /* width = rank + rope dims */
 };
 static inline size_t kv_type_bytes(enum kv_type t) {
@@ -182,13 +184,15 @@ struct head_linear {
         size_t head_stride;
         enum weight_type type; /* WEIGHT_F32 or WEIGHT_BF16 */
 };
-size_t head_linear_bytes(const struct compute *c, unsigned heads, size_t n, size_t k);
-/* weight(h, row n, column k) = data[h*head_stride + n*row_stride + k*col_stride], floats. */
-int head_linear_pack(struct compute *c, const float *data, size_t head_stride, size_t row_stride, size_t col_stride,
-    unsigned heads, size_t n, size_t k, void *memory, struct head_linear *ret_linear, struct error *e);
+size_t head_linear_bytes(const struct compute *c, enum weight_type type, unsigned heads, size_t n, size_t k);
+/* weight(h, row n, column k) = data[h*head_stride + n*row_stride + k*col_stride], floats. `type` is how they are kept:
+ * WEIGHT_BF16 when the checkpoint's kv_b is bf16 (nothing is lost, half the bytes are read per step), else WEIGHT_F32. */
+int head_linear_pack(struct compute *c, enum weight_type type, const float *data, size_t head_stride, size_t row_stride,
+    size_t col_stride, unsigned heads, size_t n, size_t k, void *memory, struct head_linear *ret_linear,
+    struct error *e);
 /* out[t*ldo + h*out_head + n] = sum over k of w(h, n, k) x[t*ldx + h*x_head + k] */
-void head_linear_run(struct compute *c, const struct head_linear *l, const float *x, size_t ldx, size_t x_head, size_t m,
-    float *out, size_t ldo, size_t out_head);
+void head_linear_run(struct compute *c, const struct head_linear *l, const float *x, size_t ldx, size_t x_head,
+    size_t m, float *out, size_t ldo, size_t out_head);
 
 /* ---- small operations ------------------------------------------------------------------------------------------- */
 
@@ -204,7 +208,7 @@ void rope(struct compute *c, const float *table, unsigned pairs, const uint32_t 
 void add_rows(struct compute *c, const float *x, size_t ldx, size_t m, size_t n, float *y, size_t ldy);
 void round_bf16(struct compute *c, float *x, size_t ldx, size_t m, size_t n);
 
-/* One row [n] of a weight of any float type (f32, f16, bf16, fp8 with scales) as floats. */
+/* One row [k] of a weight as floats: f32, f16, bf16, fp8 and dynamic int8 with their scales. */
 void weight_row(const struct weight_source *source, size_t row, float *ret_row);
 float bf16_to_float(uint16_t bits);
 uint16_t float_to_bf16(float value); /* round to nearest even, NaN stays NaN */

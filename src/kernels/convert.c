@@ -1,0 +1,92 @@
+/* convert.c - single values and rows of the checkpoint formats as floats. */
+#include "kernels/kernels.h"
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+static float bits_to_float(uint32_t bits) {
+        float f;
+
+        memcpy(&f, &bits, sizeof(f));
+        return f;
+}
+
+static uint32_t float_to_bits(float f) {
+        uint32_t bits;
+
+        memcpy(&bits, &f, sizeof(bits));
+        return bits;
+}
+
+float bf16_to_float(uint16_t bits) {
+        return bits_to_float((uint32_t)bits << 16);
+}
+
+uint16_t float_to_bf16(float value) {
+        uint32_t bits = float_to_bits(value);
+
+        if ((bits & 0x7fffffff) >
+            0x7f800000) /* a NaN whose payload lies in the dropped half must not become infinity */
+                return (uint16_t)(bits >> 16 | 0x40);
+        return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float f16_to_float(uint16_t bits) {
+        uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 0x1f, mantissa = bits & 0x3ff;
+        float magnitude;
+
+        if (exponent == 31)
+                return bits_to_float(sign | 0x7f800000 | mantissa << 13 | (mantissa ? 0x400000 : 0));
+        if (exponent == 0)
+                magnitude = (float)mantissa * 0x1p-24f;
+        else
+                magnitude = bits_to_float((exponent + 112) << 23 | mantissa << 13);
+        return bits_to_float(sign | float_to_bits(magnitude));
+}
+
+float fp8_e4m3_to_float(uint8_t bits) {
+        uint32_t sign = (uint32_t)(bits & 0x80) << 24, exponent = bits >> 3 & 0xf, mantissa = bits & 7;
+        float magnitude;
+
+        if ((bits & 0x7f) == 0x7f)
+                return bits_to_float(sign | 0x7fc00000);
+        if (exponent == 0)
+                magnitude = (float)mantissa * 0x1p-9f;
+        else
+                magnitude = bits_to_float((exponent + 120) << 23 | mantissa << 20);
+        return bits_to_float(sign | float_to_bits(magnitude));
+}
+
+void weight_row(const struct weight_source *s, size_t row, float *ret_row) {
+        size_t start = row * s->row_stride;
+
+        assert(row < s->n);
+        switch (s->type) {
+        case WEIGHT_F32:
+                memcpy(ret_row, (const float *)s->data + start, s->k * sizeof(float));
+                return;
+        case WEIGHT_F16:
+                for (size_t c = 0; c < s->k; c++)
+                        ret_row[c] = f16_to_float(((const uint16_t *)s->data)[start + c]);
+                return;
+        case WEIGHT_BF16:
+                for (size_t c = 0; c < s->k; c++)
+                        ret_row[c] = bf16_to_float(((const uint16_t *)s->data)[start + c]);
+                return;
+        case WEIGHT_FP8: {
+                const float *scales = s->scale + (s->first_row + row) / s->block_n * s->scale_stride;
+
+                for (size_t c = 0; c < s->k; c++)
+                        ret_row[c] = fp8_e4m3_to_float(((const uint8_t *)s->data)[start + c]) *
+                                     scales[(s->first_col + c) / s->block_k];
+                return;
+        }
+        case WEIGHT_INT8_DYNAMIC:
+                for (size_t c = 0; c < s->k; c++)
+                        ret_row[c] = (float)((const int8_t *)s->data)[start + c] * s->row_scale[row];
+                return;
+        case WEIGHT_INT8_STATIC:
+                break;
+        }
+        assert(!"static int8 weights have no value apart from their activations");
+}
