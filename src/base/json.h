@@ -19,10 +19,10 @@ int json_parse(struct slice text, yyjson_doc **ret_doc, struct error *e);
 int json_parse_file(const char *path, size_t max_bytes, yyjson_doc **ret_doc, struct error *e);
 
 yyjson_val *json_get(yyjson_val *object, const char *key); /* duplicate keys: the last one, as Python reads it */
-struct slice json_slice(yyjson_val *v);                     /* SLICE_NONE unless a string */
-bool json_is_integer(yyjson_val *v);                        /* an integer, or a real without fraction */
-int json_to_i64(yyjson_val *v, int64_t *ret_value);         /* 0, -EINVAL (not integral), -ERANGE */
-int json_to_double(yyjson_val *v, double *ret_value);       /* 0, -EINVAL (not a number) */
+struct slice json_slice(yyjson_val *v);                    /* SLICE_NONE unless a string */
+bool json_is_integer(yyjson_val *v);                       /* an integer, or a real without fraction */
+int json_to_i64(yyjson_val *v, int64_t *ret_value);        /* 0, -EINVAL (not integral), -ERANGE */
+int json_to_double(yyjson_val *v, double *ret_value);      /* 0, -EINVAL (not a number) */
 
 /* Members with a default: the value when present and of the kind, `otherwise` when absent, null or of another kind. */
 int64_t json_get_i64(yyjson_val *object, const char *key, int64_t otherwise);

@@ -22,7 +22,8 @@ struct log log_to_fd(int fd, enum log_level level, const char *component);
 
 /* A NULL log is silent. Lines longer than LOG_LINE_MAX are cut and end in "…". */
 #define LOG_LINE_MAX 4096
-void log_write(const struct log *l, enum log_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void log_write(const struct log *l, enum log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 #define log_debug(l, ...) log_write((l), LOG_DEBUG, __VA_ARGS__)
 #define log_info(l, ...)  log_write((l), LOG_INFO, __VA_ARGS__)

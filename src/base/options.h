@@ -22,19 +22,19 @@ struct option_list {
 };
 
 struct option {
-        const char *name;   /* without dashes; aliases follow as rows with the same target and no help */
-        char letter;        /* short form, or 0 */
+        const char *name; /* without dashes; aliases follow as rows with the same target and no help */
+        char letter;      /* short form, or 0 */
         enum option_kind kind;
-        size_t offset;      /* of the target in the command's options struct */
-        const char *value;  /* placeholder for the help, such as "N" or "PATH" */
-        const char *help;   /* NULL: not shown in the help */
-        int64_t min, max;   /* OPTION_INT, OPTION_SIZE; both 0: any */
+        size_t offset;       /* of the target in the command's options struct */
+        const char *value;   /* placeholder for the help, such as "N" or "PATH" */
+        const char *help;    /* NULL: not shown in the help */
+        int64_t min, max;    /* OPTION_INT, OPTION_SIZE; both 0: any */
         const char *choices; /* OPTION_STRING: "a|b|c", NULL: any */
 };
 
 struct option_set {
-        const char *usage;  /* "baton serve MODEL [options]" */
-        const char *about;  /* a paragraph for --help */
+        const char *usage; /* "baton serve MODEL [options]" */
+        const char *about; /* a paragraph for --help */
         const struct option *options;
         size_t count;
         size_t max_positional;

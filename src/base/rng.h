@@ -10,7 +10,7 @@ struct rng {
 
 void rng_seed(struct rng *r, uint64_t seed);
 uint64_t rng_u64(struct rng *r);
-double rng_unit(struct rng *r);                   /* [0, 1) with 53 bits */
+double rng_unit(struct rng *r);                    /* [0, 1) with 53 bits */
 uint64_t rng_below(struct rng *r, uint64_t bound); /* [0, bound) without bias; bound > 0 */
 
 /* Bytes from getrandom(2); the process ends when the kernel has none, which does not happen after boot. */
