@@ -1,0 +1,188 @@
+/* cluster.h - the cluster file, what is wrong with it, and the plan that follows from it.
+ *
+ * Pure: reads one file and does nothing else; time, network and processes play no part. Everything found wrong is a
+ * struct finding with a stable code, the place in the file, the cause and the cure; nothing is printed here. Whatever the
+ * reader returns lives in the arena given, and keeps the place (line and column) where it was written, so that later
+ * rooms can point at the file too.
+ *
+ * Words: a node is a machine by a name of the user's; nodes may share an address (then they share its ports). A group is
+ * the ranks of one DP x TP world; a rank is one engine process with its own API port, written NODE.LOCAL ("d0.3"). */
+#pragma once
+#include "base/arena.h"
+#include "base/buf.h"
+#include "base/error.h"
+
+/* ---- findings ------------------------------------------------------------------------------------------------------- */
+
+enum severity { SEVERITY_WARNING, SEVERITY_ERROR };
+
+/* 1-based; line 0: no place in the file. */
+struct place {
+        uint32_t line, column;
+};
+
+struct finding {
+        enum severity severity;
+        const char *code; /* "Y02": Y the file's form, D devices and ranks, P ports, C connectors, M model, G gateway */
+        struct place at;
+        const char *cause; /* one line; more lines give the evidence */
+        const char *cure;  /* NULL: the cause says it */
+};
+
+struct findings {
+        struct arena *arena;
+        struct finding *items;
+        size_t count, capacity;
+        bool failed; /* memory was out: the list is not complete */
+};
+
+/* Beyond this many the file is something else than a cluster file; one last finding says so. */
+#define FINDINGS_MAX 500
+
+struct finding *findings_add(struct findings *f, enum severity severity, const char *code, struct place at,
+    const char *format, ...) __attribute__((format(printf, 5, 6)));
+void finding_cure(struct findings *f, struct finding *of, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+size_t findings_count(const struct findings *f, enum severity severity);
+/* By place, then code. */
+void findings_sort(struct findings *f);
+/* "FILE:LINE:COLUMN: error Y02: …" with the cure indented below, one block per finding, and the closing count. */
+void findings_write_text(const struct findings *f, const char *file, bool color, struct buf *out);
+/* {"file":…,"errors":N,"warnings":N,"findings":[{severity,code,line,column,cause,cure}]} */
+void findings_write_json(const struct findings *f, const char *file, struct buf *out);
+
+/* The rule behind a code for `baton explain`: title, why it holds, source. NULL: no such code. */
+struct rule {
+        const char *code, *title, *why;
+};
+const struct rule *rule_find(struct slice code);
+const struct rule *rule_list(size_t *ret_count);
+
+/* ---- the file ------------------------------------------------------------------------------------------------------- */
+
+enum engine_kind { ENGINE_EMBEDDED, ENGINE_VLLM_ASCEND, ENGINE_VLLM, ENGINE_TEMPLATE };
+enum platform { PLATFORM_CPU, PLATFORM_ASCEND_A2, PLATFORM_ASCEND_A3, PLATFORM_ASCEND_A5, PLATFORM_CUDA };
+enum role { ROLE_PREFILL, ROLE_DECODE };
+const char *role_name(enum role r);
+const char *engine_kind_name(enum engine_kind k);
+const char *platform_name(enum platform p);
+
+/* One environment variable or engine option written by the user: `max-num-seqs: 8`, `enforce-eager: true`,
+ * `additional-config: {…}` (given on as JSON), `no-such: null` (drops a derived one). */
+struct setting {
+        struct slice name, value;
+        enum { SETTING_VALUE, SETTING_TRUE, SETTING_FALSE, SETTING_DROP } kind;
+        struct place at, value_at;
+};
+struct settings {
+        const struct setting *items;
+        size_t count;
+};
+
+struct cluster_node {
+        struct slice name, ip, nic, ssh; /* ssh: what to give to ssh(1), empty: the ip */
+        int64_t devices;                 /* NPUs or GPUs; -1: the platform's own number */
+        struct settings env, args;
+        struct place at, ip_at;
+};
+
+struct cluster_group {
+        const uint32_t *nodes; /* indices into cluster.nodes; the first is the DP master */
+        size_t count;
+        struct place at;
+};
+
+struct cluster_role {
+        enum role role;
+        bool present;
+        const struct cluster_group *groups;
+        size_t group_count;
+        int64_t dp, tp, api_port, dp_port, kv_port;
+        struct slice host; /* address the API listens on */
+        struct settings env, args;
+        struct place at, dp_at, tp_at, api_port_at, dp_port_at, kv_port_at;
+};
+
+struct cluster {
+        const char *file;
+        struct {
+                struct slice path, served_name, quantization, dtype;
+                int64_t max_len; /* -1: the model's own */
+                struct slice speculative_method;
+                int64_t speculative_tokens; /* 0: off */
+                struct place at, path_at;
+        } model;
+        struct {
+                enum engine_kind kind;
+                struct slice version, template_path, connector,
+                    binary; /* binary: of the embedded engine, empty: this one */
+                struct settings env, args;
+                struct place at, kind_at;
+        } engine;
+        enum platform platform;
+        const struct cluster_node *nodes;
+        size_t node_count;
+        struct cluster_role roles[2]; /* by enum role */
+        struct {
+                bool present;
+                int64_t node; /* index */
+                struct slice host;
+                int64_t port;
+                struct slice policy, prefill_policy, decode_policy;
+                struct settings args;
+                struct place at, node_at, port_at;
+        } gateway;
+        struct {
+                struct slice state_dir;       /* logs, sockets, journal; empty: see launch/ */
+                int64_t ready_seconds;        /* a rank not ready by then has failed */
+                int64_t stop_seconds;         /* from SIGTERM to SIGKILL */
+                int64_t restarts;             /* in a row before a rank is given up; 0: never restart */
+                int64_t log_bytes, log_files; /* rotation, per rank */
+        } supervise;
+};
+
+#define CLUSTER_FILE_MAX  (4u << 20) /* 1,024 nodes take 60 KB */
+#define CLUSTER_NODES_MAX 16384u
+#define CLUSTER_RANKS_MAX 262144u
+
+/* Read and check the form of `text` (the file's contents; `file` is its name for messages). Returns 0 with a cluster that
+ * is complete enough to plan, or -EINVAL when findings hold an error; -ENOMEM. */
+int cluster_parse(
+    const char *file, struct slice text, struct arena *arena, struct cluster **ret_cluster, struct findings *findings);
+/* cluster_parse of a file. -ENOENT, -EACCES, -EFBIG with a text. */
+int cluster_read(
+    const char *path, struct arena *arena, struct cluster **ret_cluster, struct findings *findings, struct error *e);
+
+/* ---- the plan ------------------------------------------------------------------------------------------------------- */
+
+struct plan_rank {
+        struct slice name; /* "d0.3" */
+        enum role role;
+        uint32_t node;  /* index into cluster.nodes */
+        uint32_t group; /* within the role */
+        uint32_t local, dp_rank, dp_size, tp_size;
+        uint16_t api_port;
+        uint32_t kv_port, dp_port;
+        struct slice dp_address;
+        uint32_t first_device, device_count;
+        const char *const *argv; /* NULL-terminated; argv[0] is the program */
+        const char *const *env;  /* NULL-terminated "NAME=value", what is added to or replaces the supervisor's own */
+        struct slice url;        /* "http://127.0.0.1:9000" */
+};
+
+struct plan {
+        const struct cluster *cluster;
+        const struct plan_rank *ranks; /* prefill first, in group and rank order */
+        size_t rank_count;
+        struct slice gateway_url;        /* empty: none */
+        const char *const *gateway_argv; /* NULL: none */
+        uint64_t digest;                 /* of everything above: equal plans are equal */
+};
+
+/* Derive ports, ranks, argv and env, checking every rule that must hold. Returns 0 with a plan, or -EINVAL when findings
+ * hold an error; -ENOMEM. `program` is what runs an embedded rank and the gateway (this baton). */
+int plan_make(const struct cluster *c, const char *program, struct arena *arena, struct plan **ret_plan,
+    struct findings *findings);
+/* Columns for people; and JSON with a stable shape. */
+void plan_write_table(const struct plan *p, struct buf *out);
+void plan_write_json(const struct plan *p, struct buf *out);
