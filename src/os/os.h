@@ -1,0 +1,84 @@
+/* os.h - what baton asks of Linux: the machine's size, files, sockets, signals, and child processes.
+ *
+ * Thin wrappers with contracts; nothing here starts threads or keeps state. Functions may be called from any thread
+ * unless said otherwise. Negative errno as everywhere. */
+#pragma once
+#include "base/buf.h"
+#include "base/error.h"
+#include <signal.h>
+#include <sys/types.h>
+
+/* ---- the machine ---------------------------------------------------------------------------------------------------- */
+
+/* Cores this process may use: its affinity mask cut by the cgroup's CPU quota (v1 or v2), rounded up, at least 1. */
+unsigned os_cpu_count(void);
+/* The first `max` usable core numbers. Returns how many were written. */
+size_t os_cpu_list(unsigned *ret_cpus, size_t max);
+/* "AMD EPYC …" of /proc/cpuinfo into `ret_text`; "unknown" when there is none. */
+void os_cpu_model(char *ret_text, size_t size);
+/* Bytes that may still be taken without pushing anybody out: MemAvailable, cut by the cgroup's limit less what counts
+ * against it and cannot be dropped. */
+uint64_t os_memory_available(void);
+uint64_t os_memory_total(void); /* likewise of what there is */
+/* The kernel's id of this boot as text (36 characters); "" when unreadable. */
+void os_boot_id(char ret_text[40]);
+/* Raise the soft limit of open files to the hard one. Returns the limit that holds now. */
+uint64_t os_raise_file_limit(void);
+
+/* ---- files ---------------------------------------------------------------------------------------------------------- */
+
+/* Append a whole file to `out`. -EFBIG beyond max_bytes. e names the file. */
+int os_read_file(const char *path, size_t max_bytes, struct buf *out, struct error *e);
+/* Write a file so that readers see the old or the new contents, never a part, also after a crash: temporary file beside
+ * it, fsync, rename, fsync of the directory. */
+int os_write_file_atomic(const char *path, struct slice contents, mode_t mode, struct error *e);
+/* mkdir -p with `mode` for those that are made. */
+int os_make_dirs(const char *path, mode_t mode, struct error *e);
+int os_write_all(int fd, struct slice bytes); /* the whole of it, or an error */
+
+/* ---- sockets -------------------------------------------------------------------------------------------------------- */
+
+/* Split "host:port", "[v6]:port". Returns 0 or -EINVAL. */
+int os_parse_host_port(struct slice text, struct slice *ret_host, uint16_t *ret_port);
+/* Whether a listener could be bound to host:port right now: 0, -EADDRINUSE, -EADDRNOTAVAIL, -EACCES, … */
+int os_check_bind(const char *host, uint16_t port);
+
+/* ---- signals -------------------------------------------------------------------------------------------------------- */
+
+/* Ignore SIGPIPE: writes to gone peers return EPIPE. Call once at the start of a command. */
+void os_ignore_sigpipe(void);
+
+/* ---- child processes ------------------------------------------------------------------------------------------------ */
+
+struct os_child_options {
+        const char *const *argv; /* NULL-terminated; argv[0] is looked up in PATH unless it holds a '/' */
+        const char *const
+            *env; /* NULL-terminated "NAME=value", put over this process's environment; "NAME" alone removes */
+        const char *directory;              /* NULL: this process's */
+        int stdin_fd, stdout_fd, stderr_fd; /* -1: /dev/null */
+        bool own_group;   /* a process group of its own, so that os_child_kill_group reaches its children too */
+        int death_signal; /* sent to it when the calling *thread* ends (PR_SET_PDEATHSIG), 0: none */
+};
+
+struct os_child {
+        pid_t pid;
+        int pidfd; /* readable when the process has ended; for uv_poll */
+};
+
+/* Start a process. All other descriptors are closed in it, signals are at their defaults. Returns 0, or the reason with a
+ * text that names the program: -ENOENT, -EACCES, -EAGAIN … also when execve itself failed. */
+int os_child_start(const struct os_child_options *options, struct os_child *ret_child, struct error *e);
+
+struct os_child_exit {
+        bool signaled;
+        int code; /* exit status, or the signal's number */
+};
+/* Reap the child. 0, or -EAGAIN when it still runs and `wait` is false. pidfd is closed on success. */
+int os_child_reap(struct os_child *child, bool wait, struct os_child_exit *ret_exit);
+int os_child_signal(const struct os_child *child, int signal);     /* through the pidfd: never another process's */
+int os_child_kill_group(const struct os_child *child, int signal); /* needs own_group and a child not yet reaped */
+/* "exit status 3", "killed by SIGKILL" into `ret_text`. */
+void os_child_exit_text(const struct os_child_exit *exit, char *ret_text, size_t size);
+/* Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat): with pid and boot id it names one
+ * process for ever. -ESRCH when there is none. */
+int os_process_start_time(pid_t pid, uint64_t *ret_ticks);
