@@ -105,8 +105,8 @@ struct http_server_options {
 };
 
 /* A server without listeners on `loop`. Returns 0, -ENOMEM, or -EINVAL with a text (TLS files). */
-int http_server_new(uv_loop_t *loop, const struct http_server_options *options, struct http_server **ret_server,
-    struct error *e);
+int http_server_new(
+    uv_loop_t *loop, const struct http_server_options *options, struct http_server **ret_server, struct error *e);
 
 /* Listen on host:port ("::" and "0.0.0.0" are fine, port 0 picks one) or on "unix:PATH" (a stale socket file is
  * replaced, a live one is -EADDRINUSE). May be called several times. The text names address and reason.
@@ -142,16 +142,17 @@ struct http_exchange_callbacks {
 };
 
 const struct http_request_head *http_exchange_request(const struct http_exchange *x); /* valid until on_end returns */
-struct arena *http_exchange_arena(struct http_exchange *x);                            /* dies after on_end */
+struct arena *http_exchange_arena(struct http_exchange *x);                           /* dies after on_end */
 /* Peer address as text, such as "127.0.0.1:4711" or "unix". */
 const char *http_exchange_peer(const struct http_exchange *x);
 uv_loop_t *http_exchange_loop(const struct http_exchange *x);
 
 /* Set the callbacks (copied; members may be NULL). Without an on_body the body is read and dropped. */
 void http_exchange_watch(struct http_exchange *x, const struct http_exchange_callbacks *callbacks, void *user);
-/* Gather the whole body (bounded by limits.body_bytes) and hand it over once; it lives in the exchange's arena.
+/* Gather the whole body (bounded by limits.body_bytes) and hand it over once, also an empty one; valid until on_end returns.
  * Replaces on_body and on_body_end. */
-void http_exchange_collect(struct http_exchange *x, void (*on_all)(struct http_exchange *x, struct slice body, void *user));
+void http_exchange_collect(
+    struct http_exchange *x, void (*on_all)(struct http_exchange *x, struct slice body, void *user));
 /* Stop and go on reading the request body (back-pressure). FIN and RST are still seen while paused. */
 void http_exchange_pause(struct http_exchange *x);
 void http_exchange_resume(struct http_exchange *x);
@@ -195,8 +196,8 @@ struct http_client_options {
         const char *tls_ca; /* PEM file, NULL: the system's */
         const struct log *log;
 };
-int http_client_new(uv_loop_t *loop, const struct http_client_options *options, struct http_client **ret_client,
-    struct error *e);
+int http_client_new(
+    uv_loop_t *loop, const struct http_client_options *options, struct http_client **ret_client, struct error *e);
 /* Abort what is in flight (final callbacks are called), close all connections, then call back. */
 void http_client_close(struct http_client *c, void (*on_closed)(void *context), void *context);
 void http_client_free(struct http_client *c); /* only after on_closed */
@@ -215,7 +216,7 @@ enum http_failure {
 const char *http_failure_text(enum http_failure f);
 
 struct http_call_callbacks {
-        void (*on_connected)(struct http_call *call, bool reused, void *user);  /* optional */
+        void (*on_connected)(struct http_call *call, bool reused, void *user);                      /* optional */
         void (*on_head)(struct http_call *call, const struct http_response_head *head, void *user); /* never a 1xx */
         void (*on_body)(struct http_call *call, struct slice data, void *user); /* data valid during the call */
         void (*on_writable)(struct http_call *call, void *user);                /* for streamed request bodies */
