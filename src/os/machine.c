@@ -101,7 +101,7 @@ size_t os_cpu_list(unsigned *ret_cpus, size_t max) {
 unsigned os_cpu_count(void) {
         unsigned list[CPU_SETSIZE];
         unsigned count = (unsigned)os_cpu_list(list, CPU_SETSIZE);
-        double quota, period;
+        double quota = 0, period = 0;
 
         if (count == 0)
                 count = 1;
