@@ -1,0 +1,358 @@
+/* options.c - the gateway's command line: our own flags, those of vLLM-Ascend's example proxies (hosts and ports in two
+ * lists, the expanders of 0.9.1), and how they become a list of members. */
+#include "base/buf.h"
+#include "gateway/connector.h"
+#include "gateway/gateway.h"
+#include "gateway/policy.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <stdio.h>
+
+#define TARGET(member) offsetof(struct gateway_options, member)
+
+static const struct option rows[] = {
+    {"host", 0, OPTION_STRING, TARGET(host), "ADDRESS", "where to listen (default 127.0.0.1; :: for everywhere)"},
+    {"port", 0, OPTION_INT, TARGET(port), "N", "default 8000; 0 picks one", 0, 65535},
+    {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL", "prefill instances: host:port, http://host:port, "
+        "with @N behind it for one data-parallel rank"},
+    {"decode", 0, OPTION_LIST, TARGET(decode_urls), "[NAME=]URL", "decode instances"},
+    {"worker-urls", 0, OPTION_LIST, TARGET(worker_urls), "[NAME=]URL", "whole engines, without a prefill/decode split"},
+    {"prefiller-hosts", 0, OPTION_LIST, TARGET(prefill_hosts), "HOST", "prefill instances, with --prefiller-ports"},
+    {"prefiller-hosts-num", 0, OPTION_LIST, TARGET(prefill_hosts_num), "N", "how often each host is repeated"},
+    {"prefiller-ports", 0, OPTION_LIST, TARGET(prefill_ports), "PORT", "one for each host"},
+    {"prefiller-ports-inc", 0, OPTION_LIST, TARGET(prefill_ports_inc), "N", "how many ports from each port on"},
+    {"decoder-hosts", 0, OPTION_LIST, TARGET(decode_hosts), "HOST", "decode instances, with --decoder-ports"},
+    {"decoder-hosts-num", 0, OPTION_LIST, TARGET(decode_hosts_num), "N", "how often each host is repeated"},
+    {"decoder-ports", 0, OPTION_LIST, TARGET(decode_ports), "PORT", "one for each host"},
+    {"decoder-ports-inc", 0, OPTION_LIST, TARGET(decode_ports_inc), "N", "how many ports from each port on"},
+    {"connector", 0, OPTION_STRING, TARGET(connector), "NAME", "how prefill and decode find each other: pull (also by "
+        "the engines' names, such as MooncakeConnectorV1), or plain"},
+    {"kv-connector", 0, OPTION_STRING, TARGET(connector), "NAME", NULL},
+    {"policy", 0, OPTION_STRING, TARGET(policy), POLICY_NAMES, "who takes a leg (default least_load)"},
+    {"prefill-policy", 0, OPTION_STRING, TARGET(prefill_policy), POLICY_NAMES, "for prefill legs"},
+    {"decode-policy", 0, OPTION_STRING, TARGET(decode_policy), POLICY_NAMES, "for decode legs"},
+    {"max-retries", 0, OPTION_INT, TARGET(max_retries), "N", "attempts for each leg (default 3)", 1, 100},
+    {"retry-delay", 0, OPTION_DOUBLE, TARGET(retry_delay), "S", "before a leg is sent again to an instance that has "
+        "just failed; doubles (default 0.001)"},
+    {"queue-timeout-secs", 0, OPTION_DOUBLE, TARGET(queue_timeout), "S", "longest wait for an instance, then 503 "
+        "(default 30)"},
+    {"connect-timeout", 0, OPTION_DOUBLE, TARGET(connect_timeout), "S", "to an instance (default 3)"},
+    {"prefill-timeout", 0, OPTION_DOUBLE, TARGET(prefill_timeout), "S", "for a whole prefill leg (default 600)"},
+    {"first-byte-timeout", 0, OPTION_DOUBLE, TARGET(first_byte_timeout), "S", "for the decode leg's answer to begin "
+        "(default 600)"},
+    {"idle-timeout", 0, OPTION_DOUBLE, TARGET(idle_timeout), "S", "between bytes of a stream (default 120)"},
+    {"kv-lease", 0, OPTION_DOUBLE, TARGET(params_max_age), "S", "kv_transfer_params older than this are not used: the "
+        "prompt is prefilled again (default 20, vLLM's lease is 30)"},
+    {"abandon-grace", 0, OPTION_DOUBLE, TARGET(abandon_grace), "S", "when the client leaves, a decode leg that has not "
+        "answered yet is given so long from its start to fetch the KV (default 1)"},
+    {"drain-timeout", 0, OPTION_DOUBLE, TARGET(drain_timeout), "S", "for requests in flight at SIGTERM (default 60)"},
+    {"max-continuations", 0, OPTION_INT, TARGET(max_continuations), "N", "how often a stream that was cut goes on with "
+        "its exact tokens on other instances (default 8, 0: never)", 0, 1000},
+    {"prefill-on-decode", 0, OPTION_FLAG, TARGET(prefill_on_decode), NULL, "let a decoder compute the prompt when the "
+        "prefiller gave no kv_transfer_params (default: an error)"},
+    {"health-check-interval-secs", 0, OPTION_DOUBLE, TARGET(probe_interval), "S", "between probes of a healthy instance "
+        "(default 5)"},
+    {"health-check-timeout-secs", 0, OPTION_DOUBLE, TARGET(probe_timeout), "S", "for a probe's answer (default 3)"},
+    {"waiting-retry-interval", 0, OPTION_DOUBLE, TARGET(join_interval), "S", "between probes of an instance that has "
+        "not answered yet (default 0.5)"},
+    {"max-waiting-retries", 0, OPTION_INT, TARGET(join_tries), "N", "probes after which an instance added at run time "
+        "is given up (default 0: never)", 0, 1000000},
+    {"instance-cap", 0, OPTION_INT, TARGET(instance_cap), "N", "most legs at once per instance (default 0: any number)",
+        0, 1000000},
+    {"max-payload-size", 0, OPTION_SIZE, TARGET(max_body), "BYTES", "of a request, then 413 (default 64M)", 1, 1ll << 40},
+    {"max-prompts", 0, OPTION_INT, TARGET(max_prompts), "N", "prompts times n in one request, then 400 (default 1024)",
+        1, 1000000},
+    {"api-key", 0, OPTION_STRING, TARGET(api_key), "KEY", "sent to instances when the client sent no Authorization, and "
+        "with probes (default: OPENAI_API_KEY of the environment)"},
+    {"admin-key", 0, OPTION_STRING, TARGET(admin_key), "KEY", "bearer token wanted by the admin routes (default: open)"},
+    {"access-log", 0, OPTION_STRING, TARGET(access_log), "PATH", "one JSON line per request; - for standard output"},
+    {"log-level", 0, OPTION_STRING, TARGET(log_level), "LEVEL", "debug, info, warning, error (default info)"},
+    {"ssl-certfile", 0, OPTION_STRING, TARGET(tls.cert), "PATH", "serve TLS"},
+    {"ssl-keyfile", 0, OPTION_STRING, TARGET(tls.key), "PATH", "its key"},
+    {"ssl-ca-certs", 0, OPTION_STRING, TARGET(tls.client_ca), "PATH", "require client certificates signed by these"},
+    {"workers", 0, OPTION_IGNORED, 0, "N", NULL},
+};
+
+static const struct option_set set = {
+    .usage = "baton gateway --prefill URL… --decode URL… [options]",
+    .about = "Spread OpenAI requests over prefill and decode instances: prefill on one, hand the KV over, decode on "
+             "another. The options of load_balance_proxy_server_example.py work unchanged.",
+    .options = rows,
+    .count = sizeof(rows) / sizeof(*rows),
+};
+
+void gateway_options_default(struct gateway_options *ret_options) {
+        *ret_options = (struct gateway_options){
+            .host = "127.0.0.1",
+            .port = 8000,
+            .policy = "least_load",
+            .max_retries = 3,
+            .retry_delay = 0.001,
+            .queue_timeout = 30,
+            .connect_timeout = 3,
+            .prefill_timeout = 600,
+            .first_byte_timeout = 600,
+            .idle_timeout = 120,
+            .params_max_age = 20,
+            .abandon_grace = 1,
+            .drain_timeout = 60,
+            .max_continuations = 8,
+            .probe_interval = 5,
+            .probe_timeout = 3,
+            .join_interval = 0.5,
+            .max_body = 64 << 20,
+            .max_prompts = 1024,
+            .log_level = "info",
+        };
+}
+
+void gateway_options_help(struct buf *out) {
+        options_help(&set, out);
+}
+
+void gateway_options_free(struct gateway_options *o) {
+        struct option_list *const lists[] = {&o->prefill_hosts, &o->prefill_ports, &o->prefill_hosts_num,
+            &o->prefill_ports_inc, &o->decode_hosts, &o->decode_ports, &o->decode_hosts_num, &o->decode_ports_inc,
+            &o->prefill_urls, &o->decode_urls, &o->worker_urls};
+
+        for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++)
+                options_list_free(lists[i]);
+        for (size_t i = 0; i < o->member_count; i++) {
+                free((char *)o->members[i].url);
+                free((char *)o->members[i].name);
+        }
+        free(o->members);
+        o->members = NULL;
+        o->member_count = 0;
+}
+
+/* ---- members ------------------------------------------------------------------------------------------------------ */
+
+/* More than this in one list is a slip of the hand (a port in place of a count). */
+#define LIST_MAX 65536
+
+static int add_member(struct gateway_options *o, const struct gateway_member *m) {
+        struct gateway_member *grown = realloc(o->members, (o->member_count + 1) * sizeof(*grown));
+
+        if (!grown)
+                return -ENOMEM;
+        o->members = grown;
+        grown[o->member_count++] = *m;
+        return 0;
+}
+
+int gateway_member_parse(struct slice text, struct gateway_member *ret_member, struct error *e) {
+        struct gateway_member m = {.dp_rank = -1};
+        size_t equals = slice_find(text, '=', 0), slash = slice_find(text, '/', 0), at;
+        struct slice name = SLICE_NONE, url = text;
+        uint64_t rank;
+
+        /* NAME=URL, where the '=' stands before any part of a URL. */
+        if (equals < text.len && equals < slash) {
+                name = slice_sub(text, 0, equals);
+                url = slice_sub(text, equals + 1, text.len);
+        }
+        at = url.len;
+        while (at > 0 && url.ptr[at - 1] != '@' && url.ptr[at - 1] != '/')
+                at--;
+        if (at > 0 && url.ptr[at - 1] == '@') {
+                if (slice_to_u64(slice_sub(url, at, url.len), &rank) < 0 || rank > 65535)
+                        return error_set(e, -EINVAL, "`%.*s`: behind the @ stands a data-parallel rank, such as @0",
+                            SLICE_ARG(slice_sub(text, 0, 200)));
+                m.dp_rank = (int)rank;
+                url = slice_sub(url, 0, at - 1);
+        }
+        if (url.len == 0)
+                return error_set(e, -EINVAL, "`%.*s` is not an address; wanted host:port or http://host:port",
+                    SLICE_ARG(slice_sub(text, 0, 200)));
+        m.url = slice_dup(url);
+        if (name.len > 0)
+                m.name = slice_dup(name);
+        if (!m.url || (name.len > 0 && !m.name)) {
+                free((char *)m.url);
+                return -ENOMEM;
+        }
+        *ret_member = m;
+        return 0;
+}
+
+static int add_urls(struct gateway_options *o, bool prefill, const struct option_list *list, struct error *e) {
+        for (size_t i = 0; i < list->count; i++) {
+                struct gateway_member m;
+                int r = gateway_member_parse(slice_str(list->items[i]), &m, e);
+
+                if (r < 0)
+                        return r;
+                m.prefill = prefill;
+                r = add_member(o, &m);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+/* The options of one role in the example proxy's form, and their names for messages. */
+struct lists {
+        const char *role; /* "prefiller" */
+        bool prefill;
+        const struct option_list *hosts, *hosts_num, *ports, *ports_inc;
+};
+
+static int count_at(const struct lists *l, const char *what, const struct option_list *list, size_t i,
+    uint64_t *ret_count, struct error *e) {
+        if (list->count == 0) {
+                *ret_count = 1;
+                return 0;
+        }
+        if (slice_to_u64(slice_str(list->items[i]), ret_count) < 0 || *ret_count == 0 || *ret_count > LIST_MAX)
+                return error_set(e, -EINVAL, "--%s-%s: `%.100s` is not a count from 1 on", l->role, what, list->items[i]);
+        return 0;
+}
+
+static int check_lists(const struct lists *l, struct error *e) {
+        if (l->hosts_num->count > 0 && l->hosts_num->count != l->hosts->count)
+                return error_set(e, -EINVAL, "--%s-hosts has %zu values, --%s-hosts-num %zu: one for each is wanted",
+                    l->role, l->hosts->count, l->role, l->hosts_num->count);
+        if (l->ports_inc->count > 0 && l->ports_inc->count != l->ports->count)
+                return error_set(e, -EINVAL, "--%s-ports has %zu values, --%s-ports-inc %zu: one for each is wanted",
+                    l->role, l->ports->count, l->role, l->ports_inc->count);
+        return 0;
+}
+
+static int add_pair(struct gateway_options *o, const struct lists *l, const char *host, uint64_t port) {
+        bool bare_v6 = strchr(host, ':') && host[0] != '[';
+        struct gateway_member m = {.prefill = l->prefill, .dp_rank = -1};
+        char *url = NULL;
+        int r;
+
+        if (asprintf(&url, bare_v6 ? "http://[%s]:%llu" : "http://%s:%llu", host, (unsigned long long)port) < 0)
+                return -ENOMEM;
+        m.url = url;
+        r = add_member(o, &m);
+        if (r < 0)
+                free(url);
+        return r;
+}
+
+/* Hosts repeated and ports counted up make two lists of one length: host i goes with port i. */
+static int add_lists(struct gateway_options *o, const struct lists *l, struct error *e) {
+        size_t port_at = 0;
+        uint64_t port_step = 0, total_hosts = 0, total_ports = 0;
+        int r = check_lists(l, e);
+
+        for (size_t i = 0; r == 0 && i < l->hosts->count; i++) {
+                uint64_t n;
+
+                r = count_at(l, "hosts-num", l->hosts_num, i, &n, e);
+                total_hosts += r == 0 ? n : 0;
+        }
+        for (size_t i = 0; r == 0 && i < l->ports->count; i++) {
+                uint64_t n;
+
+                r = count_at(l, "ports-inc", l->ports_inc, i, &n, e);
+                total_ports += r == 0 ? n : 0;
+        }
+        if (r < 0)
+                return r;
+        if (total_hosts != total_ports)
+                return error_set(e, -EINVAL, "%s: %llu hosts and %llu ports; one port for each host is wanted", l->role,
+                    (unsigned long long)total_hosts, (unsigned long long)total_ports);
+        if (total_hosts > LIST_MAX)
+                return error_set(e, -EINVAL, "%s: %llu instances are more than %d", l->role,
+                    (unsigned long long)total_hosts, LIST_MAX);
+        for (size_t i = 0; i < l->hosts->count; i++) {
+                uint64_t repeat, port, steps;
+
+                count_at(l, "hosts-num", l->hosts_num, i, &repeat, NULL);
+                for (uint64_t k = 0; k < repeat; k++) {
+                        if (slice_to_u64(slice_str(l->ports->items[port_at]), &port) < 0 || port == 0 ||
+                            port + port_step > 65535)
+                                return error_set(e, -EINVAL, "--%s-ports: `%.100s` is not a port (counted up by %llu)",
+                                    l->role, l->ports->items[port_at], (unsigned long long)port_step);
+                        r = add_pair(o, l, l->hosts->items[i], port + port_step);
+                        if (r < 0)
+                                return r;
+                        count_at(l, "ports-inc", l->ports_inc, port_at, &steps, NULL);
+                        if (++port_step >= steps) {
+                                port_step = 0;
+                                port_at++;
+                        }
+                }
+        }
+        return 0;
+}
+
+static int collect_members(struct gateway_options *o, struct error *e) {
+        const struct lists prefill = {"prefiller", true, &o->prefill_hosts, &o->prefill_hosts_num, &o->prefill_ports,
+            &o->prefill_ports_inc};
+        const struct lists decode = {"decoder", false, &o->decode_hosts, &o->decode_hosts_num, &o->decode_ports,
+            &o->decode_ports_inc};
+        int r = add_lists(o, &prefill, e);
+
+        if (r == 0)
+                r = add_lists(o, &decode, e);
+        if (r == 0)
+                r = add_urls(o, true, &o->prefill_urls, e);
+        if (r == 0)
+                r = add_urls(o, false, &o->decode_urls, e);
+        if (r == 0)
+                r = add_urls(o, false, &o->worker_urls, e);
+        return r;
+}
+
+static int check_times(const struct gateway_options *o, struct error *e) {
+        const struct {
+                const char *name;
+                double value, min;
+        } times[] = {{"retry-delay", o->retry_delay, 0}, {"queue-timeout-secs", o->queue_timeout, 0},
+            {"connect-timeout", o->connect_timeout, 0.001}, {"prefill-timeout", o->prefill_timeout, 0.001},
+            {"first-byte-timeout", o->first_byte_timeout, 0}, {"idle-timeout", o->idle_timeout, 0},
+            {"kv-lease", o->params_max_age, 0.001}, {"abandon-grace", o->abandon_grace, 0},
+            {"drain-timeout", o->drain_timeout, 0}, {"health-check-interval-secs", o->probe_interval, 0.01},
+            {"health-check-timeout-secs", o->probe_timeout, 0.01}, {"waiting-retry-interval", o->join_interval, 0.01}};
+
+        /* A million seconds: longer waits are no waits, and milliseconds fit 32 bits. */
+        for (size_t i = 0; i < sizeof(times) / sizeof(*times); i++)
+                if (!(times[i].value >= times[i].min && times[i].value <= 1e6))
+                        return error_set(e, -EINVAL, "--%s: %g is out of range %g..1000000 seconds", times[i].name,
+                            times[i].value, times[i].min);
+        return 0;
+}
+
+static int check(struct gateway_options *o, struct error *e) {
+        bool any_prefill = false;
+
+        for (size_t i = 0; i < o->member_count; i++)
+                any_prefill |= o->members[i].prefill;
+        if (!o->connector)
+                o->connector = any_prefill || o->worker_urls.count == 0 ? "pull" : "plain";
+        if (!connector_find(o->connector))
+                return error_set(e, -EINVAL, "--connector: `%.100s` is none of %s", o->connector, connector_names());
+        if (any_prefill && o->worker_urls.count > 0)
+                return error_set(e, -EINVAL, "--worker-urls are whole engines: they cannot be mixed with prefill instances");
+        if (!o->prefill_policy)
+                o->prefill_policy = o->policy;
+        if (!o->decode_policy)
+                o->decode_policy = o->policy;
+        if (!policy_find(o->prefill_policy) || !policy_find(o->decode_policy))
+                return error_set(e, -EINVAL, "--policy: `%.100s` is none of %s",
+                    policy_find(o->prefill_policy) ? o->decode_policy : o->prefill_policy, POLICY_NAMES);
+        return check_times(o, e);
+}
+
+int gateway_options_parse(int argc, char **argv, struct gateway_options *options, struct error *e) {
+        struct options_result result;
+        bool help;
+        int r = options_parse(&set, argc, argv, options, &result, e);
+
+        if (r < 0)
+                return r;
+        help = result.help;
+        options_result_free(&result);
+        if (help)
+                return 1;
+        if (!options->api_key && getenv("OPENAI_API_KEY") && getenv("OPENAI_API_KEY")[0])
+                options->api_key = getenv("OPENAI_API_KEY");
+        r = collect_members(options, e);
+        return r < 0 ? r : check(options, e);
+}

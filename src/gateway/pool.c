@@ -1,0 +1,515 @@
+/* pool.c - see pool.h.
+ *
+ * Per role there is one table of policy entries with those that may be chosen: first the healthy (tier 0), then the
+ * suspect and the busy (tier 1), so that a policy walks or draws from a dense array. An instance knows its slot. */
+#include "gateway/pool.h"
+#include "base/clock.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#define NO_SLOT SIZE_MAX
+
+/* How soon to look again. A suspect is probed fast because requests wait on the answer; an ejected one with growing
+ * pauses, so that a dead host costs nothing, but never so rarely that a restart is noticed late. */
+#define PROBE_SUSPECT     (200 * NS_PER_MS)
+#define PROBE_EJECTED_MIN (250 * NS_PER_MS)
+#define PROBE_EJECTED_MAX (4 * NS_PER_S)
+
+struct table {
+        struct policy_entry *entries;
+        struct instance **at; /* same index as entries */
+        size_t count, healthy; /* [0, healthy) is tier 0 */
+        struct instance **all;
+        size_t all_count, capacity; /* of all three arrays */
+        struct policy_state state;
+};
+
+struct pool {
+        struct pool_options options;
+        struct table tables[ROLE_COUNT];
+        struct rng rng;
+        uint32_t next_id;
+};
+
+const char *role_name(enum role r) {
+        return r == ROLE_PREFILL ? "prefill" : "decode";
+}
+
+const char *instance_state_name(enum instance_state s) {
+        static const char *const names[INSTANCE_STATES] = {"joining", "healthy", "suspect", "ejected", "leaving"};
+
+        return names[s];
+}
+
+/* ---- the state machine -------------------------------------------------------------------------------------------- */
+
+/* In state `from`, `times` events `on` in a row lead to `to`. Whatever is not listed changes nothing. */
+static const struct rule {
+        enum instance_state from;
+        enum health_event on;
+        unsigned times;
+        enum instance_state to;
+} rules[] = {
+    {INSTANCE_JOINING, HEALTH_PROBE_OK, 1, INSTANCE_HEALTHY},
+    {INSTANCE_HEALTHY, HEALTH_PROBE_SLOW, 1, INSTANCE_SUSPECT},
+    {INSTANCE_HEALTHY, HEALTH_PROBE_DEAD, 1, INSTANCE_SUSPECT},
+    {INSTANCE_HEALTHY, HEALTH_LEG_BROKEN, 1, INSTANCE_SUSPECT},
+    /* A single 500 is often the request's own fault or the other leg's; three in a row ask for a probe. */
+    {INSTANCE_HEALTHY, HEALTH_LEG_ERROR, 3, INSTANCE_SUSPECT},
+    {INSTANCE_SUSPECT, HEALTH_PROBE_OK, 1, INSTANCE_HEALTHY},
+    {INSTANCE_SUSPECT, HEALTH_LEG_OK, 1, INSTANCE_HEALTHY},
+    {INSTANCE_SUSPECT, HEALTH_PROBE_SLOW, 2, INSTANCE_EJECTED},
+    {INSTANCE_SUSPECT, HEALTH_PROBE_DEAD, 1, INSTANCE_EJECTED},
+    {INSTANCE_SUSPECT, HEALTH_LEG_BROKEN, 4, INSTANCE_EJECTED},
+    {INSTANCE_EJECTED, HEALTH_PROBE_OK, 2, INSTANCE_HEALTHY},
+};
+
+static bool is_good(enum health_event e) {
+        return e == HEALTH_PROBE_OK || e == HEALTH_LEG_OK;
+}
+
+static const struct rule *find_rule(const struct instance *i, enum health_event what) {
+        for (size_t k = 0; k < sizeof(rules) / sizeof(*rules); k++)
+                if (rules[k].from == i->state && rules[k].on == what && i->streak[what] >= rules[k].times)
+                        return &rules[k];
+        return NULL;
+}
+
+/* ---- the table of those that may be chosen ------------------------------------------------------------------------ */
+
+static struct table *table_of(struct instance *i) {
+        return &i->pool->tables[i->role];
+}
+
+static uint64_t load_of(const struct instance *i) {
+        return i->tokens + i->held_tokens * POOL_HELD_WEIGHT_TENTHS / 10;
+}
+
+static void slot_write(struct table *t, size_t slot, struct instance *i) {
+        t->at[slot] = i;
+        t->entries[slot] = (struct policy_entry){
+            .tokens = load_of(i),
+            .last_pick = i->last_pick,
+            .requests = i->requests,
+            .cap = i->pool->options.cap,
+            .id = i->id,
+        };
+        i->slot = slot;
+}
+
+/* Take it out by moving the last of its tier into its place, and the last of the other tier into the hole after that. */
+static void table_remove(struct instance *i) {
+        struct table *t = table_of(i);
+        size_t hole = i->slot;
+
+        if (hole == NO_SLOT)
+                return;
+        if (i->tier == 0) {
+                if (hole != t->healthy - 1)
+                        slot_write(t, hole, t->at[t->healthy - 1]);
+                hole = --t->healthy;
+        }
+        if (hole != t->count - 1)
+                slot_write(t, hole, t->at[t->count - 1]);
+        t->count--;
+        i->slot = NO_SLOT;
+}
+
+static void table_insert(struct instance *i, unsigned tier) {
+        struct table *t = table_of(i);
+
+        assert(i->slot == NO_SLOT && t->count < t->capacity);
+        i->tier = tier;
+        if (tier == 0) {
+                if (t->healthy < t->count)
+                        slot_write(t, t->count, t->at[t->healthy]);
+                slot_write(t, t->healthy++, i);
+        } else {
+                slot_write(t, t->count, i);
+        }
+        t->count++;
+}
+
+/* Put the instance where its state wants it. */
+static void place(struct instance *i) {
+        bool chosen = i->state == INSTANCE_HEALTHY || i->state == INSTANCE_SUSPECT;
+        unsigned tier = i->state == INSTANCE_SUSPECT || i->busy_until > 0;
+
+        if (i->slot != NO_SLOT && (!chosen || tier != i->tier))
+                table_remove(i);
+        if (i->slot == NO_SLOT && chosen)
+                table_insert(i, tier);
+}
+
+static void refresh(struct instance *i) {
+        struct table *t = table_of(i);
+
+        if (i->slot == NO_SLOT)
+                return;
+        t->entries[i->slot].tokens = load_of(i);
+        t->entries[i->slot].requests = i->requests;
+}
+
+/* ---- life ----------------------------------------------------------------------------------------------------------- */
+
+int pool_new(const struct pool_options *options, struct pool **ret_pool) {
+        struct pool *p = calloc(1, sizeof(*p));
+
+        if (!p)
+                return -ENOMEM;
+        p->options = *options;
+        if (p->options.probe_interval == 0)
+                p->options.probe_interval = 5 * NS_PER_S;
+        if (p->options.join_interval == 0)
+                p->options.join_interval = NS_PER_S / 2;
+        rng_seed(&p->rng, options->seed);
+        for (int r = 0; r < ROLE_COUNT; r++) {
+                rng_seed(&p->tables[r].state.rng, options->seed + 1 + (uint64_t)r);
+                if (!p->options.policy[r])
+                        p->options.policy[r] = &policy_table[0];
+        }
+        *ret_pool = p;
+        return 0;
+}
+
+static void instance_free(struct instance *i) {
+        free((char *)i->key);
+        free((char *)i->name);
+        free((char *)i->url.ptr);
+        free(i->endpoint);
+        free(i);
+}
+
+void pool_free(struct pool *p) {
+        if (!p)
+                return;
+        for (int r = 0; r < ROLE_COUNT; r++) {
+                struct table *t = &p->tables[r];
+
+                for (size_t k = 0; k < t->all_count; k++)
+                        instance_free(t->all[k]);
+                free(t->all);
+                free(t->at);
+                free(t->entries);
+        }
+        free(p);
+}
+
+static int grow(struct table *t) {
+        size_t capacity = t->capacity ? t->capacity * 2 : 16;
+        struct instance **all, **at;
+        struct policy_entry *entries;
+
+        if (t->all_count < t->capacity)
+                return 0;
+        if (t->all_count >= POOL_INSTANCES_MAX)
+                return -ENOSPC;
+        all = realloc(t->all, capacity * sizeof(*all));
+        if (!all)
+                return -ENOMEM;
+        t->all = all;
+        at = realloc(t->at, capacity * sizeof(*at));
+        if (!at)
+                return -ENOMEM;
+        t->at = at;
+        entries = realloc(t->entries, capacity * sizeof(*entries));
+        if (!entries)
+                return -ENOMEM;
+        t->entries = entries;
+        t->capacity = capacity;
+        return 0;
+}
+
+static void set_state(struct instance *i, enum instance_state s, uint64_t now) {
+        enum instance_state before = i->state;
+
+        i->state = s;
+        i->since = now;
+        i->backoff = 0;
+        memset(i->streak, 0, sizeof(i->streak));
+        place(i);
+        if (i->pool->options.on_change)
+                i->pool->options.on_change(i->pool->options.context, i, before, false);
+}
+
+int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, struct instance **ret_instance) {
+        struct table *t = &p->tables[spec->role];
+        struct instance *i = pool_find(p, spec->role, slice_str(spec->key));
+        int r;
+
+        if (i && i->state != INSTANCE_LEAVING)
+                return -EEXIST;
+        if (i) {
+                free(spec->endpoint);
+                i->next_probe = i->next_probe == UINT64_MAX ? UINT64_MAX : now;
+                i->join_failures = 0;
+                set_state(i, INSTANCE_JOINING, now);
+                *ret_instance = i;
+                return 0;
+        }
+        r = grow(t);
+        if (r < 0)
+                return r;
+        i = calloc(1, sizeof(*i));
+        if (!i)
+                return -ENOMEM;
+        i->key = slice_dup(slice_str(spec->key));
+        i->name = slice_dup(slice_str(spec->name ? spec->name : spec->key));
+        i->url = (struct slice){slice_dup(slice_str(spec->url)), strlen(spec->url)};
+        if (!i->key || !i->name || !i->url.ptr) {
+                instance_free(i);
+                return -ENOMEM;
+        }
+        i->id = ++p->next_id;
+        i->role = spec->role;
+        i->dp_rank = spec->dp_rank;
+        i->endpoint = spec->endpoint;
+        i->added_later = spec->added_later;
+        i->state = INSTANCE_JOINING;
+        i->since = i->next_probe = now;
+        i->slot = NO_SLOT;
+        i->pool = p;
+        list_init(&i->legs);
+        t->all[t->all_count++] = i;
+        *ret_instance = i;
+        return 0;
+}
+
+/* Free a leaving instance once nothing points to it. */
+static void leave_if_idle(struct instance *i) {
+        struct pool *p = i->pool;
+        struct table *t = table_of(i);
+
+        if (i->state != INSTANCE_LEAVING || i->references > 0)
+                return;
+        for (size_t k = 0; k < t->all_count; k++)
+                if (t->all[k] == i) {
+                        memmove(t->all + k, t->all + k + 1, (t->all_count - k - 1) * sizeof(*t->all));
+                        t->all_count--;
+                        break;
+                }
+        if (p->options.on_change)
+                p->options.on_change(p->options.context, i, INSTANCE_LEAVING, true);
+        instance_free(i);
+}
+
+void pool_remove(struct pool *p, struct instance *i, uint64_t now) {
+        assert(i->pool == p);
+        if (i->state != INSTANCE_LEAVING)
+                set_state(i, INSTANCE_LEAVING, now);
+        leave_if_idle(i);
+}
+
+struct instance *pool_find(struct pool *p, enum role role, struct slice key) {
+        const struct table *t = &p->tables[role];
+
+        for (size_t k = 0; k < t->all_count; k++)
+                if (slice_is(key, t->all[k]->key))
+                        return t->all[k];
+        return NULL;
+}
+
+size_t pool_count(const struct pool *p, enum role role) {
+        return p->tables[role].all_count;
+}
+
+struct instance *pool_at(const struct pool *p, enum role role, size_t index) {
+        return p->tables[role].all[index];
+}
+
+size_t pool_routable(const struct pool *p, enum role role) {
+        return p->tables[role].count;
+}
+
+size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s) {
+        const struct table *t = &p->tables[role];
+        size_t n = 0;
+
+        for (size_t k = 0; k < t->all_count; k++)
+                n += t->all[k]->state == s;
+        return n;
+}
+
+/* ---- choosing and load ---------------------------------------------------------------------------------------------- */
+
+struct instance *pool_pick(struct pool *p, enum role role, const struct policy_facts *facts) {
+        struct table *t = &p->tables[role];
+        const struct policy *policy = p->options.policy[role];
+        size_t at = policy_pick(policy, t->entries, t->healthy, facts, &t->state);
+
+        if (at == POLICY_NONE) {
+                at = policy_pick(policy, t->entries + t->healthy, t->count - t->healthy, facts, &t->state);
+                if (at == POLICY_NONE)
+                        return NULL;
+                at += t->healthy;
+        }
+        t->at[at]->last_pick = t->entries[at].last_pick;
+        t->at[at]->picks++;
+        return t->at[at];
+}
+
+void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct load *ret_load) {
+        assert(!ret_load->at);
+        *ret_load = (struct load){.at = i, .kind = kind, .tokens = tokens};
+        i->references++;
+        if (kind == LOAD_LEG) {
+                i->requests++;
+                i->tokens += tokens;
+        } else {
+                i->held_requests++;
+                i->held_tokens += tokens;
+        }
+        refresh(i);
+}
+
+void pool_give_back(struct load *l) {
+        struct instance *i = l->at;
+
+        if (!i)
+                return;
+        l->at = NULL;
+        if (l->kind == LOAD_LEG) {
+                assert(i->requests > 0 && i->tokens >= l->tokens);
+                i->requests--;
+                i->tokens -= l->tokens;
+        } else {
+                assert(i->held_requests > 0 && i->held_tokens >= l->tokens);
+                i->held_requests--;
+                i->held_tokens -= l->tokens;
+        }
+        i->references--;
+        refresh(i);
+        leave_if_idle(i);
+}
+
+/* ---- health --------------------------------------------------------------------------------------------------------- */
+
+/* A tenth more or less, so that many gateways and instances do not probe in step. */
+static uint64_t jitter(struct pool *p, uint64_t ns) {
+        return ns - ns / 10 + rng_below(&p->rng, ns / 5 + 1);
+}
+
+static void plan_probe(struct instance *i, uint64_t now) {
+        struct pool *p = i->pool;
+        uint64_t wait = p->options.probe_interval;
+
+        switch (i->state) {
+        case INSTANCE_JOINING:
+                wait = p->options.join_interval;
+                break;
+        case INSTANCE_SUSPECT:
+                wait = PROBE_SUSPECT;
+                break;
+        case INSTANCE_EJECTED:
+                wait = PROBE_EJECTED_MIN;
+                /* The second good probe in a row decides: no need to wait for it long. */
+                for (unsigned k = 0; i->streak[HEALTH_PROBE_OK] == 0 && k < i->backoff && wait < PROBE_EJECTED_MAX; k++)
+                        wait *= 2;
+                i->backoff++;
+                break;
+        default:
+                break;
+        }
+        i->next_probe = now + jitter(p, wait);
+}
+
+/* Is it the only one of its role that can still be chosen? */
+static bool is_last(struct instance *i) {
+        return table_of(i)->count == 1 && i->slot != NO_SLOT;
+}
+
+/* Returns whether the state changed. */
+static bool apply(struct instance *i, enum health_event what, uint64_t now) {
+        const struct rule *rule;
+
+        for (int e = 0; e < HEALTH_EVENTS; e++)
+                if (is_good((enum health_event)e) != is_good(what))
+                        i->streak[e] = 0;
+        i->streak[what]++;
+        if (!is_good(what))
+                i->failures++;
+        rule = find_rule(i, what);
+        if (!rule)
+                return false;
+        if (rule->to == INSTANCE_EJECTED && what != HEALTH_PROBE_DEAD && is_last(i))
+                return false;
+        set_state(i, rule->to, now);
+        return true;
+}
+
+void pool_report(struct instance *i, enum health_event what, uint64_t now) {
+        if (i->state == INSTANCE_LEAVING)
+                return;
+        if (!apply(i, what, now))
+                return;
+        /* A probe that runs was sent before this was known; its result still counts. Else look at once. */
+        if (i->next_probe != UINT64_MAX)
+                i->next_probe = i->state == INSTANCE_SUSPECT ? now : i->next_probe;
+}
+
+void pool_stand_back(struct instance *i, uint64_t until) {
+        if (until <= i->busy_until)
+                return;
+        i->busy_until = until;
+        place(i);
+}
+
+struct instance *pool_take_probe(struct pool *p, uint64_t now) {
+        for (int r = 0; r < ROLE_COUNT; r++)
+                for (size_t k = 0; k < p->tables[r].all_count; k++) {
+                        struct instance *i = p->tables[r].all[k];
+
+                        if (i->state == INSTANCE_LEAVING || i->next_probe > now)
+                                continue;
+                        i->next_probe = UINT64_MAX;
+                        i->references++;
+                        return i;
+                }
+        return NULL;
+}
+
+void pool_probe_done(struct instance *i, enum health_event what, uint64_t now) {
+        struct pool *p = i->pool;
+
+        i->references--;
+        i->next_probe = now;
+        if (i->state == INSTANCE_LEAVING) {
+                leave_if_idle(i);
+                return;
+        }
+        if (i->state == INSTANCE_JOINING && !is_good(what) && i->added_later && p->options.join_tries > 0 &&
+            ++i->join_failures >= p->options.join_tries) {
+                pool_remove(p, i, now);
+                return;
+        }
+        apply(i, what, now);
+        plan_probe(i, now);
+}
+
+uint64_t pool_next_due(const struct pool *p) {
+        uint64_t due = UINT64_MAX;
+
+        for (int r = 0; r < ROLE_COUNT; r++)
+                for (size_t k = 0; k < p->tables[r].all_count; k++) {
+                        const struct instance *i = p->tables[r].all[k];
+
+                        if (i->state != INSTANCE_LEAVING && i->next_probe < due)
+                                due = i->next_probe;
+                        if (i->busy_until > 0 && i->busy_until < due)
+                                due = i->busy_until;
+                }
+        return due;
+}
+
+void pool_tick(struct pool *p, uint64_t now) {
+        for (int r = 0; r < ROLE_COUNT; r++)
+                for (size_t k = 0; k < p->tables[r].all_count; k++) {
+                        struct instance *i = p->tables[r].all[k];
+
+                        if (i->busy_until == 0 || i->busy_until > now)
+                                continue;
+                        i->busy_until = 0;
+                        place(i);
+                }
+}

@@ -1,0 +1,144 @@
+/* pool.h - the instances behind the gateway: who is there, who may be chosen, and how much work each has.
+ *
+ * Pure: time comes in as an argument, probing is done by health.c, which asks what is due and reports what it saw. One
+ * thread owns a pool.
+ *
+ * An instance is JOINING until a probe succeeds, then HEALTHY. A sign of trouble makes it SUSPECT: chosen only when no
+ * healthy one may take the leg, and probed at once. Probes decide: HEALTHY again, or EJECTED, from where two good
+ * probes in a row bring it back. Overload (429, 503 on a request) is not trouble: the instance stands back for a moment
+ * and stays healthy. The last instance of a role that can still be chosen is never ejected for being slow, because a
+ * slow answer is better than none; it is ejected when its process is gone.
+ *
+ * Load is counted in tokens that stand for work: struct load is taken once and given back once, whatever the way out;
+ * giving back again does nothing. */
+#pragma once
+#include "base/error.h"
+#include "base/list.h"
+#include "base/rng.h"
+#include "base/slice.h"
+#include "gateway/policy.h"
+
+/* Membership comes from the operator, but over HTTP too: a bound against a runaway script. */
+#define POOL_INSTANCES_MAX 65536
+
+enum role { ROLE_PREFILL, ROLE_DECODE, ROLE_COUNT };
+const char *role_name(enum role r); /* "prefill", "decode" */
+
+enum instance_state {
+        INSTANCE_JOINING,
+        INSTANCE_HEALTHY,
+        INSTANCE_SUSPECT,
+        INSTANCE_EJECTED,
+        INSTANCE_LEAVING, /* takes no more legs, goes when the last one ends */
+        INSTANCE_STATES,
+};
+const char *instance_state_name(enum instance_state s);
+
+enum health_event {
+        HEALTH_PROBE_OK,
+        HEALTH_PROBE_SLOW, /* no answer in time, or a strange one */
+        HEALTH_PROBE_DEAD, /* connection refused, or 503 on /health: the engine says that it is dead */
+        HEALTH_LEG_OK,     /* an answer below 500 was completed */
+        HEALTH_LEG_BROKEN, /* could not connect, reset, cut, no HTTP */
+        HEALTH_LEG_ERROR,  /* 500 and above, but not overload */
+        HEALTH_EVENTS,
+};
+
+struct pool;
+
+struct instance {
+        uint32_t id;
+        enum role role;
+        int dp_rank;           /* sent as X-data-parallel-rank; -1: none */
+        const char *name;      /* for people: the given name, or the key */
+        const char *key;       /* "host:port" or "host:port@rank": unique within the role */
+        struct slice url;      /* as given, without rank */
+        void *endpoint;        /* of the pool's user, see pool_options.make_endpoint */
+        enum instance_state state;
+        uint64_t since;        /* when the state began */
+        uint64_t busy_until;   /* stands back until then */
+        uint64_t next_probe;   /* UINT64_MAX while a probe is under way */
+        uint64_t probe_serial; /* grows with each state that makes a running probe's result worthless */
+        unsigned streak[HEALTH_EVENTS], backoff;
+        bool added_later;      /* by the admin routes: dropped when it never answers (join_tries) */
+        unsigned join_failures;
+        int64_t max_model_len; /* from /v1/models; 0: not known */
+        /* Work: legs in flight, their tokens, and tokens of KV that wait at a prefiller to be fetched. */
+        uint32_t requests;
+        uint64_t tokens, held_tokens, held_requests;
+        uint64_t picks, failures; /* totals */
+        struct list legs;         /* of leg.c */
+        size_t slot;              /* in its role's table, SIZE_MAX when not to be chosen */
+        unsigned tier;
+        uint64_t last_pick;
+        unsigned references; /* loads and probes that point here */
+        struct pool *pool;
+};
+
+struct pool_options {
+        uint64_t probe_interval; /* of healthy ones, ns; 0: 5 s */
+        uint64_t join_interval;  /* of joining ones, ns; 0: 0.5 s */
+        unsigned join_tries;     /* failed probes after which one added later is dropped; 0: never */
+        uint32_t cap;            /* most legs per instance; 0: any number */
+        const struct policy *policy[ROLE_COUNT]; /* NULL: least_load */
+        uint64_t seed;           /* of the random policies and of jitter */
+        /* Called after every change of state, and with INSTANCE_LEAVING just before the instance is freed (`gone`). */
+        void (*on_change)(void *context, struct instance *i, enum instance_state before, bool gone);
+        void *context;
+};
+
+int pool_new(const struct pool_options *options, struct pool **ret_pool); /* 0 or -ENOMEM */
+void pool_free(struct pool *p); /* no load may be out; NULL is fine */
+
+/* Add an instance; it is JOINING and due for a probe at once. `key`, `url` and `name` (NULL: the key) are copied;
+ * `endpoint` is given over with free() at the end. Adding one that is leaving takes it back in.
+ * Returns 0, -EEXIST, -ENOSPC (POOL_INSTANCES_MAX) or -ENOMEM; on failure `endpoint` stays the caller's. */
+struct instance_spec {
+        enum role role;
+        const char *key, *url, *name;
+        int dp_rank;
+        void *endpoint;
+        bool added_later;
+};
+int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, struct instance **ret_instance);
+/* Let it finish its legs and go. NULL-safe by contract of pool_find. */
+void pool_remove(struct pool *p, struct instance *i, uint64_t now);
+struct instance *pool_find(struct pool *p, enum role role, struct slice key); /* NULL: none */
+
+size_t pool_count(const struct pool *p, enum role role);
+struct instance *pool_at(const struct pool *p, enum role role, size_t index); /* in order of joining */
+size_t pool_routable(const struct pool *p, enum role role); /* healthy and suspect */
+size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s);
+
+/* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy.
+ * NULL: none. */
+struct instance *pool_pick(struct pool *p, enum role role, const struct policy_facts *facts);
+
+enum load_kind {
+        LOAD_LEG,  /* a leg in flight */
+        LOAD_HELD, /* KV that a prefiller keeps for a decoder to fetch */
+};
+struct load {
+        struct instance *at; /* NULL: nothing is out */
+        enum load_kind kind;
+        uint64_t tokens;
+};
+/* KV that waits costs a prefiller memory but no time: it counts 3/10 of a token being computed (the weight that the
+ * example proxy uses). */
+#define POOL_HELD_WEIGHT_TENTHS 3
+void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct load *ret_load);
+void pool_give_back(struct load *l); /* twice is harmless */
+
+/* What was seen of an instance. May change its state, and free it when it is leaving and idle. */
+void pool_report(struct instance *i, enum health_event what, uint64_t now);
+/* It answered 429 or 503: prefer others until then. */
+void pool_stand_back(struct instance *i, uint64_t until);
+
+/* The next instance whose probe is due, marked as being probed and referenced; NULL: none now. After the probe call
+ * pool_probe_done with what was seen; -ENOENT tells that the instance is leaving and nothing was made of it. */
+struct instance *pool_take_probe(struct pool *p, uint64_t now);
+void pool_probe_done(struct instance *i, enum health_event what, uint64_t now);
+/* When pool_take_probe or a stand-back has something to do next; UINT64_MAX: never. */
+uint64_t pool_next_due(const struct pool *p);
+/* Bring back those whose stand-back is over. */
+void pool_tick(struct pool *p, uint64_t now);
