@@ -130,3 +130,57 @@ struct openai_logprob {
         float logprob; /* natural log; -inf is written as -9999 */
         uint32_t rank;
 };
+
+/* ---- bodies as bytes ------------------------------------------------------------------------------------------------ */
+
+/* A proxy changes a few members of a body that may be megabytes long. It scans the body once, checking JSON's syntax to
+ * the bottom but building nothing, and sends slices of the client's own bytes with its values in between: what it does
+ * not change is not printed again, so numbers, escapes, white space and unknown members arrive as they were sent. */
+
+struct openai_member {
+        struct slice key;   /* between the quotes, escapes as they stand */
+        struct slice value; /* one JSON value without surrounding white space */
+};
+
+/* Bodies have 20 members, events 8; a request beyond this is refused. */
+#define OPENAI_MEMBERS_MAX 192
+/* Nesting as in base/json.h, for the same reason. */
+#define OPENAI_DEPTH_MAX 128
+
+/* The members of the object that `text` holds (white space around it is fine), in order, with their slices in `text`.
+ * Returns 0, -EINVAL (not JSON, or no object: *ret_at is where), -E2BIG (more than `max` members, or too deep). On
+ * failure the members are undefined. */
+int openai_scan(struct slice text, struct openai_member *members, size_t max, size_t *ret_count, size_t *ret_at);
+/* Take the next item off an array whose syntax was checked by a scan around it: *rest is the array at first (with its
+ * brackets), then what is left. False at the end. */
+bool openai_next_item(struct slice *rest, struct slice *ret_item);
+
+/* Is the key (as it stands, perhaps with escapes) this name? */
+bool openai_key_is(struct slice key, const char *name);
+/* The value of the last member of that name, as readers take it, or SLICE_NONE. */
+struct slice openai_find(const struct openai_member *members, size_t count, const char *name);
+/* What a value is, by its first byte. */
+static inline bool openai_is_string(struct slice v) {
+        return v.len > 0 && v.ptr[0] == '"';
+}
+static inline bool openai_is_null(struct slice v) {
+        return v.len == 0 || v.ptr[0] == 'n'; /* or absent */
+}
+/* Between the quotes of a string value. */
+static inline struct slice openai_inside(struct slice v) {
+        return openai_is_string(v) ? slice_of(v.ptr + 1, v.len - 2) : SLICE_NONE;
+}
+/* Append the text that the inside of a string stands for. Lone surrogates become U+FFFD. */
+void openai_unescape(struct buf *out, struct slice inside);
+/* How many characters (code points) the inside of a string stands for. */
+size_t openai_length(struct slice inside);
+
+struct openai_edit {
+        const char *key;
+        struct slice value; /* JSON; SLICE_NONE: take the member out */
+};
+/* The scanned object with the edits made, as slices of `text` and of the values, which must live as long as they. A
+ * member that is there several times is replaced once and taken out elsewhere; one that is not there is appended. Edits
+ * name different keys. Parts and their bytes between members live in `arena`. Returns 0 or -ENOMEM. */
+int openai_edit(struct slice text, const struct openai_member *members, size_t count, const struct openai_edit *edits,
+    size_t edit_count, struct arena *arena, struct slice **ret_parts, size_t *ret_part_count, size_t *ret_bytes);
