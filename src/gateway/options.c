@@ -5,15 +5,16 @@
 #include "gateway/gateway.h"
 #include "gateway/policy.h"
 #include <errno.h>
-#include <stdlib.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #define TARGET(member) offsetof(struct gateway_options, member)
 
 static const struct option rows[] = {
     {"host", 0, OPTION_STRING, TARGET(host), "ADDRESS", "where to listen (default 127.0.0.1; :: for everywhere)"},
     {"port", 0, OPTION_INT, TARGET(port), "N", "default 8000; 0 picks one", 0, 65535},
-    {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL", "prefill instances: host:port, http://host:port, "
+    {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL",
+        "prefill instances: host:port, http://host:port, "
         "with @N behind it for one data-parallel rank"},
     {"decode", 0, OPTION_LIST, TARGET(decode_urls), "[NAME=]URL", "decode instances"},
     {"worker-urls", 0, OPTION_LIST, TARGET(worker_urls), "[NAME=]URL", "whole engines, without a prefill/decode split"},
@@ -25,46 +26,62 @@ static const struct option rows[] = {
     {"decoder-hosts-num", 0, OPTION_LIST, TARGET(decode_hosts_num), "N", "how often each host is repeated"},
     {"decoder-ports", 0, OPTION_LIST, TARGET(decode_ports), "PORT", "one for each host"},
     {"decoder-ports-inc", 0, OPTION_LIST, TARGET(decode_ports_inc), "N", "how many ports from each port on"},
-    {"connector", 0, OPTION_STRING, TARGET(connector), "NAME", "how prefill and decode find each other: pull (also by "
+    {"connector", 0, OPTION_STRING, TARGET(connector), "NAME",
+        "how prefill and decode find each other: pull (also by "
         "the engines' names, such as MooncakeConnectorV1), or plain"},
     {"kv-connector", 0, OPTION_STRING, TARGET(connector), "NAME", NULL},
     {"policy", 0, OPTION_STRING, TARGET(policy), POLICY_NAMES, "who takes a leg (default least_load)"},
     {"prefill-policy", 0, OPTION_STRING, TARGET(prefill_policy), POLICY_NAMES, "for prefill legs"},
     {"decode-policy", 0, OPTION_STRING, TARGET(decode_policy), POLICY_NAMES, "for decode legs"},
     {"max-retries", 0, OPTION_INT, TARGET(max_retries), "N", "attempts for each leg (default 3)", 1, 100},
-    {"retry-delay", 0, OPTION_DOUBLE, TARGET(retry_delay), "S", "before a leg is sent again to an instance that has "
+    {"retry-delay", 0, OPTION_DOUBLE, TARGET(retry_delay), "S",
+        "before a leg is sent again to an instance that has "
         "just failed; doubles (default 0.001)"},
-    {"queue-timeout-secs", 0, OPTION_DOUBLE, TARGET(queue_timeout), "S", "longest wait for an instance, then 503 "
+    {"queue-timeout-secs", 0, OPTION_DOUBLE, TARGET(queue_timeout), "S",
+        "longest wait for an instance, then 503 "
         "(default 30)"},
     {"connect-timeout", 0, OPTION_DOUBLE, TARGET(connect_timeout), "S", "to an instance (default 3)"},
     {"prefill-timeout", 0, OPTION_DOUBLE, TARGET(prefill_timeout), "S", "for a whole prefill leg (default 600)"},
-    {"first-byte-timeout", 0, OPTION_DOUBLE, TARGET(first_byte_timeout), "S", "for the decode leg's answer to begin "
+    {"first-byte-timeout", 0, OPTION_DOUBLE, TARGET(first_byte_timeout), "S",
+        "for the decode leg's answer to begin "
         "(default 600)"},
     {"idle-timeout", 0, OPTION_DOUBLE, TARGET(idle_timeout), "S", "between bytes of a stream (default 120)"},
-    {"kv-lease", 0, OPTION_DOUBLE, TARGET(params_max_age), "S", "kv_transfer_params older than this are not used: the "
+    {"kv-lease", 0, OPTION_DOUBLE, TARGET(params_max_age), "S",
+        "kv_transfer_params older than this are not used: the "
         "prompt is prefilled again (default 20, vLLM's lease is 30)"},
-    {"abandon-grace", 0, OPTION_DOUBLE, TARGET(abandon_grace), "S", "when the client leaves, a decode leg that has not "
+    {"abandon-grace", 0, OPTION_DOUBLE, TARGET(abandon_grace), "S",
+        "when the client leaves, a decode leg that has not "
         "answered yet is given so long from its start to fetch the KV (default 1)"},
     {"drain-timeout", 0, OPTION_DOUBLE, TARGET(drain_timeout), "S", "for requests in flight at SIGTERM (default 60)"},
-    {"max-continuations", 0, OPTION_INT, TARGET(max_continuations), "N", "how often a stream that was cut goes on with "
-        "its exact tokens on other instances (default 8, 0: never)", 0, 1000},
-    {"prefill-on-decode", 0, OPTION_FLAG, TARGET(prefill_on_decode), NULL, "let a decoder compute the prompt when the "
+    {"max-continuations", 0, OPTION_INT, TARGET(max_continuations), "N",
+        "how often a stream that was cut goes on with "
+        "its exact tokens on other instances (default 8, 0: never)",
+        0, 1000},
+    {"prefill-on-decode", 0, OPTION_FLAG, TARGET(prefill_on_decode), NULL,
+        "let a decoder compute the prompt when the "
         "prefiller gave no kv_transfer_params (default: an error)"},
-    {"health-check-interval-secs", 0, OPTION_DOUBLE, TARGET(probe_interval), "S", "between probes of a healthy instance "
+    {"health-check-interval-secs", 0, OPTION_DOUBLE, TARGET(probe_interval), "S",
+        "between probes of a healthy instance "
         "(default 5)"},
     {"health-check-timeout-secs", 0, OPTION_DOUBLE, TARGET(probe_timeout), "S", "for a probe's answer (default 3)"},
-    {"waiting-retry-interval", 0, OPTION_DOUBLE, TARGET(join_interval), "S", "between probes of an instance that has "
+    {"waiting-retry-interval", 0, OPTION_DOUBLE, TARGET(join_interval), "S",
+        "between probes of an instance that has "
         "not answered yet (default 0.5)"},
-    {"max-waiting-retries", 0, OPTION_INT, TARGET(join_tries), "N", "probes after which an instance added at run time "
-        "is given up (default 0: never)", 0, 1000000},
+    {"max-waiting-retries", 0, OPTION_INT, TARGET(join_tries), "N",
+        "probes after which an instance added at run time "
+        "is given up (default 0: never)",
+        0, 1000000},
     {"instance-cap", 0, OPTION_INT, TARGET(instance_cap), "N", "most legs at once per instance (default 0: any number)",
         0, 1000000},
-    {"max-payload-size", 0, OPTION_SIZE, TARGET(max_body), "BYTES", "of a request, then 413 (default 64M)", 1, 1ll << 40},
+    {"max-payload-size", 0, OPTION_SIZE, TARGET(max_body), "BYTES", "of a request, then 413 (default 64M)", 1,
+        1ll << 40},
     {"max-prompts", 0, OPTION_INT, TARGET(max_prompts), "N", "prompts times n in one request, then 400 (default 1024)",
         1, 1000000},
-    {"api-key", 0, OPTION_STRING, TARGET(api_key), "KEY", "sent to instances when the client sent no Authorization, and "
+    {"api-key", 0, OPTION_STRING, TARGET(api_key), "KEY",
+        "sent to instances when the client sent no Authorization, and "
         "with probes (default: OPENAI_API_KEY of the environment)"},
-    {"admin-key", 0, OPTION_STRING, TARGET(admin_key), "KEY", "bearer token wanted by the admin routes (default: open)"},
+    {"admin-key", 0, OPTION_STRING, TARGET(admin_key), "KEY",
+        "bearer token wanted by the admin routes (default: open)"},
     {"access-log", 0, OPTION_STRING, TARGET(access_log), "PATH", "one JSON line per request; - for standard output"},
     {"log-level", 0, OPTION_STRING, TARGET(log_level), "LEVEL", "debug, info, warning, error (default info)"},
     {"ssl-certfile", 0, OPTION_STRING, TARGET(tls.cert), "PATH", "serve TLS"},
@@ -205,7 +222,8 @@ static int count_at(const struct lists *l, const char *what, const struct option
                 return 0;
         }
         if (slice_to_u64(slice_str(list->items[i]), ret_count) < 0 || *ret_count == 0 || *ret_count > LIST_MAX)
-                return error_set(e, -EINVAL, "--%s-%s: `%.100s` is not a count from 1 on", l->role, what, list->items[i]);
+                return error_set(
+                    e, -EINVAL, "--%s-%s: `%.100s` is not a count from 1 on", l->role, what, list->items[i]);
         return 0;
 }
 
@@ -283,10 +301,10 @@ static int add_lists(struct gateway_options *o, const struct lists *l, struct er
 }
 
 static int collect_members(struct gateway_options *o, struct error *e) {
-        const struct lists prefill = {"prefiller", true, &o->prefill_hosts, &o->prefill_hosts_num, &o->prefill_ports,
-            &o->prefill_ports_inc};
-        const struct lists decode = {"decoder", false, &o->decode_hosts, &o->decode_hosts_num, &o->decode_ports,
-            &o->decode_ports_inc};
+        const struct lists prefill = {
+            "prefiller", true, &o->prefill_hosts, &o->prefill_hosts_num, &o->prefill_ports, &o->prefill_ports_inc};
+        const struct lists decode = {
+            "decoder", false, &o->decode_hosts, &o->decode_hosts_num, &o->decode_ports, &o->decode_ports_inc};
         int r = add_lists(o, &prefill, e);
 
         if (r == 0)
@@ -329,7 +347,8 @@ static int check(struct gateway_options *o, struct error *e) {
         if (!connector_find(o->connector))
                 return error_set(e, -EINVAL, "--connector: `%.100s` is none of %s", o->connector, connector_names());
         if (any_prefill && o->worker_urls.count > 0)
-                return error_set(e, -EINVAL, "--worker-urls are whole engines: they cannot be mixed with prefill instances");
+                return error_set(
+                    e, -EINVAL, "--worker-urls are whole engines: they cannot be mixed with prefill instances");
         if (!o->prefill_policy)
                 o->prefill_policy = o->policy;
         if (!o->decode_policy)

@@ -19,8 +19,8 @@ static bool is_better(const struct policy_entry *a, const struct policy_entry *b
         return a->last_pick < b->last_pick;
 }
 
-static size_t pick_least_load(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
-    struct policy_state *state) {
+static size_t pick_least_load(
+    const struct policy_entry *entries, size_t count, const struct policy_facts *facts, struct policy_state *state) {
         size_t best = POLICY_NONE;
 
         for (size_t i = 0; i < count; i++) {
@@ -33,8 +33,8 @@ static size_t pick_least_load(const struct policy_entry *entries, size_t count, 
 }
 
 /* The one whose turn was longest ago. Unlike a running index this stays fair while instances come, go and fail. */
-static size_t pick_round_robin(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
-    struct policy_state *state) {
+static size_t pick_round_robin(
+    const struct policy_entry *entries, size_t count, const struct policy_facts *facts, struct policy_state *state) {
         size_t best = POLICY_NONE;
 
         for (size_t i = 0; i < count; i++) {
@@ -47,8 +47,8 @@ static size_t pick_round_robin(const struct policy_entry *entries, size_t count,
 }
 
 /* The first that may take a leg, from a random place on. */
-static size_t any_from(size_t start, const struct policy_entry *entries, size_t count,
-    const struct policy_facts *facts) {
+static size_t any_from(
+    size_t start, const struct policy_entry *entries, size_t count, const struct policy_facts *facts) {
         for (size_t i = 0; i < count; i++) {
                 size_t at = start + i < count ? start + i : start + i - count;
 
@@ -62,8 +62,8 @@ static size_t any_from(size_t start, const struct policy_entry *entries, size_t 
  * two avoided, 16 draws fail together once in 65,536 picks, so that the walk's favour for neighbours does not show. */
 #define DRAWS 16
 
-static size_t draw(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
-    struct policy_state *state) {
+static size_t draw(
+    const struct policy_entry *entries, size_t count, const struct policy_facts *facts, struct policy_state *state) {
         for (int i = 0; i < DRAWS; i++) {
                 size_t at = rng_below(&state->rng, count);
 
@@ -73,14 +73,14 @@ static size_t draw(const struct policy_entry *entries, size_t count, const struc
         return any_from(rng_below(&state->rng, count), entries, count, facts);
 }
 
-static size_t pick_random(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
-    struct policy_state *state) {
+static size_t pick_random(
+    const struct policy_entry *entries, size_t count, const struct policy_facts *facts, struct policy_state *state) {
         return count == 0 ? POLICY_NONE : draw(entries, count, facts, state);
 }
 
 /* The better of two drawn at random: nearly as even as the least loaded, without walking them all. */
-static size_t pick_power_of_two(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
-    struct policy_state *state) {
+static size_t pick_power_of_two(
+    const struct policy_entry *entries, size_t count, const struct policy_facts *facts, struct policy_state *state) {
         size_t a, b;
 
         if (count == 0)

@@ -14,11 +14,11 @@
 
 /* One instance that may be chosen. 32 bytes, so that a pick among thousands walks few cache lines. */
 struct policy_entry {
-        uint64_t tokens;     /* work that is with it now */
-        uint64_t last_pick;  /* turn of the last pick (policy_state.turn), 0: never */
-        uint32_t requests;   /* legs that are with it now */
-        uint32_t cap;        /* most legs at once, 0: any number */
-        uint32_t id;         /* what `avoid` names; unique among the entries */
+        uint64_t tokens;    /* work that is with it now */
+        uint64_t last_pick; /* turn of the last pick (policy_state.turn), 0: never */
+        uint32_t requests;  /* legs that are with it now */
+        uint32_t cap;       /* most legs at once, 0: any number */
+        uint32_t id;        /* what `avoid` names; unique among the entries */
         uint32_t unused;
 };
 

@@ -18,7 +18,7 @@
 
 struct table {
         struct policy_entry *entries;
-        struct instance **at; /* same index as entries */
+        struct instance **at;  /* same index as entries */
         size_t count, healthy; /* [0, healthy) is tier 0 */
         struct instance **all;
         size_t all_count, capacity; /* of all three arrays */

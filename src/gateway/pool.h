@@ -49,18 +49,18 @@ struct pool;
 struct instance {
         uint32_t id;
         enum role role;
-        int dp_rank;           /* sent as X-data-parallel-rank; -1: none */
-        const char *name;      /* for people: the given name, or the key */
-        const char *key;       /* "host:port" or "host:port@rank": unique within the role */
-        struct slice url;      /* as given, without rank */
-        void *endpoint;        /* of the pool's user, see pool_options.make_endpoint */
+        int dp_rank;      /* sent as X-data-parallel-rank; -1: none */
+        const char *name; /* for people: the given name, or the key */
+        const char *key;  /* "host:port" or "host:port@rank": unique within the role */
+        struct slice url; /* as given, without rank */
+        void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
         enum instance_state state;
         uint64_t since;        /* when the state began */
         uint64_t busy_until;   /* stands back until then */
         uint64_t next_probe;   /* UINT64_MAX while a probe is under way */
         uint64_t probe_serial; /* grows with each state that makes a running probe's result worthless */
         unsigned streak[HEALTH_EVENTS], backoff;
-        bool added_later;      /* by the admin routes: dropped when it never answers (join_tries) */
+        bool added_later; /* by the admin routes: dropped when it never answers (join_tries) */
         unsigned join_failures;
         int64_t max_model_len; /* from /v1/models; 0: not known */
         /* Work: legs in flight, their tokens, and tokens of KV that wait at a prefiller to be fetched. */
@@ -76,19 +76,19 @@ struct instance {
 };
 
 struct pool_options {
-        uint64_t probe_interval; /* of healthy ones, ns; 0: 5 s */
-        uint64_t join_interval;  /* of joining ones, ns; 0: 0.5 s */
-        unsigned join_tries;     /* failed probes after which one added later is dropped; 0: never */
-        uint32_t cap;            /* most legs per instance; 0: any number */
+        uint64_t probe_interval;                 /* of healthy ones, ns; 0: 5 s */
+        uint64_t join_interval;                  /* of joining ones, ns; 0: 0.5 s */
+        unsigned join_tries;                     /* failed probes after which one added later is dropped; 0: never */
+        uint32_t cap;                            /* most legs per instance; 0: any number */
         const struct policy *policy[ROLE_COUNT]; /* NULL: least_load */
-        uint64_t seed;           /* of the random policies and of jitter */
+        uint64_t seed;                           /* of the random policies and of jitter */
         /* Called after every change of state, and with INSTANCE_LEAVING just before the instance is freed (`gone`). */
         void (*on_change)(void *context, struct instance *i, enum instance_state before, bool gone);
         void *context;
 };
 
 int pool_new(const struct pool_options *options, struct pool **ret_pool); /* 0 or -ENOMEM */
-void pool_free(struct pool *p); /* no load may be out; NULL is fine */
+void pool_free(struct pool *p);                                           /* no load may be out; NULL is fine */
 
 /* Add an instance; it is JOINING and due for a probe at once. `key`, `url` and `name` (NULL: the key) are copied;
  * `endpoint` is given over with free() at the end. Adding one that is leaving takes it back in.
@@ -107,7 +107,7 @@ struct instance *pool_find(struct pool *p, enum role role, struct slice key); /*
 
 size_t pool_count(const struct pool *p, enum role role);
 struct instance *pool_at(const struct pool *p, enum role role, size_t index); /* in order of joining */
-size_t pool_routable(const struct pool *p, enum role role); /* healthy and suspect */
+size_t pool_routable(const struct pool *p, enum role role);                   /* healthy and suspect */
 size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s);
 
 /* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy.
