@@ -2,9 +2,31 @@
 #pragma once
 #include "kernels/kernels.h"
 #include "kernels/pool.h"
+#include "kernels/table.h"
+
+/* Long inputs are cut to fit here: large enough that a piece keeps all caches and workers busy, small enough to be
+ * nobody's memory problem. Address space only, until it is touched. */
+#define SCRATCH_SHARED_BYTES ((size_t)128 << 20)
+#define SCRATCH_WORKER_BYTES ((size_t)2 << 20)
 
 struct compute {
         struct pool *pool;
+        const struct kernel_table *table;
         enum isa isa;
         enum activation activation;
+        size_t cache_bytes; /* of a core's second level */
+        char *scratch;      /* the shared part, then one part per worker */
+        size_t used;        /* of the shared part */
 };
+
+/* Take from the shared part; 64-byte aligned, not cleared. The caller has cut its work to fit (asserted). */
+void *scratch_take(struct compute *c, size_t bytes);
+static inline void scratch_reset(struct compute *c) {
+        c->used = 0;
+}
+static inline size_t scratch_left(const struct compute *c) {
+        return SCRATCH_SHARED_BYTES - c->used;
+}
+static inline void *scratch_worker(const struct compute *c, unsigned worker) {
+        return c->scratch + SCRATCH_SHARED_BYTES + worker * SCRATCH_WORKER_BYTES;
+}

@@ -33,7 +33,9 @@ struct compute_options {
         enum activation activation;
 };
 
-struct compute; /* opaque; owns the workers and a scratch area that grows to the largest need seen */
+/* Opaque; owns the workers and a scratch area of fixed size (address space until it is touched): nothing that runs later
+ * can fail for want of memory. */
+struct compute;
 
 int compute_new(const struct compute_options *options, struct compute **ret_compute, struct error *e);
 void compute_free(struct compute *c);
@@ -67,7 +69,7 @@ struct weight_source {
          * are even (a slice cut at an odd column is refused), and no weight is NaN. */
         const float *scale;
         size_t scale_stride, block_n, block_k, first_row, first_col;
-        /* WEIGHT_INT8_*: see reference formulas in kernels/int8.c */
+        /* WEIGHT_INT8_*: see reference formulas in kernels/stage.c */
         const float *row_scale;    /* dynamic: [n] */
         const float *deq_scale;    /* static: [n] */
         const int32_t *quant_bias; /* static: [n], NULL for zeros (all but TP rank 0 of a row-parallel layer) */
@@ -75,17 +77,20 @@ struct weight_source {
         float input_offset;        /* static */
 };
 
-/* A weight packed for the kernels of one struct compute. Plain data: may be copied, has no destructor; the packed bytes
- * belong to whoever gave the memory. */
+/* A packed weight. Plain data: may be copied, has no destructor; the packed bytes belong to whoever gave the memory. The
+ * layout (kernels/layout.h) is the same for every instruction set, so packed weights may be kept on disk. */
 struct linear {
         enum weight_type type;
         size_t n, k;
-        const void *packed;  /* panels in the layout of this compute's kernels */
-        const float *scales; /* fp8 block scales or int8 row scales, inside the same memory */
-        const int32_t *bias; /* int8 static, int8 column corrections: inside the same memory */
-        size_t scale_stride, block_k;
+        size_t panels;       /* runs of 32 rows */
+        const void *packed;  /* everything below lies in the same memory */
+        const float *scales; /* fp8 block scales, int8 row scales */
+        const int32_t *bias; /* static int8 */
+        const int32_t *sums; /* int8: -128 times the sum of each row */
+        size_t first_run;    /* fp8: columns before the first block border, then every block_k */
+        size_t block_k;
+        bool lane_scales; /* fp8: a scale for each row of a panel, not one for all */
         float input_scale_inv, input_offset;
-        unsigned flags; /* private to kernels/ */
 };
 
 /* Bytes that linear_pack() needs, a multiple of 64. */

@@ -1,0 +1,478 @@
+/* vector.h - the inner loops over sixteen lanes, written once. A file per instruction set includes its simd_*.h, defines
+ * BLOCK_ROWS (what its registers hold) and then includes this; table.h says what each function does. All arithmetic is
+ * IEEE with explicit fused multiply-adds, so that every instruction set gives the same bits. */
+#pragma once
+#include "kernels/layout.h"
+#include "kernels/table.h"
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+/* ---- products --------------------------------------------------------------------------------------------------- */
+
+INLINE void gemm_block(const float *a, size_t step, size_t row_step, const float *b, size_t k, float *c,
+    const unsigned rows, const unsigned wide) {
+        vf sum[BLOCK_ROWS][2];
+
+#pragma GCC unroll 16
+        for (unsigned r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                for (unsigned v = 0; v < wide; v++)
+                        sum[r][v] = vf_load(c + (r * wide + v) * LANES);
+        for (size_t i = 0; i < k; i++) {
+                vf w[2];
+
+#pragma GCC unroll 2
+                for (unsigned v = 0; v < wide; v++)
+                        w[v] = vf_load(b + (i * wide + v) * LANES);
+#pragma GCC unroll 16
+                for (unsigned r = 0; r < rows; r++) {
+                        vf x = vf_set(a[i * step + r * row_step]);
+
+#pragma GCC unroll 2
+                        for (unsigned v = 0; v < wide; v++)
+                                sum[r][v] = vf_fma(x, w[v], sum[r][v]);
+                }
+        }
+#pragma GCC unroll 16
+        for (unsigned r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                for (unsigned v = 0; v < wide; v++)
+                        vf_store(c + (r * wide + v) * LANES, sum[r][v]);
+}
+
+/* The number of rows must be a constant for the sums to live in registers. */
+#define ROWS_CASE(n, call)                                                                                             \
+        case n:                                                                                                        \
+                if (n <= BLOCK_ROWS)                                                                                   \
+                        call;                                                                                          \
+                break;
+#define ROWS_SWITCH(rows, CALL)                                                                                        \
+        switch (rows) {                                                                                                \
+                ROWS_CASE(1, CALL(1))                                                                                  \
+                ROWS_CASE(2, CALL(2))                                                                                  \
+                ROWS_CASE(3, CALL(3))                                                                                  \
+                ROWS_CASE(4, CALL(4))                                                                                  \
+                ROWS_CASE(5, CALL(5))                                                                                  \
+                ROWS_CASE(6, CALL(6))                                                                                  \
+                ROWS_CASE(7, CALL(7))                                                                                  \
+                ROWS_CASE(8, CALL(8))                                                                                  \
+                ROWS_CASE(9, CALL(9))                                                                                  \
+                ROWS_CASE(10, CALL(10))                                                                                \
+                ROWS_CASE(11, CALL(11))                                                                                \
+                ROWS_CASE(12, CALL(12))                                                                                \
+        }
+
+#define GEMM_WIDE(n) gemm_block(a, step, row_step, b, k, c, MIN_ROWS(n), 2)
+#define GEMM_HALF(n) gemm_block(a, step, row_step, b, k, c, MIN_ROWS(n), 1)
+#define MIN_ROWS(n)  ((n) < BLOCK_ROWS ? (n) : BLOCK_ROWS)
+
+static void gemm(
+    const float *a, size_t step, size_t row_step, const float *b, size_t k, unsigned rows, unsigned lanes, float *c) {
+        if (lanes == PANEL) {
+                ROWS_SWITCH(rows, GEMM_WIDE)
+        } else {
+                ROWS_SWITCH(rows, GEMM_HALF)
+        }
+}
+
+/* The weights of one group of k as floats: f32 and f16 one k, the others two. `w[k][half]`. */
+struct group {
+        vf w[2][2];
+};
+
+INLINE size_t group_size(enum weight_type type) {
+        return type == WEIGHT_BF16 || type == WEIGHT_FP8 ? 2 : 1;
+}
+
+INLINE struct group load_group(enum weight_type type, const char *panel, size_t group, const vf scale[2]) {
+        struct group g;
+
+        switch (type) {
+        case WEIGHT_F32:
+                g.w[0][0] = vf_load((const float *)panel + group * PANEL);
+                g.w[0][1] = vf_load((const float *)panel + group * PANEL + LANES);
+                break;
+        case WEIGHT_F16:
+                g.w[0][0] = vf_f16(panel + group * PANEL * 2);
+                g.w[0][1] = vf_f16(panel + group * PANEL * 2 + LANES * 2);
+                break;
+        case WEIGHT_BF16:
+                vf_bf16_pair(panel + group * PANEL * 4, &g.w[0][0], &g.w[1][0]);
+                vf_bf16_pair(panel + group * PANEL * 4 + LANES * 4, &g.w[0][1], &g.w[1][1]);
+                break;
+        default:
+                vf_fp8_pair(panel + group * PANEL * 2, g.w[0], g.w[1]);
+                for (int half = 0; half < 2; half++) {
+                        g.w[0][half] = vf_mul(g.w[0][half], scale[half]);
+                        g.w[1][half] = vf_mul(g.w[1][half], scale[half]);
+                }
+        }
+        return g;
+}
+
+INLINE void load_scale(enum weight_type type, const float *scale, bool lane_scales, vf ret_scale[2]) {
+        for (int half = 0; half < 2; half++) {
+                ret_scale[half] = vf_set(0);
+                if (type != WEIGHT_FP8 || !scale)
+                        continue;
+                ret_scale[half] = lane_scales ? vf_load(scale + half * LANES) : vf_set(scale[0]);
+                ret_scale[half] = vf_mul(ret_scale[half], vf_set(FP8_FACTOR));
+        }
+}
+
+/* How far ahead of the sums the weights are asked for: the hardware's own prefetch stops at each 4 KiB page. */
+#define PREFETCH_BYTES 4096
+
+INLINE void gemv_panels(enum weight_type type, const unsigned panels, const float *x, const void *panel0,
+    const void *panel1, size_t k, const float *scale0, const float *scale1, bool lane_scales, float *c0, float *c1) {
+        const char *panel[2] = {panel0, panel1};
+        float *c[2] = {c0, c1};
+        const size_t each = group_size(type), bytes = panel_offset(type, each);
+        vf scale[2][2], sum[2][2];
+
+        load_scale(type, scale0, lane_scales, scale[0]);
+        load_scale(type, scale1, lane_scales, scale[1]);
+#pragma GCC unroll 2
+        for (unsigned p = 0; p < panels; p++) {
+                sum[p][0] = vf_load(c[p]);
+                sum[p][1] = vf_load(c[p] + LANES);
+        }
+        for (size_t i = 0; i < k / each; i++) {
+#pragma GCC unroll 2
+                for (unsigned p = 0; p < panels; p++) {
+                        struct group g = load_group(type, panel[p], i, scale[p]);
+
+                        simd_prefetch(panel[p] + i * bytes + PREFETCH_BYTES);
+#pragma GCC unroll 2
+                        for (unsigned j = 0; j < each; j++) {
+                                vf xj = vf_set(x[i * each + j]);
+
+                                sum[p][0] = vf_fma(xj, g.w[j][0], sum[p][0]);
+                                sum[p][1] = vf_fma(xj, g.w[j][1], sum[p][1]);
+                        }
+                }
+        }
+        if (k % each != 0)
+#pragma GCC unroll 2
+                for (unsigned p = 0; p < panels; p++) {
+                        struct group g = load_group(type, panel[p], k / each, scale[p]);
+                        vf xj = vf_set(x[k - 1]);
+
+                        sum[p][0] = vf_fma(xj, g.w[0][0], sum[p][0]);
+                        sum[p][1] = vf_fma(xj, g.w[0][1], sum[p][1]);
+                }
+#pragma GCC unroll 2
+        for (unsigned p = 0; p < panels; p++) {
+                vf_store(c[p], sum[p][0]);
+                vf_store(c[p] + LANES, sum[p][1]);
+        }
+}
+
+INLINE void expand_panel(
+    enum weight_type type, const void *panel, size_t k, const float *scale, bool lane_scales, float *b) {
+        const size_t each = group_size(type);
+        vf factor[2];
+
+        load_scale(type, scale, lane_scales, factor);
+        for (size_t i = 0; i < (k + each - 1) / each; i++) {
+                struct group g = load_group(type, panel, i, factor);
+
+#pragma GCC unroll 2
+                for (unsigned j = 0; j < each; j++) {
+                        vf_store(b + (i * each + j) * PANEL, g.w[j][0]);
+                        vf_store(b + (i * each + j) * PANEL + LANES, g.w[j][1]);
+                }
+        }
+}
+
+#define FLOAT_TYPE(name, type)                                                                                         \
+        static void gemv_##name(const float *x, const void *panel0, const void *panel1, size_t k, const float *scale0, \
+            const float *scale1, bool lane_scales, float *c0, float *c1) {                                             \
+                if (panel1)                                                                                            \
+                        gemv_panels(type, 2, x, panel0, panel1, k, scale0, scale1, lane_scales, c0, c1);               \
+                else                                                                                                   \
+                        gemv_panels(type, 1, x, panel0, NULL, k, scale0, NULL, lane_scales, c0, NULL);                 \
+        }                                                                                                              \
+        static __attribute__((unused)) void expand_##name(                                                             \
+            const void *panel, size_t k, const float *scale, bool lane_scales, float *b) {                             \
+                expand_panel(type, panel, k, scale, lane_scales, b);                                                   \
+        }
+FLOAT_TYPE(f32, WEIGHT_F32)
+FLOAT_TYPE(f16, WEIGHT_F16)
+FLOAT_TYPE(bf16, WEIGHT_BF16)
+FLOAT_TYPE(fp8, WEIGHT_FP8)
+
+/* ---- activations ------------------------------------------------------------------------------------------------- */
+
+INLINE vf load_up_to(const float *x, size_t n) { /* 16 lanes or the n that are left */
+        return n >= LANES ? vf_load(x) : vf_load_part(x, n);
+}
+
+INLINE void store_up_to(float *y, vf v, size_t n) {
+        if (n >= LANES)
+                vf_store(y, v);
+        else
+                vf_store_part(y, v, n);
+}
+
+INLINE float lanes_sum(vf v) { /* in a tree of halves, whatever the instruction set */
+        float lane[LANES];
+
+        vf_store(lane, v);
+        for (unsigned half = LANES / 2; half > 0; half /= 2)
+                for (unsigned i = 0; i < half; i++)
+                        lane[i] += lane[i + half];
+        return lane[0];
+}
+
+INLINE float lanes_largest(vf v) {
+        float lane[LANES], largest;
+
+        vf_store(lane, v);
+        largest = lane[0];
+        for (unsigned i = 1; i < LANES; i++)
+                largest = lane[i] > largest ? lane[i] : largest;
+        return largest;
+}
+
+static void to_bf16(const float *x, size_t n, uint16_t *y) {
+        size_t i = 0;
+
+        for (; i + LANES <= n; i += LANES)
+                vf_to_bf16(vf_load(x + i), y + i);
+        if (i < n) {
+                uint16_t part[LANES];
+
+                vf_to_bf16(vf_load_part(x + i, n - i), part);
+                memcpy(y + i, part, (n - i) * sizeof(*y));
+        }
+}
+
+static void from_bf16(const uint16_t *x, size_t n, float *y) {
+        size_t i = 0;
+
+        for (; i + LANES <= n; i += LANES)
+                vf_store(y + i, vf_bf16(x + i));
+        if (i < n) {
+                uint16_t part[LANES] = {0};
+
+                memcpy(part, x + i, (n - i) * sizeof(*x));
+                vf_store_part(y + i, vf_bf16(part), n - i);
+        }
+}
+
+static void round_to_bf16(float *x, size_t n) {
+        for (size_t i = 0; i < n; i += LANES) {
+                uint16_t part[LANES];
+
+                vf_to_bf16(load_up_to(x + i, n - i), part);
+                store_up_to(x + i, vf_bf16(part), n - i);
+        }
+}
+
+static __attribute__((unused)) void row_to_bf16(const float *x, size_t k, uint16_t *ret_row) {
+        to_bf16(x, k, ret_row);
+        if (k % 2 != 0)
+                ret_row[k] = 0;
+}
+
+static float row_largest(const float *x, size_t k) {
+        vf largest = vf_set(0);
+
+        for (size_t i = 0; i < k; i += LANES)
+                largest = vf_max(vf_abs(load_up_to(x + i, k - i)), largest);
+        return lanes_largest(largest);
+}
+
+INLINE void store_int8(vf v, size_t n, uint8_t flip, uint8_t *q) {
+        v = vf_min(vf_max(vf_round(v), vf_set(-128)), vf_set(127));
+        if (n >= LANES) {
+                vf_to_i8(v, flip, q);
+        } else {
+                uint8_t part[LANES];
+
+                vf_to_i8(v, flip, part);
+                memcpy(q, part, n);
+        }
+}
+
+INLINE void pad_quad(size_t k, uint8_t *row) {
+        memset(row + k, 0, (4 - k % 4) % 4);
+}
+
+static void row_to_int8(const float *x, size_t k, float scale, uint8_t flip, uint8_t *ret_row) {
+        pad_quad(k, ret_row);
+        if (scale == 0) {
+                memset(ret_row, flip, k);
+                return;
+        }
+        for (size_t i = 0; i < k; i += LANES)
+                store_int8(vf_div(load_up_to(x + i, k - i), vf_set(scale)), k - i, flip, ret_row + i);
+}
+
+static void row_to_int8_static(
+    const float *x, size_t k, float scale_inv, float offset, uint8_t flip, uint8_t *ret_row) {
+        pad_quad(k, ret_row);
+        for (size_t i = 0; i < k; i += LANES)
+                store_int8(vf_add(vf_mul(load_up_to(x + i, k - i), vf_set(scale_inv)), vf_set(offset)), k - i, flip,
+                    ret_row + i);
+}
+
+/* ---- after a product ---------------------------------------------------------------------------------------------- */
+
+static void int8_to_float(
+    const int32_t *c, unsigned rows, const int32_t *bias, const float *row_scale, const float *scale, float *out) {
+        for (unsigned r = 0; r < rows; r++)
+                for (unsigned i = 0; i < PANEL; i += LANES) {
+                        const int32_t *at = c + r * PANEL + i;
+                        vf v = bias ? vf_from_sum_i32(at, bias + i) : vf_from_i32(at);
+
+                        if (row_scale)
+                                v = vf_mul(v, vf_set(row_scale[r]));
+                        vf_store(out + r * PANEL + i, vf_mul(v, vf_load(scale + i)));
+                }
+}
+
+/* e^x within 2 ulp; 0 below -87.3, e^88.3 above. Range reduction by ln 2 in two parts and a polynomial of degree 6 for
+ * [-ln 2 / 2, ln 2 / 2] (the coefficients are those of the Cephes library). A NaN stays one. */
+INLINE vf vf_exp(vf x) {
+        const vf least = vf_set(-87.3365447f);
+        vf y = vf_min(vf_set(88.3762589f), vf_max(least, x));
+        vf n = vf_round(vf_mul(y, vf_set(1.44269504f)));
+        vf r = vf_fma(n, vf_set(2.12194440e-4f), vf_fma(n, vf_set(-0.693359375f), y));
+        vf p = vf_set(1.9875691500e-4f);
+
+        p = vf_fma(p, r, vf_set(1.3981999507e-3f));
+        p = vf_fma(p, r, vf_set(8.3334519073e-3f));
+        p = vf_fma(p, r, vf_set(4.1665795894e-2f));
+        p = vf_fma(p, r, vf_set(1.6666665459e-1f));
+        p = vf_fma(p, r, vf_set(5.0000001201e-1f));
+        p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_set(1));
+        return vf_zero_below(vf_mul(p, vf_power_of_2(n)), x, least);
+}
+
+INLINE vf vf_silu(vf x) {
+        return vf_div(x, vf_add(vf_set(1), vf_exp(vf_sub(vf_set(0), x))));
+}
+
+static void swiglu(const float *gate, const float *up, size_t rows, size_t width, float *out, size_t ldo) {
+        for (size_t r = 0; r < rows; r++)
+                for (size_t i = 0; i < width; i += LANES) {
+                        const size_t at = r * PANEL + i;
+
+                        store_up_to(
+                            out + r * ldo + i, vf_mul(vf_silu(vf_load(gate + at)), vf_load(up + at)), width - i);
+                }
+}
+
+/* ---- attention: a lane is a query --------------------------------------------------------------------------------- */
+
+INLINE void softmax_lanes(float *s, size_t positions, unsigned lanes, float scale, const int32_t *visible, float *max,
+    float *sum, float *keep) {
+        vf old = vf_load(max), new = old, total = vf_set(0), factor;
+
+        for (size_t p = 0; p < positions; p++) {
+                vf v = vf_mul(vf_load(s + p * lanes), vf_set(scale));
+
+                v = vf_keep_below(v, (int32_t)p, visible, -INFINITY);
+                vf_store(s + p * lanes, v);
+                new = vf_max(v, new);
+        }
+        /* A lane that has seen nothing yet keeps -inf as its maximum; what is subtracted must be finite. */
+        vf_store(max, new);
+        new = vf_max(new, vf_set(-FLT_MAX));
+        for (size_t p = 0; p < positions; p++) {
+                vf v = vf_exp(vf_sub(vf_load(s + p * lanes), new));
+
+                vf_store(s + p * lanes, v);
+                total = vf_add(total, v);
+        }
+        factor = vf_exp(vf_sub(old, new));
+        vf_store(keep, factor);
+        vf_store(sum, vf_fma(vf_load(sum), factor, total));
+}
+
+static void softmax(float *s, size_t positions, unsigned lanes, float scale, const int32_t *visible, float *max,
+    float *sum, float *keep) {
+        for (unsigned i = 0; i < lanes; i += LANES)
+                softmax_lanes(s + i, positions, lanes, scale, visible + i, max + i, sum + i, keep + i);
+}
+
+static void scale_rows(float *o, size_t rows, unsigned lanes, const float *factor) {
+        for (unsigned i = 0; i < lanes; i += LANES) {
+                vf f = vf_load(factor + i);
+
+                for (size_t r = 0; r < rows; r++)
+                        vf_store(o + r * lanes + i, vf_mul(vf_load(o + r * lanes + i), f));
+        }
+}
+
+static void merge(float *into_o, float *into_max, float *into_sum, const float *o, const float *max, const float *sum,
+    size_t rows, unsigned lanes) {
+        for (unsigned i = 0; i < lanes; i += LANES) {
+                vf a = vf_load(into_max + i), b = vf_load(max + i), both = vf_max(a, b);
+                vf finite = vf_max(both, vf_set(-FLT_MAX));
+                vf keep = vf_exp(vf_sub(a, finite)), take = vf_exp(vf_sub(b, finite));
+
+                vf_store(into_max + i, both);
+                vf_store(into_sum + i, vf_fma(vf_load(sum + i), take, vf_mul(vf_load(into_sum + i), keep)));
+                for (size_t r = 0; r < rows; r++) {
+                        const size_t at = r * lanes + i;
+
+                        vf_store(into_o + at, vf_fma(vf_load(o + at), take, vf_mul(vf_load(into_o + at), keep)));
+                }
+        }
+}
+
+static void finish(float *o, size_t rows, unsigned lanes, const float *sum) {
+        for (unsigned i = 0; i < lanes; i += LANES) {
+                vf total = vf_load(sum + i);
+
+                /* The sign of a zero may depend on how many masked positions were added; adding 0 makes it positive. */
+                for (size_t r = 0; r < rows; r++)
+                        vf_store(o + r * lanes + i, vf_add(vf_div(vf_load(o + r * lanes + i), total), vf_set(0)));
+        }
+}
+
+/* ---- rows --------------------------------------------------------------------------------------------------------- */
+
+static void rmsnorm_row(const float *x, const float *weight, const float *bias, float eps, size_t n, float *y) {
+        vf squares = vf_set(0), factor;
+
+        for (size_t i = 0; i < n; i += LANES) {
+                vf v = load_up_to(x + i, n - i);
+
+                squares = vf_fma(v, v, squares);
+        }
+        factor = vf_set(1 / sqrtf(lanes_sum(squares) / (float)n + eps));
+        for (size_t i = 0; i < n; i += LANES) {
+                vf v = vf_mul(vf_mul(load_up_to(x + i, n - i), factor), load_up_to(weight + i, n - i));
+
+                if (bias)
+                        v = vf_add(v, load_up_to(bias + i, n - i));
+                store_up_to(y + i, v, n - i);
+        }
+}
+
+static void rope_row(const float *turns, size_t pairs, float *x) {
+        for (size_t j = 0; j < pairs; j++) {
+                float a = x[2 * j], b = x[2 * j + 1], cosine = turns[2 * j], sine = turns[2 * j + 1];
+
+                x[2 * j] = a * cosine - b * sine;
+                x[2 * j + 1] = a * sine + b * cosine;
+        }
+}
+
+static void add_row(const float *x, size_t n, float *y) {
+        for (size_t i = 0; i < n; i += LANES)
+                store_up_to(y + i, vf_add(load_up_to(y + i, n - i), load_up_to(x + i, n - i)), n - i);
+}
+
+/* What all tables share; a table begins with this. */
+#define TABLE_COMMON                                                                                                   \
+        .block_rows = BLOCK_ROWS, .gemm = gemm, .gemv = {gemv_f32, gemv_f16, gemv_bf16, gemv_fp8},                     \
+        .expand = {NULL, expand_f16, expand_bf16, expand_fp8}, .row_largest = row_largest, .row_to_int8 = row_to_int8, \
+        .row_to_int8_static = row_to_int8_static, .int8_to_float = int8_to_float, .swiglu = swiglu,                    \
+        .softmax = softmax, .scale_rows = scale_rows, .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row,        \
+        .rope = rope_row, .add = add_row, .to_bf16 = to_bf16, .from_bf16 = from_bf16, .round_bf16 = round_to_bf16
