@@ -20,7 +20,7 @@ static void update_events(struct http_conn *c) {
 
         if (c->closing)
                 return;
-        if (c->connecting || c->out_bytes)
+        if (c->connecting || c->out_bytes || c->want_sent)
                 events |= UV_WRITABLE;
         if (c->reading && !c->connecting)
                 events |= UV_READABLE;
@@ -52,7 +52,7 @@ static int conn_init(
         c->out_bytes = 0;
         c->fd = fd;
         c->events = 0;
-        c->connecting = c->ready = c->hung_up = c->closing = c->write_broken = false;
+        c->connecting = c->ready = c->hung_up = c->closing = c->write_broken = c->want_sent = false;
         c->reading = true;
         c->poll.data = c;
         return 0;
@@ -259,11 +259,22 @@ ssize_t http_conn_try_write(struct http_conn *c, const struct iovec *parts, int 
         return taken;
 }
 
+void http_conn_want_sent(struct http_conn *c) {
+        c->want_sent = true;
+        update_events(c);
+}
+
 static void flush(struct http_conn *c) {
         struct iovec parts[WRITE_PARTS];
         int count = 0;
         ssize_t n;
 
+        if (!c->out_bytes && c->want_sent) {
+                c->want_sent = false;
+                c->ops->on_sent(c);
+                update_events(c);
+                return;
+        }
         for (struct http_chunk *k = c->out_first; k && count < WRITE_PARTS; k = k->next)
                 parts[count++] = (struct iovec){k->data + k->from, k->to - k->from};
         if (count == 0)

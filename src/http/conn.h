@@ -37,7 +37,7 @@ struct http_conn {
         size_t out_bytes;
         int fd;
         uint8_t events; /* polled for now */
-        bool connecting, ready, reading, hung_up, closing, write_broken;
+        bool connecting, ready, reading, hung_up, closing, write_broken, want_sent;
 };
 
 /* Take over a connected socket (non-blocking, close-on-exec). `tls` becomes the connection's, also on failure. Reading is
@@ -56,6 +56,8 @@ int http_conn_write(struct http_conn *c, struct iovec *parts, int count);
 /* Write only what the socket takes now; nothing while bytes are queued. Returns how many bytes were taken, or a negative
  * errno. When it took less than all, on_sent tells when to go on. */
 ssize_t http_conn_try_write(struct http_conn *c, const struct iovec *parts, int count);
+/* Ask for one on_sent when the socket takes bytes again; for what http_conn_try_write() did not take. */
+void http_conn_want_sent(struct http_conn *c);
 /* No more will be written (FIN, TLS close_notify); the queue is empty. */
 void http_conn_shutdown(struct http_conn *c);
 

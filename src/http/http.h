@@ -234,7 +234,8 @@ struct http_request {
         bool streamed; /* more body follows by http_call_send()/http_call_send_end(): chunked coding */
         struct http_deadlines {
                 unsigned connect_ms, /* 0: 5 s */
-                    head_ms,         /* from the request written out to the answer's head; 0: none */
+                    head_ms,         /* from the request written out to the answer's head, and between pieces of the
+                                      * request while it is being written; 0: none */
                     idle_ms,         /* between bytes of the answer's body; 0: none */
                     total_ms;        /* 0: none */
         } deadlines;
@@ -244,7 +245,8 @@ struct http_request {
         bool retry_stale;
 };
 
-/* Start a call. Everything in `request` but the body parts is copied. Returns 0 and the call, -ENOMEM, -EINVAL. */
+/* Start a call. Everything in `request` but the bytes of the body parts is copied. Returns 0 and the call, -ENOMEM, -EINVAL
+ * (method, target or a field; TLS cannot be set up: logged), -ESHUTDOWN (after http_client_close). */
 int http_call_start(struct http_client *c, const struct http_endpoint *to, const struct http_request *request,
     const struct http_call_callbacks *callbacks, void *user, struct http_call **ret_call);
 int http_call_send(struct http_call *call, const struct slice *parts, size_t count); /* as http_send */
