@@ -1,0 +1,7 @@
+/* control.h - the supervisor's control socket (private to launch/). */
+#pragma once
+#include "launch/process.h"
+
+void control_request(void *context, struct http_exchange *x);
+void supervisor_begin_stop(struct supervisor *s);
+bool supervisor_restart(struct supervisor *s, struct slice name); /* false: no such process, or stopping */
