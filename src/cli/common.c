@@ -1,0 +1,94 @@
+/* common.c - what the commands share; see cli.h. */
+#include "cli/cli.h"
+#include "cluster/cluster.h"
+#include "os/os.h"
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+int cli_options(const struct option_set *set, int argc, char **argv, void *target, struct options_result *ret_result) {
+        struct error e = {0};
+
+        if (options_parse(set, argc, argv, target, ret_result, &e) < 0) {
+                fprintf(stderr, "baton %s: %s\n", argv[0], e.text);
+                return EXIT_USAGE;
+        }
+        if (ret_result->help) {
+                struct buf b = {0};
+
+                options_help(set, &b);
+                options_result_free(ret_result);
+                return cli_print(&b, EXIT_FINE);
+        }
+        return -1;
+}
+
+int cli_fail(int code, const struct error *e) {
+        fprintf(stderr, "baton: %s\n", error_text(e, code));
+        switch (-code) {
+        case EINVAL:
+        case ENOENT:
+        case EISDIR:
+        case EFBIG:
+        case EALREADY:
+                return EXIT_USAGE;
+        case EACCES:
+        case EPERM:
+        case ETIMEDOUT:
+                return EXIT_UNKNOWN;
+        default:
+                return EXIT_NOT_FINE;
+        }
+}
+
+int cli_print(struct buf *b, int exit_code) {
+        fflush(stdout);
+        if (!buf_ok(b) || os_write_all(STDOUT_FILENO, buf_slice(b)) < 0)
+                exit_code = EXIT_UNKNOWN;
+        buf_free(b);
+        return exit_code;
+}
+
+bool cli_color(int fd) {
+        return isatty(fd) == 1 && !getenv("NO_COLOR");
+}
+
+const char *cli_self(struct arena *arena) {
+        char path[PATH_MAX];
+        ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+
+        return n > 0 ? arena_copy(arena, slice_of(path, (size_t)n)).ptr : "baton";
+}
+
+struct log cli_log(bool verbose, const char *component) {
+        return log_to_fd(STDERR_FILENO, verbose ? LOG_DEBUG : LOG_WARN, component);
+}
+
+int cli_plan_read(const char *path, struct cli_plan *ret_plan) {
+        struct findings findings = {.arena = &ret_plan->arena};
+        struct error e = {0};
+        int r;
+
+        *ret_plan = (struct cli_plan){0};
+        r = cluster_read(path, &ret_plan->arena, &ret_plan->cluster, &findings, &e);
+        if (r == 0)
+                r = plan_make(
+                    ret_plan->cluster, cli_self(&ret_plan->arena), &ret_plan->arena, &ret_plan->plan, &findings);
+        if (findings.count) {
+                struct buf b = {0};
+
+                findings_sort(&findings);
+                findings_write_text(&findings, path, cli_color(STDERR_FILENO), &b);
+                os_write_all(STDERR_FILENO, buf_slice(&b));
+                buf_free(&b);
+        }
+        if (r < 0 && findings_count(&findings, SEVERITY_ERROR))
+                return EXIT_USAGE;
+        return r < 0 ? cli_fail(r, &e) : -1;
+}
+
+void cli_plan_free(struct cli_plan *p) {
+        arena_free(&p->arena);
+}

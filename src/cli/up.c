@@ -1,0 +1,253 @@
+/* up.c - `baton up`: starts the supervisor, shows the ranks come up, and in the foreground stays until Ctrl-C. */
+#include "cli/up.h"
+#include "base/clock.h"
+#include "launch/launch.h"
+#include "os/os.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define CALL_MS 5000u
+#define POLL_MS 50
+
+/* ---- the supervisor's process ----------------------------------------------------------------------------------------- */
+
+/* Start `baton supervise FILE`. In the foreground it ends when this process does; otherwise it has a session of its own. */
+static int start_supervisor(const char *file, const struct launch_paths *paths, bool foreground, struct arena *arena,
+    struct os_child *ret_child, struct error *e) {
+        const char *argv[] = {cli_self(arena), "supervise", file, NULL};
+        struct os_child_options o = {
+            .argv = argv, .stdin_fd = -1, .own_group = true, .death_signal = foreground ? SIGTERM : 0};
+        int fd = open(paths->supervisor_log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600), r;
+
+        if (fd < 0)
+                return error_set(e, -errno, "cannot write %s: %s", paths->supervisor_log, strerror(errno));
+        o.stdout_fd = o.stderr_fd = fd;
+        r = os_child_start(&o, ret_child, e);
+        close(fd);
+        return r;
+}
+
+/* What the supervisor said last, when it ended before it answered. */
+static void explain_end(const struct launch_paths *paths, int code) {
+        struct buf b = {0};
+
+        if (os_read_file(paths->supervisor_log, 1 << 20, &b, NULL) == 0 && b.len)
+                os_write_all(STDERR_FILENO, buf_slice(&b));
+        else
+                fprintf(stderr, "baton up: the supervisor ended with status %d without a word\n", code);
+        buf_free(&b);
+}
+
+/* ---- progress --------------------------------------------------------------------------------------------------------- */
+
+void up_say_starting(const struct plan *p) {
+        size_t prefill = 0;
+
+        for (size_t i = 0; i < p->rank_count; i++)
+                prefill += p->ranks[i].role == ROLE_PREFILL;
+        fprintf(stderr, "starting ");
+        if (prefill)
+                fprintf(stderr, " prefill %zu rank%s ·", prefill, prefill == 1 ? "" : "s");
+        fprintf(stderr, " decode %zu rank%s", p->rank_count - prefill, p->rank_count - prefill == 1 ? "" : "s");
+        if (p->gateway_argv)
+                fprintf(stderr, " · gateway %.*s", SLICE_ARG(p->gateway_url));
+        fprintf(stderr, "\n");
+}
+
+/* Print each process once, when it is ready. `said` has a byte per process. */
+static void say_ready(const struct launch_status *s, char *said, bool quiet) {
+        for (size_t i = 0; i < s->count; i++) {
+                const struct process_status *p = &s->processes[i];
+
+                if (said[i] || p->state != PROCESS_READY)
+                        continue;
+                said[i] = 1;
+                if (!quiet)
+                        fprintf(stderr, "  %-10.*s ready %.1f s\n", SLICE_ARG(p->name), (double)p->ready_ms / 1000);
+        }
+}
+
+static bool explain_failures(const struct launch_status *s, const struct launch_paths *paths) {
+        bool any = false;
+
+        for (size_t i = 0; i < s->count; i++) {
+                const struct process_status *p = &s->processes[i];
+                struct buf words = {0};
+                struct slice rest, line;
+
+                if (p->state != PROCESS_FAILED)
+                        continue;
+                any = true;
+                fprintf(stderr, "  %.*s failed: %.*s; its last words (%s/%.*s.log):\n", SLICE_ARG(p->name),
+                    SLICE_ARG(p->last_exit), paths->logs, SLICE_ARG(p->name));
+                launch_last_words(paths, p->name, 5, &words);
+                for (rest = slice_trim(buf_slice(&words)); slice_split(&rest, '\n', &line);)
+                        fprintf(stderr, "      %.*s\n", SLICE_ARG(line));
+                buf_free(&words);
+        }
+        return any;
+}
+
+enum arrival { ARRIVAL_ALL_READY, ARRIVAL_FAILED, ARRIVAL_INTERRUPTED, ARRIVAL_GONE };
+
+/* Watch until every process is ready or one is given up. */
+static enum arrival watch(const struct launch_paths *paths, struct os_child *supervisor, int signal_fd, bool quiet) {
+        char *said = NULL;
+        enum arrival arrival = ARRIVAL_GONE;
+
+        for (;;) {
+                struct pollfd fds[2] = {{supervisor->pidfd, POLLIN, 0}, {signal_fd, POLLIN, 0}};
+                struct buf json = {0};
+                struct arena arena = {0};
+                struct launch_status s = {0};
+                bool known, all = false, bad = false;
+
+                if (poll(fds, 2, POLL_MS) > 0) {
+                        arrival = fds[1].revents ? ARRIVAL_INTERRUPTED : ARRIVAL_GONE;
+                        break;
+                }
+                known = launch_call(paths, "GET", "/status", CALL_MS, &json, NULL) == 0 &&
+                        launch_status_parse(buf_slice(&json), &arena, &s, NULL) == 0;
+                if (known) {
+                        if (!said)
+                                said = calloc(s.count + 1, 1);
+                        if (said)
+                                say_ready(&s, said, quiet);
+                        all = s.count > 0;
+                        for (size_t i = 0; i < s.count; i++) {
+                                all &= s.processes[i].state == PROCESS_READY;
+                                bad |= s.processes[i].state == PROCESS_FAILED;
+                        }
+                        if (bad)
+                                explain_failures(&s, paths);
+                }
+                arena_free(&arena);
+                buf_free(&json);
+                if (all || bad) {
+                        arrival = bad ? ARRIVAL_FAILED : ARRIVAL_ALL_READY;
+                        break;
+                }
+        }
+        free(said);
+        return arrival;
+}
+
+/* ---- the command ------------------------------------------------------------------------------------------------------ */
+
+static int block_signals(void) {
+        sigset_t set;
+
+        sigemptyset(&set);
+        sigaddset(&set, SIGINT);
+        sigaddset(&set, SIGTERM);
+        sigaddset(&set, SIGHUP);
+        sigprocmask(SIG_BLOCK, &set, NULL);
+        return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/* Wait for the supervisor to end by itself or by a signal to us; then stop it in order. */
+static void stay(struct os_child *supervisor, int signal_fd) {
+        struct pollfd fds[2] = {{supervisor->pidfd, POLLIN, 0}, {signal_fd, POLLIN, 0}};
+
+        while (poll(fds, 2, -1) < 0 && errno == EINTR)
+                ;
+}
+
+int up_stop(struct os_child *supervisor) {
+        struct os_child_exit ended;
+
+        os_child_signal(supervisor, SIGTERM);
+        return os_child_reap(supervisor, true, &ended);
+}
+
+int up_start(const char *file, const struct cli_plan *p, bool foreground, bool quiet, struct up *ret_up) {
+        struct up up = {.signal_fd = -1};
+        struct os_child_exit ended = {0};
+        struct error e = {0};
+        int r = launch_paths(p->cluster, true, &up.paths, &e);
+
+        if (r == 0 && launch_call(&up.paths, "GET", "/status", CALL_MS, &(struct buf){0}, NULL) == 0) {
+                fprintf(stderr, "baton up: %s is up already: `baton status %s` shows it, `baton down %s` ends it\n",
+                    file, file, file);
+                return EXIT_USAGE;
+        }
+        if (r == 0)
+                r = start_supervisor(file, &up.paths, foreground, (struct arena *)&p->arena, &up.supervisor, &e);
+        if (r < 0)
+                return cli_fail(r, &e);
+        up.signal_fd = block_signals();
+        if (!quiet)
+                up_say_starting(p->plan);
+        switch (watch(&up.paths, &up.supervisor, up.signal_fd, quiet)) {
+        case ARRIVAL_ALL_READY:
+                *ret_up = up;
+                return -1;
+        case ARRIVAL_GONE:
+                os_child_reap(&up.supervisor, true, &ended);
+                explain_end(&up.paths, ended.code);
+                close(up.signal_fd);
+                return ended.code ? ended.code : EXIT_NOT_FINE;
+        case ARRIVAL_INTERRUPTED:
+                fprintf(stderr, "stopping\n");
+                break;
+        case ARRIVAL_FAILED:
+                fprintf(stderr, "stopping what was started\n");
+                break;
+        }
+        up_stop(&up.supervisor);
+        close(up.signal_fd);
+        return EXIT_NOT_FINE;
+}
+
+struct up_options {
+        bool foreground, quiet;
+};
+static const struct option up_table[] = {
+    {"foreground", 'f', OPTION_FLAG, offsetof(struct up_options, foreground), NULL,
+        "stay, and stop everything on Ctrl-C"},
+    {"quiet", 'q', OPTION_FLAG, offsetof(struct up_options, quiet), NULL, "no progress"},
+};
+static const struct option_set up_set = {"baton up FILE [--foreground]",
+    "Starts the ranks of a cluster file on this machine and then its gateway, under a supervisor that starts again "
+    "what ends. "
+    "Returns when everything answers /health; a rank that cannot start stops all and is explained.",
+    up_table, 2, 1};
+
+int cmd_up(int argc, char **argv) {
+        struct up_options o = {0};
+        struct options_result parsed;
+        struct cli_plan p;
+        struct up up;
+        int r = cli_options(&up_set, argc, argv, &o, &parsed);
+
+        if (r >= 0)
+                return r;
+        if (!parsed.count_positional) {
+                options_result_free(&parsed);
+                fprintf(stderr, "baton up: which file? usage: %s\n", up_set.usage);
+                return EXIT_USAGE;
+        }
+        r = cli_plan_read(parsed.positional[0], &p);
+        if (r < 0)
+                r = up_start(parsed.positional[0], &p, o.foreground, o.quiet, &up);
+        if (r < 0) {
+                r = EXIT_FINE;
+                if (p.plan->gateway_argv && !o.quiet)
+                        fprintf(stderr, "serving on %.*s\n", SLICE_ARG(p.plan->gateway_url));
+                if (o.foreground) {
+                        stay(&up.supervisor, up.signal_fd);
+                        fprintf(stderr, "stopping\n");
+                        up_stop(&up.supervisor);
+                }
+                close(up.signal_fd);
+        }
+        cli_plan_free(&p);
+        options_result_free(&parsed);
+        return r;
+}
