@@ -17,7 +17,9 @@ struct cli_command {
         int (*run)(int argc, char **argv); /* argv[0] is the command's name */
 };
 
+int cmd_chat(int argc, char **argv);
 int cmd_check(int argc, char **argv);
+int cmd_complete(int argc, char **argv);
 int cmd_down(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_logs(int argc, char **argv);

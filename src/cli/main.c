@@ -17,6 +17,8 @@ static const struct cli_command commands[] = {
     {"logs", "show what ranks wrote", cmd_logs},
     {"restart", "stop and start one rank or the gateway", cmd_restart},
     {"warmup", "drive every rank and every P→D pair until latency is steady", cmd_warmup},
+    {"chat", "talk with a model folder or a server from the terminal", cmd_chat},
+    {"complete", "continue a text", cmd_complete},
     {"explain", "the rule behind a code such as D03", cmd_explain},
     {"version", "print the version", cmd_version},
     {"help", "this list, or the help of a command", cmd_help},

@@ -1,0 +1,308 @@
+/* chat.c - `baton chat` and `baton complete`: a model folder or a server, from the terminal. */
+#include "base/json.h"
+#include "cli/talk.h"
+#include "os/os.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+struct chat_options {
+        const char *system, *model, *api_key;
+        double temperature, top_p;
+        int64_t max_tokens, seed;
+        bool thinking, stats;
+        struct option_list serve;
+};
+
+#define COMMON_OPTIONS                                                                                                 \
+        {"model", 0, OPTION_STRING, offsetof(struct chat_options, model), "NAME",                                      \
+            "the served model's name (the server's own)"},                                                             \
+            {"api-key", 0, OPTION_STRING, offsetof(struct chat_options, api_key), "KEY",                               \
+                "sent as Authorization: Bearer"},                                                                      \
+            {"temperature", 't', OPTION_DOUBLE, offsetof(struct chat_options, temperature), "T",                       \
+                "0: always the likeliest token (the server's default)"},                                               \
+            {"top-p", 0, OPTION_DOUBLE, offsetof(struct chat_options, top_p), "P",                                     \
+                "nucleus sampling (the server's default)"},                                                            \
+            {"max-tokens", 'n', OPTION_INT, offsetof(struct chat_options, max_tokens), "N",                            \
+                "end after so many tokens", .min = 1, .max = 1 << 24},                                                 \
+            {"seed", 0, OPTION_INT, offsetof(struct chat_options, seed), "N", "makes sampling reproducible"},          \
+            {"stats", 0, OPTION_FLAG, offsetof(struct chat_options, stats), NULL,                                      \
+                "after each answer a line of figures on stderr: tokens, TTFT, tokens/s"},                              \
+        {                                                                                                              \
+                "serve", 0, OPTION_LIST, offsetof(struct chat_options, serve), "ARG",                                  \
+                    "for a folder: an argument of `baton serve`, written --serve=--dtype --serve=bfloat16"             \
+        }
+
+static const struct option chat_table[] = {
+    {"system", 0, OPTION_STRING, offsetof(struct chat_options, system), "TEXT", "a system message"},
+    {"thinking", 0, OPTION_FLAG, offsetof(struct chat_options, thinking), NULL,
+        "ask for reasoning (chat_template_kwargs.thinking)"},
+    COMMON_OPTIONS,
+};
+static const struct option complete_table[] = {COMMON_OPTIONS};
+
+static const struct option_set chat_set = {"baton chat MODEL-FOLDER|URL [QUESTION] [options]",
+    "Asks a question and streams the answer; without a question it goes on turn by turn until end of input. Ctrl-C "
+    "ends the "
+    "answer, not the talk.",
+    chat_table, sizeof(chat_table) / sizeof(*chat_table), 2};
+static const struct option_set complete_set = {"baton complete MODEL-FOLDER|URL [TEXT] [options]",
+    "Continues a text (or what stands on standard input) and streams what follows.", complete_table,
+    sizeof(complete_table) / sizeof(*complete_table), 2};
+
+static const struct chat_options defaults = {.temperature = -1, .top_p = -1, .seed = INT64_MIN};
+
+static void add_sampling(struct json_writer *w, const struct chat_options *o) {
+        if (o->model) {
+                json_key(w, "model");
+                json_str(w, o->model);
+        }
+        if (o->temperature >= 0) {
+                json_key(w, "temperature");
+                json_double(w, o->temperature);
+        }
+        if (o->top_p >= 0) {
+                json_key(w, "top_p");
+                json_double(w, o->top_p);
+        }
+        if (o->max_tokens) {
+                json_key(w, "max_tokens");
+                json_i64(w, o->max_tokens);
+        }
+        if (o->seed != INT64_MIN) {
+                json_key(w, "seed");
+                json_i64(w, o->seed);
+        }
+        json_key(w, "stream");
+        json_bool(w, true);
+        json_key(w, "stream_options");
+        json_raw(w, SLICE_LIT("{\"include_usage\":true}"));
+}
+
+struct screen {
+        bool color, in_reasoning;
+};
+
+static void show(void *context, enum talk_part part, struct slice text) {
+        struct screen *s = context;
+
+        if ((part == TALK_REASONING) != s->in_reasoning) {
+                s->in_reasoning = part == TALK_REASONING;
+                fputs(s->color ? (s->in_reasoning ? "\033[2m" : "\033[0m\n") : s->in_reasoning ? "" : "\n", stdout);
+        }
+        fwrite(text.ptr, 1, text.len, stdout);
+        fflush(stdout);
+}
+
+static void show_stats(const struct talk_result *r) {
+        if (r->tokens < 0)
+                return;
+        fprintf(stderr, "  %lld prompt tokens", (long long)r->prompt_tokens);
+        if (r->cached_tokens >= 0)
+                fprintf(stderr, " (%lld cached)", (long long)r->cached_tokens);
+        fprintf(stderr, " · TTFT %.1f ms · %lld tokens", r->ttft_ms, (long long)r->tokens);
+        if (r->gap_ms > 0)
+                fprintf(stderr, " at %.2f ms, %.0f tokens/s", r->gap_ms, 1000 / r->gap_ms);
+        fprintf(stderr, "\n");
+}
+
+/* Stream one answer to the screen. Returns as talk_stream; the text is appended to `answer` when not NULL. */
+static int answer_one(struct talk *t, const char *path, struct buf *body, const struct chat_options *o,
+    struct buf *answer, struct error *e) {
+        struct screen screen = {.color = cli_color(STDOUT_FILENO)};
+        struct talk_result result = {0};
+        int r;
+
+        if (!buf_ok(body))
+                return error_set(e, -ENOMEM, "out of memory");
+        r = talk_stream(t, path, buf_slice(body), show, &screen, &result, e);
+        if (screen.in_reasoning && screen.color)
+                fputs("\033[0m", stdout);
+        if (result.text.len || result.reasoning.len)
+                fputc('\n', stdout);
+        fflush(stdout);
+        if (o->stats && r == 0)
+                show_stats(&result);
+        if (answer)
+                buf_add(answer, buf_slice(&result.text));
+        talk_result_free(&result);
+        return r;
+}
+
+/* ---- turns ------------------------------------------------------------------------------------------------------------- */
+
+static void add_message(struct buf *messages, const char *role, struct slice content) {
+        struct json_writer w = {.out = messages};
+
+        if (messages->len)
+                buf_add_char(messages, ',');
+        json_open(&w, '{');
+        json_key(&w, "role");
+        json_str(&w, role);
+        json_key(&w, "content");
+        json_string(&w, content);
+        json_close(&w, '}');
+}
+
+static int one_turn(
+    struct talk *t, struct buf *messages, struct slice question, const struct chat_options *o, struct error *e) {
+        struct buf body = {0}, answer = {0};
+        struct json_writer w = {.out = &body};
+        size_t before = messages->len;
+        int r;
+
+        add_message(messages, "user", question);
+        json_open(&w, '{');
+        json_key(&w, "messages");
+        buf_add_char(&body, '[');
+        buf_add(&body, buf_slice(messages));
+        buf_add_char(&body, ']');
+        w.after_key = false;
+        if (o->thinking) {
+                json_key(&w, "chat_template_kwargs");
+                json_raw(&w, SLICE_LIT("{\"thinking\":true}"));
+        }
+        add_sampling(&w, o);
+        json_close(&w, '}');
+        r = answer_one(t, "/v1/chat/completions", &body, o, &answer, e);
+        if (r == 0 || r == -ECANCELED)
+                add_message(messages, "assistant", buf_slice(&answer));
+        else
+                messages->len = before; /* the question stays out of the history when nothing answered it */
+        buf_free(&body);
+        buf_free(&answer);
+        return r;
+}
+
+static int turns(struct talk *t, struct buf *messages, const struct chat_options *o) {
+        bool terminal = isatty(STDIN_FILENO) == 1;
+        char *line = NULL;
+        size_t capacity = 0;
+        ssize_t n;
+        int exit_code = EXIT_FINE;
+
+        for (;;) {
+                struct error e = {0};
+                int r;
+
+                if (terminal) {
+                        fputs("> ", stdout);
+                        fflush(stdout);
+                }
+                n = getline(&line, &capacity, stdin);
+                if (n < 0)
+                        break;
+                if (slice_trim(slice_of(line, (size_t)n)).len == 0)
+                        continue;
+                r = one_turn(t, messages, slice_trim(slice_of(line, (size_t)n)), o, &e);
+                if (r < 0 && r != -ECANCELED) {
+                        exit_code = cli_fail(r, &e);
+                        if (!terminal)
+                                break;
+                }
+        }
+        if (terminal)
+                fputc('\n', stdout);
+        free(line);
+        return exit_code;
+}
+
+static int open_talk(const char *where, struct chat_options *o, struct talk **ret_talk) {
+        const char **args = calloc(o->serve.count + 1, sizeof(*args));
+        struct talk_options options = {.where = where, .api_key = o->api_key, .serve_args = args};
+        struct error e = {0};
+        int r;
+
+        if (!args)
+                return cli_fail(-ENOMEM, NULL);
+        for (size_t i = 0; i < o->serve.count; i++)
+                args[i] = o->serve.items[i];
+        r = talk_open(&options, ret_talk, &e);
+        free(args);
+        return r < 0 ? cli_fail(r, &e) : -1;
+}
+
+int cmd_chat(int argc, char **argv) {
+        struct chat_options o = defaults;
+        struct options_result parsed;
+        struct talk *t = NULL;
+        struct buf messages = {0};
+        struct error e = {0};
+        int r = cli_options(&chat_set, argc, argv, &o, &parsed);
+
+        if (r >= 0)
+                return r;
+        if (!parsed.count_positional) {
+                fprintf(stderr, "baton chat: which model folder or URL? usage: %s\n", chat_set.usage);
+                r = EXIT_USAGE;
+        } else
+                r = open_talk(parsed.positional[0], &o, &t);
+        if (r < 0) {
+                if (o.system)
+                        add_message(&messages, "system", slice_str(o.system));
+                if (parsed.count_positional > 1) {
+                        r = one_turn(t, &messages, slice_str(parsed.positional[1]), &o, &e);
+                        r = r == 0 ? EXIT_FINE : r == -ECANCELED ? 130 : cli_fail(r, &e);
+                } else
+                        r = turns(t, &messages, &o);
+        }
+        talk_close(t);
+        buf_free(&messages);
+        options_list_free(&o.serve);
+        options_result_free(&parsed);
+        return r;
+}
+
+#define STDIN_MAX (16u << 20)
+
+static int read_stdin(struct buf *text) {
+        char *to;
+        ssize_t n = 1;
+
+        while (n > 0 && text->len < STDIN_MAX && (to = buf_reserve(text, 65536))) {
+                n = read(STDIN_FILENO, to, 65536);
+                if (n > 0)
+                        buf_commit(text, (size_t)n);
+        }
+        return buf_ok(text) && n >= 0 ? 0 : -EIO;
+}
+
+int cmd_complete(int argc, char **argv) {
+        struct chat_options o = defaults;
+        struct options_result parsed;
+        struct talk *t = NULL;
+        struct buf text = {0}, body = {0};
+        struct json_writer w = {.out = &body};
+        struct error e = {0};
+        int r = cli_options(&complete_set, argc, argv, &o, &parsed);
+
+        if (r >= 0)
+                return r;
+        if (!parsed.count_positional) {
+                fprintf(stderr, "baton complete: which model folder or URL? usage: %s\n", complete_set.usage);
+                r = EXIT_USAGE;
+        } else if (parsed.count_positional > 1)
+                buf_add_str(&text, parsed.positional[1]);
+        else if (read_stdin(&text) < 0) {
+                fprintf(stderr, "baton complete: cannot read standard input\n");
+                r = EXIT_UNKNOWN;
+        }
+        if (r < 0)
+                r = open_talk(parsed.positional[0], &o, &t);
+        if (r < 0) {
+                json_open(&w, '{');
+                json_key(&w, "prompt");
+                json_string(&w, buf_slice(&text));
+                add_sampling(&w, &o);
+                json_close(&w, '}');
+                r = answer_one(t, "/v1/completions", &body, &o, NULL, &e);
+                r = r == 0 ? EXIT_FINE : r == -ECANCELED ? 130 : cli_fail(r, &e);
+        }
+        talk_close(t);
+        buf_free(&text);
+        buf_free(&body);
+        options_list_free(&o.serve);
+        options_result_free(&parsed);
+        return r;
+}
