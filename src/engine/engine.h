@@ -16,8 +16,8 @@ struct engine_options {
         struct model *model;     /* borrowed */
         struct compute *compute; /* borrowed; used by the engine thread alone from engine_start() on */
         uint32_t max_model_len;
-        uint32_t max_seqs;           /* --max-num-seqs */
-        uint32_t max_batched_tokens; /* --max-num-batched-tokens */
+        uint32_t max_seqs;            /* --max-num-seqs */
+        uint32_t max_batched_tokens;  /* --max-num-batched-tokens */
         uint32_t long_prefill_tokens; /* --long-prefill-token-threshold, 0: off */
         bool chunked_prefill, prefix_caching;
         enum { SCHEDULE_FCFS, SCHEDULE_PRIORITY } policy;
@@ -48,15 +48,15 @@ enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINI
 /* One sequence (n > 1 is n requests that share a prompt). Copied by engine_submit(). */
 struct engine_request {
         const uint32_t *prompt;
-        uint32_t prompt_count; /* 1 .. max_model_len - 1 */
+        uint32_t prompt_count;           /* 1 .. max_model_len - 1 */
         struct sampling_params sampling; /* arrays are copied; strings are not used here */
         const uint32_t *bad_sequences;   /* bad_words as ids: count, ids…, count, ids… ending in 0; NULL: none */
         const int64_t *eos;
         uint32_t eos_count;
         struct slice cache_salt;
-        int32_t priority;      /* lower is served first under SCHEDULE_PRIORITY */
-        uint64_t arrival_ns;   /* clock_mono_ns() when the HTTP request came in */
-        void *user;            /* given back with every output */
+        int32_t priority;    /* lower is served first under SCHEDULE_PRIORITY */
+        uint64_t arrival_ns; /* clock_mono_ns() when the HTTP request came in */
+        void *user;          /* given back with every output */
 };
 
 typedef uint64_t engine_id; /* never reused in a process; 0 is none */
@@ -81,14 +81,14 @@ struct engine_output {
         void *user;
         const struct engine_token *tokens; /* new since the last output; may be none */
         uint32_t token_count;
-        enum finish_reason finish; /* FINISH_NONE: more follows */
-        int64_t stop_id;           /* FINISH_STOP: the stop_token_id that ended it, -1 for EOS */
-        const char *error;         /* FINISH_ERROR: text for people, else NULL */
-        uint32_t cached_tokens;    /* of the prompt, found in the prefix cache */
+        enum finish_reason finish;                /* FINISH_NONE: more follows */
+        int64_t stop_id;                          /* FINISH_STOP: the stop_token_id that ended it, -1 for EOS */
+        const char *error;                        /* FINISH_ERROR: text for people, else NULL */
+        uint32_t cached_tokens;                   /* of the prompt, found in the prefix cache */
         const struct engine_token *prompt_tokens; /* with prompt_logprobs, once, before or with the first token */
         uint32_t prompt_token_count;
         uint64_t queued_ns, scheduled_ns, first_token_ns, last_token_ns; /* monotonic; 0: not yet */
-        struct engine_output *next; /* in the list of engine_take */
+        struct engine_output *next;                                      /* in the list of engine_take */
 };
 
 /* All outputs since the last call, oldest first, or NULL. Free with engine_outputs_free(). Front thread. */
