@@ -35,6 +35,8 @@ bool http_field_is_framing(struct slice name) {
 }
 
 bool http_field_is_hop_by_hop(struct http_fields fields, struct slice name) {
+        if (name.len == 0)
+                return false;
         if (name.len != 14 && http_field_is_framing(name))
                 return true;
         for (size_t i = 0; i < fields.count; i++) {

@@ -1,0 +1,306 @@
+/* test_tls.c - TLS on both sides, with certificates made here. */
+#include "client_calls.h"
+#include <openssl/evp.h>
+#include <openssl/pem.h>
+#include <openssl/rsa.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#include <sys/stat.h>
+
+static char dir[] = "/tmp/baton-test-tls-XXXXXX";
+static char cert_path[64], key_path[64], other_cert_path[64], other_key_path[64];
+
+static void add_extension(X509 *cert, int nid, const char *value) {
+        X509V3_CTX context;
+        X509_EXTENSION *extension;
+
+        X509V3_set_ctx(&context, cert, cert, NULL, NULL, 0);
+        extension = X509V3_EXT_conf_nid(NULL, &context, nid, value);
+        assert_non_null(extension);
+        X509_add_ext(cert, extension, -1);
+        X509_EXTENSION_free(extension);
+}
+
+/* A self-signed certificate for `names`, valid for an hour. */
+static void make_certificate(const char *cert_file, const char *key_file, const char *names) {
+        EVP_PKEY *key = EVP_EC_gen("P-256");
+        X509 *cert = X509_new();
+        X509_NAME *subject = X509_get_subject_name(cert);
+        FILE *f;
+
+        assert_non_null(key);
+        X509_set_version(cert, 2);
+        ASN1_INTEGER_set(X509_get_serialNumber(cert), 1);
+        X509_gmtime_adj(X509_getm_notBefore(cert), -60);
+        X509_gmtime_adj(X509_getm_notAfter(cert), 3600);
+        X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, (const unsigned char *)"baton test", -1, -1, 0);
+        X509_set_issuer_name(cert, subject);
+        X509_set_pubkey(cert, key);
+        add_extension(cert, NID_basic_constraints, "critical,CA:TRUE");
+        add_extension(cert, NID_subject_alt_name, names);
+        assert_true(X509_sign(cert, key, EVP_sha256()) > 0);
+        f = fopen(cert_file, "w");
+        PEM_write_X509(f, cert);
+        fclose(f);
+        f = fopen(key_file, "w");
+        PEM_write_PrivateKey(f, key, NULL, NULL, 0, NULL, NULL);
+        fclose(f);
+        X509_free(cert);
+        EVP_PKEY_free(key);
+}
+
+static int make_files(void **state) {
+        assert_non_null(mkdtemp(dir));
+        snprintf(cert_path, sizeof(cert_path), "%s/cert.pem", dir);
+        snprintf(key_path, sizeof(key_path), "%s/key.pem", dir);
+        snprintf(other_cert_path, sizeof(other_cert_path), "%s/other.pem", dir);
+        snprintf(other_key_path, sizeof(other_key_path), "%s/other-key.pem", dir);
+        make_certificate(cert_path, key_path, "DNS:localhost,IP:127.0.0.1");
+        make_certificate(other_cert_path, other_key_path, "DNS:elsewhere.example");
+        return 0;
+}
+
+static int remove_files(void **state) {
+        unlink(cert_path);
+        unlink(key_path);
+        unlink(other_cert_path);
+        unlink(other_key_path);
+        rmdir(dir);
+        return 0;
+}
+
+struct fixture {
+        struct net net;
+        struct app app;
+        struct http_client *client;
+        struct arena arena;
+        struct http_endpoint to;
+        struct record r[3];
+};
+
+static void open_with(struct fixture *f, struct http_server_options server, struct http_client_options client) {
+        memset(f, 0, sizeof(*f));
+        net_open(&f->net);
+        app_open(&f->app, &f->net, server, "127.0.0.1");
+        assert_int_equal(http_client_new(&f->net.loop, &client, &f->client, NULL), 0);
+        f->to = endpoint_of(&f->arena, "https://127.0.0.1:%u", f->app.port);
+}
+
+static void close_all(struct fixture *f) {
+        client_close(&f->net, f->client);
+        app_close(&f->app);
+        for (size_t i = 0; i < 3; i++)
+                record_free(&f->r[i]);
+        arena_free(&f->arena);
+        net_close(&f->net);
+}
+
+static struct http_server_options tls_server(void) {
+        return (struct http_server_options){.tls = {.cert = cert_path, .key = key_path}};
+}
+
+static struct http_request get(const char *target) {
+        return (struct http_request){.target = slice_str(target)};
+}
+
+static void bodies_pass_both_ways_and_the_connection_is_kept(void **state) {
+        struct slice body = many(3 << 20);
+        struct http_request echo = {
+            .method = HTTP_METHOD_POST, .target = SLICE_LIT("/echo"), .body = &body, .body_parts = 1};
+        struct fixture f;
+
+        open_with(&f, tls_server(), (struct http_client_options){.tls_ca = cert_path});
+        call_begin(f.client, &f.r[0], f.to, echo);
+        UNTIL(&f.net, f.r[0].ends);
+        assert_string_equal(f.r[0].why.ptr, "complete");
+        assert_int_equal(f.r[0].body.len, body.len);
+        assert_memory_equal(f.r[0].body.ptr, body.ptr, body.len);
+        call_begin(f.client, &f.r[1], f.to, get("/hello"));
+        UNTIL(&f.net, f.r[1].ends);
+        assert_string_equal(buf_cstr(&f.r[1].body), "hello");
+        assert_true(f.r[1].reused);
+        assert_int_equal(http_server_connections(f.app.server), 1);
+        close_all(&f);
+}
+
+static void a_name_is_checked_against_the_certificate(void **state) {
+        struct fixture f;
+
+        open_with(&f, tls_server(), (struct http_client_options){.tls_ca = cert_path});
+        call_begin(f.client, &f.r[0], endpoint_of(&f.arena, "https://localhost:%u", f.app.port), get("/hello"));
+        UNTIL(&f.net, f.r[0].ends);
+        assert_string_equal(buf_cstr(&f.r[0].body), "hello");
+        close_all(&f);
+        open_with(&f, (struct http_server_options){.tls = {.cert = other_cert_path, .key = other_key_path}},
+            (struct http_client_options){.tls_ca = other_cert_path});
+        call_begin(f.client, &f.r[0], f.to, get("/hello"));
+        call_begin(f.client, &f.r[1], endpoint_of(&f.arena, "https://localhost:%u", f.app.port), get("/hello"));
+        UNTIL(&f.net, f.r[0].ends && f.r[1].ends);
+        assert_int_equal(f.r[0].failure, HTTP_FAIL_CONNECT);
+        assert_non_null(strstr(f.r[0].why.ptr, "IP address mismatch"));
+        assert_int_equal(f.r[1].failure, HTTP_FAIL_CONNECT);
+        assert_non_null(strcasestr(f.r[1].why.ptr, "hostname mismatch"));
+        assert_int_equal(f.app.requests, 0);
+        close_all(&f);
+}
+
+static void an_unknown_signer_is_refused_unless_verifying_is_off(void **state) {
+        struct fixture f;
+
+        open_with(&f, tls_server(), (struct http_client_options){0});
+        call_begin(f.client, &f.r[0], f.to, get("/hello"));
+        UNTIL(&f.net, f.r[0].ends);
+        assert_int_equal(f.r[0].failure, HTTP_FAIL_CONNECT);
+        assert_non_null(strstr(f.r[0].why.ptr, "certificate: self-signed certificate"));
+        assert_int_equal(f.r[0].connected, 0);
+        close_all(&f);
+        open_with(&f, tls_server(), (struct http_client_options){.tls_verify_off = true});
+        call_begin(f.client, &f.r[0], f.to, get("/hello"));
+        UNTIL(&f.net, f.r[0].ends);
+        assert_string_equal(buf_cstr(&f.r[0].body), "hello");
+        close_all(&f);
+}
+
+static void a_client_without_the_certificate_that_is_asked_for_gets_nothing(void **state) {
+        struct http_server_options options = tls_server();
+        struct fixture f;
+
+        options.tls.client_ca = other_cert_path;
+        open_with(&f, options, (struct http_client_options){.tls_ca = cert_path});
+        call_begin(f.client, &f.r[0], f.to, get("/hello"));
+        UNTIL(&f.net, f.r[0].ends);
+        assert_int_not_equal(f.r[0].failure, HTTP_OK);
+        assert_int_equal(f.app.requests, 0);
+        UNTIL(&f.net, http_server_connections(f.app.server) == 0);
+        close_all(&f);
+}
+
+static void plain_and_tls_do_not_understand_each_other(void **state) {
+        struct fixture f;
+        struct peer *p;
+
+        open_with(&f, tls_server(), (struct http_client_options){0});
+        p = peer_connect(&f.net, f.app.port);
+        peer_say(p, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        UNTIL(&f.net, peer_ended(p));
+        assert_false(peer_got(p, "HTTP/"));
+        peer_leave(&f.net, p, false);
+        close_all(&f);
+        open_with(&f, (struct http_server_options){0}, (struct http_client_options){0});
+        call_begin(f.client, &f.r[0], f.to, get("/hello"));
+        UNTIL(&f.net, f.r[0].ends);
+        assert_int_equal(f.r[0].failure, HTTP_FAIL_CONNECT);
+        assert_non_null(strstr(f.r[0].why.ptr, "wrong version number"));
+        close_all(&f);
+}
+
+static void a_handshake_that_does_not_come_is_not_waited_for(void **state) {
+        struct http_server_options options = tls_server();
+        struct http_request request = get("/");
+        struct backend silent;
+        struct fixture f;
+        struct peer *p;
+
+        options.limits.head_ms = 30;
+        open_with(&f, options, (struct http_client_options){0});
+        p = peer_connect(&f.net, f.app.port);
+        UNTIL(&f.net, peer_ended(p));
+        peer_leave(&f.net, p, false);
+        backend_open(&f.net, &silent);
+        request.deadlines.connect_ms = 30;
+        call_begin(f.client, &f.r[0], endpoint_of(&f.arena, "https://127.0.0.1:%u", silent.port), request);
+        UNTIL(&f.net, f.r[0].ends);
+        assert_int_equal(f.r[0].failure, HTTP_FAIL_CONNECT);
+        backend_close(&f.net, &silent);
+        close_all(&f);
+}
+
+static void back_pressure_reaches_through_tls(void **state) {
+        struct slice piece = many(64 << 10);
+        size_t pieces = 0;
+        struct fixture f;
+        int r = 0;
+
+        open_with(&f, tls_server(), (struct http_client_options){.tls_ca = cert_path});
+        f.r[0].pause_at_head = true;
+        call_begin(f.client, &f.r[0], f.to, get("/park"));
+        UNTIL(&f.net, f.app.x);
+        http_begin(f.app.x, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED);
+        while (r == 0) {
+                r = http_send(f.app.x, &piece, 1);
+                pieces++;
+                uv_run(&f.net.loop, UV_RUN_NOWAIT);
+        }
+        assert_int_equal(r, 1);
+        for (int i = 0; i < 20; i++)
+                uv_run(&f.net.loop, UV_RUN_NOWAIT);
+        assert_int_equal(f.app.writables, 0);
+        assert_int_equal(f.r[0].body.len, 0);
+        http_call_resume(f.r[0].call);
+        UNTIL(&f.net, f.app.writables);
+        http_finish(f.app.x);
+        UNTIL(&f.net, f.r[0].ends);
+        assert_int_equal(f.r[0].failure, HTTP_OK);
+        assert_int_equal(f.r[0].body.len, pieces * piece.len);
+        close_all(&f);
+}
+
+static void leaving_is_noticed_on_both_sides(void **state) {
+        struct fixture f;
+
+        open_with(&f, tls_server(), (struct http_client_options){.tls_ca = cert_path});
+        call_begin(f.client, &f.r[0], f.to, get("/park"));
+        UNTIL(&f.net, f.app.x);
+        http_call_abort(f.r[0].call);
+        UNTIL(&f.net, f.app.ended);
+        assert_int_equal(f.app.last_end, HTTP_END_CLIENT_GONE);
+        call_begin(f.client, &f.r[1], f.to, get("/park"));
+        UNTIL(&f.net, f.app.x);
+        http_begin(f.app.x, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED);
+        http_send(f.app.x, &SLICE_LIT("part"), 1);
+        UNTIL(&f.net, f.r[1].body.len);
+        http_exchange_abort(f.app.x);
+        UNTIL(&f.net, f.r[1].ends);
+        assert_int_equal(f.r[1].failure, HTTP_FAIL_TRUNCATED);
+        close_all(&f);
+}
+
+static void wrong_files_are_said_by_name(void **state) {
+        struct http_tls_files files[] = {{.cert = "/nowhere.pem", .key = key_path},
+            {.cert = cert_path, .key = "/nowhere.pem"}, {.cert = cert_path}, {.key = key_path},
+            {.cert = cert_path, .key = other_key_path},
+            {.cert = cert_path, .key = key_path, .client_ca = "/nowhere.pem"}};
+        struct http_client_options client = {.tls_ca = "/nowhere.pem"};
+        struct http_client *c;
+        struct error e = {0};
+        struct net net;
+
+        net_open(&net);
+        for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+                struct http_server_options options = {.tls = files[i], .on_request = app_on_request};
+                struct http_server *s;
+
+                memset(&e, 0, sizeof(e));
+                assert_int_equal(http_server_new(&net.loop, &options, &s, &e), -EINVAL);
+                assert_non_null(strstr(e.text, "TLS: "));
+        }
+        assert_int_equal(http_client_new(&net.loop, &client, &c, &e), -EINVAL);
+        assert_non_null(strstr(e.text, "/nowhere.pem"));
+        net_close(&net);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+            cmocka_unit_test(bodies_pass_both_ways_and_the_connection_is_kept),
+            cmocka_unit_test(a_name_is_checked_against_the_certificate),
+            cmocka_unit_test(an_unknown_signer_is_refused_unless_verifying_is_off),
+            cmocka_unit_test(a_client_without_the_certificate_that_is_asked_for_gets_nothing),
+            cmocka_unit_test(plain_and_tls_do_not_understand_each_other),
+            cmocka_unit_test(a_handshake_that_does_not_come_is_not_waited_for),
+            cmocka_unit_test(back_pressure_reaches_through_tls),
+            cmocka_unit_test(leaving_is_noticed_on_both_sides),
+            cmocka_unit_test(wrong_files_are_said_by_name),
+        };
+
+        return cmocka_run_group_tests(tests, make_files, remove_files);
+}
