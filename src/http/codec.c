@@ -20,10 +20,12 @@ enum { PHASE_HEAD, PHASE_BODY, PHASE_DONE, PHASE_SPENT };
 static int on_target(llhttp_t *ll, const char *at, size_t len);
 static int on_target_complete(llhttp_t *ll);
 static int on_field_name(llhttp_t *ll, const char *at, size_t len);
+static int on_field_name_complete(llhttp_t *ll);
 static int on_field_value(llhttp_t *ll, const char *at, size_t len);
 static int on_field_complete(llhttp_t *ll);
 static int on_head_complete(llhttp_t *ll);
 static int on_chunk_extension(llhttp_t *ll, const char *at, size_t len);
+static int on_chunk_extension_complete(llhttp_t *ll);
 static int on_chunk_line(llhttp_t *ll);
 static int on_body(llhttp_t *ll, const char *at, size_t len);
 static int on_message_complete(llhttp_t *ll);
@@ -32,11 +34,14 @@ static const llhttp_settings_t settings = {
     .on_url = on_target,
     .on_url_complete = on_target_complete,
     .on_header_field = on_field_name,
+    .on_header_field_complete = on_field_name_complete,
     .on_header_value = on_field_value,
     .on_header_value_complete = on_field_complete,
     .on_headers_complete = on_head_complete,
     .on_chunk_extension_name = on_chunk_extension,
     .on_chunk_extension_value = on_chunk_extension,
+    .on_chunk_extension_name_complete = on_chunk_extension_complete,
+    .on_chunk_extension_value_complete = on_chunk_extension_complete,
     .on_chunk_header = on_chunk_line,
     .on_body = on_body,
     .on_message_complete = on_message_complete,
@@ -115,18 +120,27 @@ static int on_field_name(llhttp_t *ll, const char *at, size_t len) {
         if (in_trailers(p))
                 return 0;
         if (!p->name_open) {
-                if (p->count_spans >= p->limits.head_fields)
-                        return refuse(p, 431, "too many header fields");
+                p->name_open = true;
+                p->over_fields = p->count_spans >= p->limits.head_fields;
+                if (p->over_fields)
+                        return 0;
                 if (p->count_spans == p->size_spans && grow_spans(p) < 0) {
                         p->out_of_memory = true;
                         return -1;
                 }
                 p->spans[p->count_spans] = (struct http_field_span){0};
                 p->count_spans++;
-                p->name_open = true;
         }
-        extend(p, &p->spans[p->count_spans - 1].name, at, len);
+        if (!p->over_fields)
+                extend(p, &p->spans[p->count_spans - 1].name, at, len);
         return 0;
+}
+
+/* Limits are judged where a piece is complete: a piece itself comes in as many parts as the input does. */
+static int on_field_name_complete(llhttp_t *ll) {
+        struct http_parser *p = ll->data;
+
+        return p->over_fields && !in_trailers(p) ? refuse(p, 431, "too many header fields") : 0;
 }
 
 static int on_field_value(llhttp_t *ll, const char *at, size_t len) {
@@ -147,10 +161,14 @@ static int on_field_complete(llhttp_t *ll) {
 static int on_chunk_extension(llhttp_t *ll, const char *at, size_t len) {
         struct http_parser *p = ll->data;
 
-        p->extension_bytes += (uint32_t)(len < HTTP_CHUNK_EXTENSION_MAX ? len : HTTP_CHUNK_EXTENSION_MAX + 1);
-        if (p->extension_bytes > HTTP_CHUNK_EXTENSION_MAX)
-                return refuse(p, 400, "chunk extensions too long");
+        p->extension_bytes += len;
         return 0;
+}
+
+static int on_chunk_extension_complete(llhttp_t *ll) {
+        struct http_parser *p = ll->data;
+
+        return p->extension_bytes > HTTP_CHUNK_EXTENSION_MAX ? refuse(p, 400, "chunk extensions too long") : 0;
 }
 
 static int on_chunk_line(llhttp_t *ll) {
@@ -478,9 +496,9 @@ static void reset_message(struct http_parser *p) {
         p->kept = NULL;
         p->spans = NULL;
         p->target = (struct http_span){0};
-        p->kept_size = p->head_seen = p->gap = 0;
-        p->count_spans = p->size_spans = p->extension_bytes = 0;
-        p->name_open = p->target_done = p->message_done = p->out_of_memory = false;
+        p->kept_size = p->head_seen = p->gap = p->extension_bytes = 0;
+        p->count_spans = p->size_spans = 0;
+        p->name_open = p->over_fields = p->target_done = p->message_done = p->out_of_memory = false;
 }
 
 static int next_in_head(struct http_parser *p, struct slice *in, struct http_event *ret_event) {

@@ -62,10 +62,10 @@ struct http_parser {
         char *kept;         /* the head so far, when it came in pieces */
         struct http_field_span *spans;
         struct http_span target;
-        size_t kept_size, head_seen, gap;
-        uint32_t count_spans, size_spans, extension_bytes;
+        size_t kept_size, head_seen, gap, extension_bytes;
+        uint32_t count_spans, size_spans;
         uint8_t phase, informational;
-        bool started, name_open, target_done, message_done, to_head, out_of_memory;
+        bool started, name_open, over_fields, target_done, message_done, to_head, out_of_memory;
         struct slice body;
 };
 

@@ -92,7 +92,7 @@ static void call_begin(struct http_client *c, struct record *r, struct http_endp
         r->inside = false;
 }
 
-static struct http_endpoint endpoint_of(struct arena *arena, const char *format, unsigned port) {
+static inline struct http_endpoint endpoint_of(struct arena *arena, const char *format, unsigned port) {
         struct http_endpoint to;
         struct error e = {0};
         char text[256];

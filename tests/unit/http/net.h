@@ -260,10 +260,6 @@ struct app {
         const char *peer;
 };
 
-static inline struct slice app_text(const char *text) {
-        return slice_str(text);
-}
-
 static inline void app_on_end(struct http_exchange *x, enum http_end end, void *user) {
         struct app *a = user;
 
@@ -294,10 +290,16 @@ static inline void app_on_writable(struct http_exchange *x, void *user) {
         a->writables++;
 }
 
+/* As a handler should: what cannot be answered, for want of memory, is aborted. */
+static inline void app_answer(struct http_exchange *x, int status, struct http_fields fields, struct slice body) {
+        if (http_respond(x, status, fields, body) < 0)
+                http_exchange_abort(x);
+}
+
 static inline void app_on_all(struct http_exchange *x, struct slice body, void *user) {
         struct http_field type = {SLICE_LIT("Content-Type"), SLICE_LIT("text/plain")};
 
-        http_respond(x, 200, (struct http_fields){&type, 1}, body);
+        app_answer(x, 200, (struct http_fields){&type, 1}, body);
 }
 
 /* /hello answers at once; /echo gathers the body and sends it back; /park leaves everything to the test; /ignore parks
@@ -316,13 +318,13 @@ static inline void app_on_request(void *context, struct http_exchange *x) {
                 a->x = x;
         http_exchange_watch(x, &callbacks, a);
         if (slice_is(path, "/hello"))
-                http_respond(x, 200, (struct http_fields){0}, SLICE_LIT("hello"));
+                app_answer(x, 200, (struct http_fields){0}, SLICE_LIT("hello"));
         else if (slice_is(path, "/echo"))
                 http_exchange_collect(x, app_on_all);
         else if (slice_is(path, "/peer"))
-                http_respond(x, 200, (struct http_fields){0}, slice_str(http_exchange_peer(x)));
+                app_answer(x, 200, (struct http_fields){0}, slice_str(http_exchange_peer(x)));
         else if (!a->x)
-                http_respond(x, 404, (struct http_fields){0}, SLICE_LIT("nothing here"));
+                app_answer(x, 404, (struct http_fields){0}, SLICE_LIT("nothing here"));
 }
 
 static inline void app_open(struct app *a, struct net *n, struct http_server_options options, const char *host) {

@@ -1,0 +1,160 @@
+/* test_alloc.c - memory may run out at any allocation: the call says so or the exchange ends, once; nothing leaks (as
+ * AddressSanitizer sees), nothing hangs, and afterwards everything works again. */
+#include "client_calls.h"
+#include "codec_log.h"
+#include "failmalloc.h"
+#include "http/sse.h"
+
+/* How many allocations after the first failing one fail too: one, a few, all that follow for a while. */
+static const long runs[] = {0, 3, 50};
+
+static int parse_all(enum codec_side side, struct slice bytes, size_t step) {
+        struct http_parser_limits limits = codec_limits;
+        struct arena arena = {0};
+        struct http_parser p;
+        struct http_event event = {HTTP_EVENT_MORE, SLICE_NONE};
+        int r = 0;
+
+        if (side == CODEC_REQUEST)
+                http_parser_init_request(&p, &limits);
+        else
+                http_parser_init_response(&p, &limits);
+        http_parser_begin(&p, &arena);
+        for (size_t at = 0; r == 0 && at < bytes.len && event.kind != HTTP_EVENT_END; at += step) {
+                struct slice in = slice_sub(bytes, at, at + step);
+
+                do
+                        r = http_parser_next(&p, &in, &event);
+                while (r == 0 && event.kind != HTTP_EVENT_MORE && event.kind != HTTP_EVENT_END);
+        }
+        arena_free(&arena);
+        return r == 0 && event.kind == HTTP_EVENT_END ? 1 : r;
+}
+
+static void a_parser_says_that_memory_is_out(void **state) {
+        struct buf b = {0};
+
+        buf_add_str(&b, "POST http://a?q HTTP/1.1\r\nHost: a\r\n");
+        for (int i = 0; i < 60; i++)
+                buf_printf(&b, "Field-%d: with a value of some length\r\n", i);
+        buf_add_str(&b, "Content-Length: 4\r\n\r\nbody");
+        for (size_t step = 100; step <= b.len; step += b.len - 100) {
+                long n = 0;
+                int r;
+
+                do {
+                        fail_from(n++, 0);
+                        r = parse_all(CODEC_REQUEST, buf_slice(&b), step);
+                        fail_never();
+                        assert_int_equal(r, failed_once ? -ENOMEM : 1);
+                } while (failed_once);
+                assert_true(n > 3);
+        }
+        buf_free(&b);
+}
+
+static void a_splitter_says_that_memory_is_out(void **state) {
+        struct slice stream = SLICE_LIT("data: a\n\ndata: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+                                        "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\n\n");
+        long n = 0;
+
+        do {
+                struct sse *s;
+                int r = 0, events = 0;
+
+                fail_from(n++, 0);
+                s = sse_new();
+                for (size_t at = 0; s && r >= 0 && at < stream.len; at += 10) {
+                        struct slice in = slice_sub(stream, at, at + 10), event;
+
+                        while ((r = sse_next(s, &in, &event)) > 0)
+                                events++;
+                }
+                fail_never();
+                assert_true(failed_once ? !s || r == -ENOMEM : events == 2);
+                sse_free(s);
+        } while (failed_once);
+        assert_true(n > 2);
+}
+
+/* A server and a client, four kinds of exchange between them, with the n-th allocation failing. Returns how many calls
+ * came to their full answer. */
+static int exchange(long n, long run, struct slice big) {
+        struct http_server_options server_options = {.on_request = app_on_request};
+        struct http_client_options client_options = {0};
+        struct http_listen at = {.host = "127.0.0.1"};
+        struct http_request requests[] = {{.target = SLICE_LIT("/hello")},
+            {.method = HTTP_METHOD_POST, .target = SLICE_LIT("/echo"), .body = &big, .body_parts = 1},
+            {.method = HTTP_METHOD_POST, .target = SLICE_LIT("/echo"), .streamed = true, .body = &big, .body_parts = 1},
+            {.target = SLICE_LIT("/peer"), .retry_stale = true}};
+        struct http_client *client = NULL;
+        struct record r[4] = {0};
+        struct arena arena = {0};
+        struct http_endpoint to;
+        struct net net;
+        struct app app = {.net = &net};
+        int complete = 0;
+        bool begun;
+
+        net_open(&net);
+        server_options.context = &app;
+        fail_from(n, run);
+        begun = http_server_new(&net.loop, &server_options, &app.server, NULL) == 0 &&
+                http_server_listen(app.server, &at, &app.port, NULL) == 0 &&
+                http_client_new(&net.loop, &client_options, &client, NULL) == 0;
+        if (begun) {
+                char text[64];
+
+                snprintf(text, sizeof(text), "http://127.0.0.1:%u", app.port);
+                begun = http_endpoint_parse(&arena, slice_str(text), &to, NULL, NULL) == 0;
+        }
+        for (int i = 0; begun && i < 4; i++) {
+                r[i].failure = -1;
+                r[i].inside = true;
+                if (http_call_start(client, &to, &requests[i], &record_callbacks, &r[i], &r[i].call) < 0) {
+                        r[i].inside = false;
+                        continue;
+                }
+                r[i].inside = false;
+                if (requests[i].streamed)
+                        http_call_send_end(r[i].call);
+                UNTIL(&net, r[i].ends);
+                complete += r[i].failure == HTTP_OK && r[i].status == 200;
+        }
+        fail_never();
+        if (client)
+                client_close(&net, client);
+        if (app.server)
+                app_close(&app);
+        assert_int_equal(app.ended, app.requests);
+        for (int i = 0; i < 4; i++)
+                record_free(&r[i]);
+        arena_free(&arena);
+        net_close(&net);
+        return complete;
+}
+
+static void an_exchange_survives_any_allocation_that_fails(void **state) {
+        struct slice big = many(600 << 10);
+        long n = 0;
+
+        for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
+                n = 0;
+                do
+                        exchange(n++, runs[i], big);
+                while (failed_once);
+                /* Without a failure all four complete. */
+                assert_int_equal(exchange(100000, 0, big), 4);
+        }
+        assert_true(n > 20);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+            cmocka_unit_test(a_parser_says_that_memory_is_out),
+            cmocka_unit_test(a_splitter_says_that_memory_is_out),
+            cmocka_unit_test(an_exchange_survives_any_allocation_that_fails),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
