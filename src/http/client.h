@@ -1,4 +1,5 @@
-/* client.h - what the parts of the client share: client.c (calls), pool.c (endpoints, their names and their connections).
+/* client.h - what the parts of the client share: client.c (the whole), call.c (calls), pool.c (endpoints, their names and
+ * their connections).
  * Private to http/. */
 #pragma once
 #include "base/buf.h"
@@ -87,9 +88,16 @@ struct http_upstream *http_pool_take(struct http_target *t);
 void http_pool_give(struct http_upstream *u);
 void http_upstream_close(struct http_upstream *u);
 void http_pool_close_idle(struct http_client *c);
-void http_client_check_closed(struct http_client *c);
 
 /* client.c */
+/* The context of TLS connections, made when it is first needed. Returns 0 or a negative errno (logged). */
+int http_client_make_tls(struct http_client *c);
+void http_client_check_closed(struct http_client *c);
+
+/* call.c */
 extern const struct http_conn_ops http_upstream_ops;
 struct http_call *http_call_of_waiting(struct list *link);
 void http_call_resolved(struct http_call *call, int error);
+/* By their links in client->calls and client->spare_calls. */
+void http_call_close(struct list *link);
+void http_call_free_spare(struct list *link);

@@ -78,7 +78,7 @@ struct http_limits {
         size_t pipeline_bytes; /* 16 KiB */
         size_t connections;    /* 0: as many as the process's descriptors allow; beyond it accept pauses */
         unsigned head_ms;      /* from the first byte of a head to its end, total, not idle: 10 s, then 408 and close */
-        unsigned body_idle_ms; /* without a byte of a body that is due: 30 s, then 408 and close */
+        unsigned body_idle_ms; /* for each 4 KiB of a body that is due, or the rest of it: 30 s, then 408 and close */
         unsigned idle_ms;      /* a kept-alive connection without request: 75 s, then close */
         unsigned stall_ms;     /* a client that takes no byte of what is queued: 60 s, then the exchange is aborted */
         size_t write_high, write_low; /* queued bytes at which a writer is told to stop, and to go on: 256 and 64 KiB */

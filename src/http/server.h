@@ -12,6 +12,9 @@
 #define HTTP_LINGER_BYTES (8u << 20)
 /* What is left of a request body is read and dropped to keep a connection, if it is at most this. */
 #define HTTP_DISCARD_BYTES (64u << 10)
+/* What a body has to bring within each body_idle_ms. A deadline for single bytes would let a client hold a connection for
+ * months with one body. */
+#define HTTP_BODY_PACE_BYTES 4096
 /* Connections kept as memory for the next ones. */
 #define HTTP_SPARE_EXCHANGES 256
 
@@ -68,7 +71,7 @@ struct http_exchange {
         struct slice head_out; /* of http_begin(), until the first bytes go with it */
         int64_t answer_left;   /* bytes that Content-Length still promises, or HTTP_LENGTH_* */
         uint64_t read_deadline, write_deadline;
-        size_t lingered;
+        size_t lingered, pace;
         union {
                 struct sockaddr any;
                 struct sockaddr_in v4;
@@ -89,3 +92,14 @@ int http_exchange_open(struct http_server *s, struct http_exchange *x, int fd, c
 /* For draining: close when nothing is in flight; end what is in flight with HTTP_END_ABORTED and close. From the loop. */
 void http_exchange_close_if_idle(struct http_exchange *x);
 void http_exchange_break(struct http_exchange *x);
+
+/* exchange.c, for answer.c */
+/* Write or queue; the stall deadline begins when bytes are queued. As http_conn_write(). */
+int http_exchange_write(struct http_exchange *x, struct iovec *parts, int count);
+/* The handler has changed something: act on it in the turn that is running, or else in the next one. */
+void http_exchange_wake(struct http_exchange *x);
+/* Set interest and deadline by the exchange's state. */
+void http_exchange_settle(struct http_exchange *x);
+bool http_exchange_wants_body(const struct http_exchange *x);
+/* What is left of the body is worth reading to keep the connection. */
+bool http_exchange_body_is_short(const struct http_exchange *x);

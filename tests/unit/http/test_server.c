@@ -334,13 +334,39 @@ static void a_slow_head_is_timed_from_its_first_byte_to_its_end(void **state) {
         close_all(&f);
 }
 
-static void a_slow_body_is_timed_between_its_bytes(void **state) {
+static void a_body_that_stops_is_answered_with_408(void **state) {
         struct fixture f;
 
         open_with(&f, (struct http_limits){.body_idle_ms = 20});
         expect_status(&f, SLICE_LIT(POST("/echo") "Content-Length: 10\r\n\r\nabc"), "HTTP/1.1 408 ");
         assert_int_equal(f.app.ended, 1);
         assert_int_equal(f.app.last_end, HTTP_END_STALLED);
+        close_all(&f);
+}
+
+static void on_drip(uv_timer_t *timer) {
+        struct peer *p = timer->data;
+
+        if (!peer_ended(p))
+                peer_say(p, "x");
+}
+
+static void a_dripping_body_is_not_waited_for(void **state) {
+        uv_timer_t drip;
+        struct fixture f;
+        struct peer *p;
+
+        open_with(&f, (struct http_limits){.body_idle_ms = 50});
+        p = peer_connect(&f.net, f.app.port);
+        peer_say(p, POST("/echo") "Content-Length: 1000000\r\n\r\n");
+        uv_timer_init(&f.net.loop, &drip);
+        drip.data = p;
+        uv_timer_start(&drip, on_drip, 1, 5);
+        UNTIL(&f.net, peer_ended(p));
+        uv_close((uv_handle_t *)&drip, NULL);
+        assert_true(peer_got(p, "HTTP/1.1 408 "));
+        assert_int_equal(f.app.last_end, HTTP_END_STALLED);
+        peer_leave(&f.net, p, false);
         close_all(&f);
 }
 
@@ -855,7 +881,8 @@ int main(void) {
             cmocka_unit_test(each_limit_is_answered_with_its_status),
             cmocka_unit_test(a_refused_upload_still_gets_its_status),
             cmocka_unit_test(a_slow_head_is_timed_from_its_first_byte_to_its_end),
-            cmocka_unit_test(a_slow_body_is_timed_between_its_bytes),
+            cmocka_unit_test(a_body_that_stops_is_answered_with_408),
+            cmocka_unit_test(a_dripping_body_is_not_waited_for),
             cmocka_unit_test(an_idle_connection_is_closed_without_a_word),
             cmocka_unit_test(a_request_in_work_has_no_deadline_of_ours),
             cmocka_unit_test(continue_is_said_when_the_body_is_wanted),
