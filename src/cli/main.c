@@ -16,6 +16,7 @@ static const struct cli_command commands[] = {
     {"status", "show ranks, health and load", cmd_status},
     {"logs", "show what ranks wrote", cmd_logs},
     {"restart", "stop and start one rank or the gateway", cmd_restart},
+    {"gateway", "spread requests over prefill and decode instances", cmd_gateway},
     {"warmup", "drive every rank and every P→D pair until latency is steady", cmd_warmup},
     {"chat", "talk with a model folder or a server from the terminal", cmd_chat},
     {"complete", "continue a text", cmd_complete},

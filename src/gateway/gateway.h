@@ -46,6 +46,7 @@ struct gateway_options {
         double connect_timeout;    /* to an instance */
         double prefill_timeout;    /* from the request written out to the whole answer */
         double first_byte_timeout; /* of the decode leg, from the request written out; 0: none */
+        double request_timeout;    /* of a decode leg whose answer is not streamed; 0: none */
         double idle_timeout;       /* between bytes of a stream; 0: none */
         double params_max_age;     /* kv_transfer_params older than that are not used: prefill again */
         double abandon_grace;      /* a decode leg without its first byte is not cut within this time of its start */
@@ -79,14 +80,15 @@ int gateway_options_parse(int argc, char **argv, struct gateway_options *options
 void gateway_options_help(struct buf *out);
 void gateway_options_free(struct gateway_options *options);
 
-/* A gateway that does not listen yet. Options are copied but for what they point to. 0, -ENOMEM, -EINVAL with a text. */
+/* A gateway that does not listen yet. Options are copied but for what they point to. 0, -ENOMEM, -EINVAL with a text.
+ * What was made ends with gateway_drain() and gateway_free(), whether it was started or not. */
 int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct gateway **ret_gateway, struct error *e);
-/* Listen, and begin to probe. *ret_port (may be NULL) is the port that was bound. On failure free the gateway. */
+/* Listen, and begin to probe. *ret_port (may be NULL) is the port that was bound. */
 int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e);
 /* Stop accepting, let what is in flight end (at most drain_timeout), close everything, then call back, once. A second
  * call aborts what is left at once. */
 void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *context);
-void gateway_free(struct gateway *g); /* after on_drained, or when gateway_start failed or was not called */
+void gateway_free(struct gateway *g); /* after on_drained; NULL is fine */
 
 /* What must be zero when nothing is going on. */
 struct gateway_stats {

@@ -1,9 +1,7 @@
 /* options.c - the gateway's command line: our own flags, those of vLLM-Ascend's example proxies (hosts and ports in two
  * lists, the expanders of 0.9.1), and how they become a list of members. */
 #include "base/buf.h"
-#include "gateway/connector.h"
-#include "gateway/gateway.h"
-#include "gateway/policy.h"
+#include "gateway/core.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,6 +43,9 @@ static const struct option rows[] = {
     {"first-byte-timeout", 0, OPTION_DOUBLE, TARGET(first_byte_timeout), "S",
         "for the decode leg's answer to begin "
         "(default 600)"},
+    {"request-timeout-secs", 0, OPTION_DOUBLE, TARGET(request_timeout), "S",
+        "for the decode leg of an answer that is "
+        "not streamed (default 3600)"},
     {"idle-timeout", 0, OPTION_DOUBLE, TARGET(idle_timeout), "S", "between bytes of a stream (default 120)"},
     {"kv-lease", 0, OPTION_DOUBLE, TARGET(params_max_age), "S",
         "kv_transfer_params older than this are not used: the "
@@ -109,6 +110,7 @@ void gateway_options_default(struct gateway_options *ret_options) {
             .connect_timeout = 3,
             .prefill_timeout = 600,
             .first_byte_timeout = 600,
+            .request_timeout = 3600,
             .idle_timeout = 120,
             .params_max_age = 20,
             .abandon_grace = 1,
@@ -324,9 +326,10 @@ static int check_times(const struct gateway_options *o, struct error *e) {
                 double value, min;
         } times[] = {{"retry-delay", o->retry_delay, 0}, {"queue-timeout-secs", o->queue_timeout, 0},
             {"connect-timeout", o->connect_timeout, 0.001}, {"prefill-timeout", o->prefill_timeout, 0.001},
-            {"first-byte-timeout", o->first_byte_timeout, 0}, {"idle-timeout", o->idle_timeout, 0},
-            {"kv-lease", o->params_max_age, 0.001}, {"abandon-grace", o->abandon_grace, 0},
-            {"drain-timeout", o->drain_timeout, 0}, {"health-check-interval-secs", o->probe_interval, 0.01},
+            {"first-byte-timeout", o->first_byte_timeout, 0}, {"request-timeout-secs", o->request_timeout, 0},
+            {"idle-timeout", o->idle_timeout, 0}, {"kv-lease", o->params_max_age, 0.001},
+            {"abandon-grace", o->abandon_grace, 0}, {"drain-timeout", o->drain_timeout, 0},
+            {"health-check-interval-secs", o->probe_interval, 0.01},
             {"health-check-timeout-secs", o->probe_timeout, 0.01}, {"waiting-retry-interval", o->join_interval, 0.01}};
 
         /* A million seconds: longer waits are no waits, and milliseconds fit 32 bits. */
@@ -343,7 +346,7 @@ static int check(struct gateway_options *o, struct error *e) {
         for (size_t i = 0; i < o->member_count; i++)
                 any_prefill |= o->members[i].prefill;
         if (!o->connector)
-                o->connector = any_prefill || o->worker_urls.count == 0 ? "pull" : "plain";
+                o->connector = any_prefill || o->member_count == 0 ? "pull" : "plain";
         if (!connector_find(o->connector))
                 return error_set(e, -EINVAL, "--connector: `%.100s` is none of %s", o->connector, connector_names());
         if (any_prefill && o->worker_urls.count > 0)

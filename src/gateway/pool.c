@@ -32,7 +32,7 @@ struct pool {
         uint32_t next_id;
 };
 
-const char *role_name(enum role r) {
+const char *pool_role_name(enum role r) {
         return r == ROLE_PREFILL ? "prefill" : "decode";
 }
 

@@ -22,7 +22,7 @@
 #define POOL_INSTANCES_MAX 65536
 
 enum role { ROLE_PREFILL, ROLE_DECODE, ROLE_COUNT };
-const char *role_name(enum role r); /* "prefill", "decode" */
+const char *pool_role_name(enum role r); /* "prefill", "decode" */
 
 enum instance_state {
         INSTANCE_JOINING,

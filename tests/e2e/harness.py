@@ -42,6 +42,9 @@ def wait_until(condition, what, seconds=DEADLINE):
         time.sleep(0.02)
 
 
+TERM = signal.SIGTERM  # inside the class `signal` is its method
+
+
 class Process:
     """A child with its output in a file. Use as a context manager, or stop() it."""
 
@@ -68,7 +71,7 @@ class Process:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.argv} did not end within {seconds} s; it said:\n{self.output()}") from None
 
-    def stop(self, number=signal.SIGTERM):
+    def stop(self, number=TERM):
         if self.alive():
             self.signal(number)
             try:

@@ -1,0 +1,324 @@
+/* admin.c - every route but inference: health, metrics, membership, models, and what is passed through as it is. */
+#include "base/json.h"
+#include "gateway/core.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static void respond(struct http_exchange *x, int status, const char *type, struct slice body) {
+        struct http_field field = {SLICE_LIT("Content-Type"), slice_str(type)};
+
+        http_respond(x, status, (struct http_fields){&field, body.len > 0}, body);
+}
+
+static void respond_json(struct http_exchange *x, int status, struct buf *body) {
+        respond(x, status, "application/json", buf_slice(body));
+        buf_free(body);
+}
+
+void gateway_respond_error(struct http_exchange *x, int status, const char *type, const char *message) {
+        struct openai_error e = {.status = status, .type = type};
+        struct buf body = {0};
+
+        snprintf(e.message, sizeof(e.message), "%s", message);
+        openai_write_error(&body, &e);
+        respond_json(x, status, &body);
+}
+
+/* ---- health and figures --------------------------------------------------------------------------------------------- */
+
+static void get_health(struct gateway *g, struct http_exchange *x) {
+        respond(x, 200, "text/plain", SLICE_NONE);
+}
+
+static void get_ready(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+        bool ready = gateway_is_ready(g);
+
+        json_open(&w, '{');
+        json_key(&w, "ready");
+        json_bool(&w, ready);
+        json_key(&w, "prefill");
+        json_u64(&w, pool_routable(g->pool, ROLE_PREFILL));
+        json_key(&w, "decode");
+        json_u64(&w, pool_routable(g->pool, ROLE_DECODE));
+        json_close(&w, '}');
+        respond_json(x, ready ? 200 : 503, &b);
+}
+
+static void get_metrics(struct gateway *g, struct http_exchange *x) {
+        struct stats_now now = {.requests = g->request_count,
+            .waiting = g->waiting_count,
+            .connections = http_server_connections(g->server),
+            .ready = gateway_is_ready(g),
+            .draining = g->draining};
+        struct buf b = {0};
+
+        stats_write(&g->stats, g->pool, &now, &b);
+        respond(x, 200, "text/plain; version=0.0.4; charset=utf-8", buf_slice(&b));
+        buf_free(&b);
+}
+
+/* As the example proxy's. */
+static void get_healthcheck(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        json_open(&w, '{');
+        json_key(&w, "status");
+        json_str(&w, "ok");
+        json_key(&w, "prefill_instances");
+        json_u64(&w, pool_count(g->pool, ROLE_PREFILL));
+        json_key(&w, "decode_instances");
+        json_u64(&w, pool_count(g->pool, ROLE_DECODE));
+        json_key(&w, "request_num");
+        json_u64(&w, g->request_count);
+        json_close(&w, '}');
+        respond_json(x, 200, &b);
+}
+
+static void write_role(struct json_writer *w, const struct pool *p, enum role role) {
+        json_open(w, '[');
+        for (size_t k = 0; k < pool_count(p, role); k++) {
+                const struct instance *i = pool_at(p, role, k);
+
+                json_open(w, '{');
+                json_key(w, "instance");
+                json_str(w, i->key);
+                json_key(w, "name");
+                json_str(w, i->name);
+                json_key(w, "state");
+                json_str(w, instance_state_name(i->state));
+                json_key(w, "requests");
+                json_u64(w, i->requests);
+                json_key(w, "tokens");
+                json_u64(w, i->tokens);
+                json_key(w, "held_requests");
+                json_u64(w, i->held_requests);
+                json_key(w, "max_model_len");
+                json_i64(w, i->max_model_len);
+                json_close(w, '}');
+        }
+        json_close(w, ']');
+}
+
+static void get_instances(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        json_open(&w, '{');
+        json_key(&w, "prefill");
+        write_role(&w, g->pool, ROLE_PREFILL);
+        json_key(&w, "decode");
+        write_role(&w, g->pool, ROLE_DECODE);
+        json_close(&w, '}');
+        respond_json(x, 200, &b);
+}
+
+/* ---- membership ------------------------------------------------------------------------------------------------------ */
+
+static void write_keys(struct json_writer *w, const struct pool *p, enum role role) {
+        json_open(w, '[');
+        for (size_t k = 0; k < pool_count(p, role); k++)
+                if (pool_at(p, role, k)->state != INSTANCE_LEAVING)
+                        json_str(w, pool_at(p, role, k)->key);
+        json_close(w, ']');
+}
+
+static void respond_membership(struct gateway *g, struct http_exchange *x, const char *message) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        json_open(&w, '{');
+        json_key(&w, "message");
+        json_str(&w, message);
+        json_key(&w, "current_prefill_instances");
+        write_keys(&w, g->pool, ROLE_PREFILL);
+        json_key(&w, "current_decode_instances");
+        write_keys(&w, g->pool, ROLE_DECODE);
+        json_close(&w, '}');
+        respond_json(x, 200, &b);
+}
+
+static int change_one(struct gateway *g, bool prefill, struct slice text, bool add, struct error *e) {
+        struct gateway_member m = {0};
+        struct http_endpoint endpoint;
+        struct arena arena = {0};
+        struct instance *i;
+        const char *key;
+        int r = gateway_member_parse(text, &m, e);
+
+        if (r < 0)
+                return r;
+        m.prefill = prefill;
+        r = gateway_member_key(&arena, &m, &endpoint, &key, e);
+        if (r == 0) {
+                i = pool_find(g->pool, prefill ? ROLE_PREFILL : ROLE_DECODE, slice_str(key));
+                if (add) {
+                        r = gateway_add_member(g, &m, true, e);
+                        r = r == -EEXIST ? 0 : r;
+                } else if (i) {
+                        pool_remove(g->pool, i, gateway_now(g));
+                } else {
+                        r = error_set(
+                            e, -ENOENT, "%s is not among the %s instances", key, prefill ? "prefill" : "decode");
+                }
+        }
+        free((char *)m.url);
+        free((char *)m.name);
+        arena_free(&arena);
+        return r;
+}
+
+/* {"type": "prefill"|"decode", "instances": "host:port" | ["host:port", …]} */
+static int change_members(struct gateway *g, yyjson_val *root, bool add, struct error *e) {
+        struct slice type = json_get_slice(root, "type");
+        yyjson_val *list = json_get(root, "instances"), *item;
+        bool prefill = slice_is(type, "prefill");
+        size_t at, max;
+        int r = 0;
+
+        if (!prefill && !slice_is(type, "decode"))
+                return error_set(e, -EINVAL, "`type` is to be \"prefill\" or \"decode\"");
+        if (yyjson_is_str(list))
+                return change_one(g, prefill, json_slice(list), add, e);
+        if (!yyjson_is_arr(list) || yyjson_arr_size(list) == 0)
+                return error_set(e, -EINVAL, "`instances` is to be \"host:port\" or a list of them");
+        yyjson_arr_foreach(list, at, max, item) {
+                if (!yyjson_is_str(item))
+                        return error_set(e, -EINVAL, "`instances` has an item that is not a string");
+                r = change_one(g, prefill, json_slice(item), add, e);
+                if (r < 0)
+                        return r;
+        }
+        return r;
+}
+
+static void on_members(struct http_exchange *x, struct slice body, void *user, bool add) {
+        struct gateway *g = user;
+        struct error e = {0};
+        yyjson_doc *doc = NULL;
+        int r = json_parse(body, &doc, &e);
+
+        if (r == 0) {
+                r = change_members(g, yyjson_doc_get_root(doc), add, &e);
+                yyjson_doc_free(doc);
+        }
+        if (r < 0)
+                gateway_respond_error(x,
+                    r == -ENOENT   ? 404
+                    : r == -ENOMEM ? 500
+                                   : 400,
+                    "BadRequestError", error_text(&e, r));
+        else
+                respond_membership(g, x,
+                    add ? "added; probed now, and chosen once they answer"
+                        : "removed; requests that are with them end first");
+}
+
+static void on_add(struct http_exchange *x, struct slice body, void *user) {
+        on_members(x, body, user, true);
+}
+
+static void on_remove(struct http_exchange *x, struct slice body, void *user) {
+        on_members(x, body, user, false);
+}
+
+static void post_add(struct gateway *g, struct http_exchange *x) {
+        static const struct http_exchange_callbacks none;
+
+        http_exchange_watch(x, &none, g);
+        http_exchange_collect(x, on_add);
+}
+
+static void post_remove(struct gateway *g, struct http_exchange *x) {
+        static const struct http_exchange_callbacks none;
+
+        http_exchange_watch(x, &none, g);
+        http_exchange_collect(x, on_remove);
+}
+
+/* ---- routes ---------------------------------------------------------------------------------------------------------- */
+
+static void post_chat(struct gateway *g, struct http_exchange *x) {
+        request_new(g, x, API_CHAT);
+}
+
+static void post_completions(struct gateway *g, struct http_exchange *x) {
+        request_new(g, x, API_COMPLETIONS);
+}
+
+enum guard { OPEN, ADMIN }; /* ADMIN: wants the admin key, when there is one */
+
+static const struct route {
+        enum http_method method;
+        const char *path; /* ending in '/': everything below it */
+        enum guard guard;
+        void (*run)(struct gateway *g, struct http_exchange *x);
+} routes[] = {
+    {HTTP_METHOD_POST, "/v1/chat/completions", OPEN, post_chat},
+    {HTTP_METHOD_POST, "/v1/completions", OPEN, post_completions},
+    {HTTP_METHOD_GET, "/health", OPEN, get_health},
+    {HTTP_METHOD_GET, "/ready", OPEN, get_ready},
+    {HTTP_METHOD_GET, "/metrics", OPEN, get_metrics},
+    {HTTP_METHOD_GET, "/healthcheck", OPEN, get_healthcheck},
+    {HTTP_METHOD_GET, "/v1/models", OPEN, errand_forward},
+    {HTTP_METHOD_GET, "/v1/models/", OPEN, errand_forward},
+    {HTTP_METHOD_GET, "/version", OPEN, errand_forward},
+    {HTTP_METHOD_POST, "/tokenize", OPEN, errand_forward},
+    {HTTP_METHOD_POST, "/detokenize", OPEN, errand_forward},
+    {HTTP_METHOD_GET, "/instances", ADMIN, get_instances},
+    {HTTP_METHOD_POST, "/instances/add", ADMIN, post_add},
+    {HTTP_METHOD_POST, "/instances/remove", ADMIN, post_remove},
+    {HTTP_METHOD_POST, "/reset_prefix_cache", ADMIN, errand_broadcast},
+};
+
+/* In time that does not tell how much of the key is right. */
+static bool same_key(struct slice given, struct slice key) {
+        unsigned char differs = given.len != key.len;
+
+        for (size_t i = 0; i < key.len; i++)
+                differs |= (unsigned char)(key.ptr[i] ^ (i < given.len ? given.ptr[i] : 0));
+        return !differs;
+}
+
+static bool may_enter(const struct gateway *g, const struct http_request_head *head) {
+        struct slice given = http_field_value(head->fields, "authorization");
+
+        if (!g->options.admin_key)
+                return true;
+        if (!slice_is_icase(slice_sub(given, 0, 7), "bearer "))
+                return false;
+        return same_key(slice_trim(slice_sub(given, 7, given.len)), slice_str(g->options.admin_key));
+}
+
+static bool fits(const struct route *r, struct slice path) {
+        size_t len = strlen(r->path);
+
+        return r->path[len - 1] == '/' ? path.len > len && !memcmp(path.ptr, r->path, len) : slice_is(path, r->path);
+}
+
+void route_request(struct gateway *g, struct http_exchange *x) {
+        const struct http_request_head *head = http_exchange_request(x);
+        bool known = false;
+
+        for (size_t i = 0; i < sizeof(routes) / sizeof(*routes); i++) {
+                const struct route *r = &routes[i];
+
+                if (!fits(r, head->path))
+                        continue;
+                known = true;
+                if (r->method != head->method && !(r->method == HTTP_METHOD_GET && head->method == HTTP_METHOD_HEAD))
+                        continue;
+                if (r->guard == ADMIN && !may_enter(g, head))
+                        gateway_respond_error(x, 401, "AuthenticationError", "this route wants the admin key");
+                else
+                        r->run(g, x);
+                return;
+        }
+        if (known)
+                respond(x, 405, "application/json", SLICE_LIT("{\"detail\":\"Method Not Allowed\"}"));
+        else
+                respond(x, 404, "application/json", SLICE_LIT("{\"detail\":\"Not Found\"}"));
+}

@@ -1,0 +1,388 @@
+/* gateway.c - the gateway as a whole: made, started, ticking, drained, freed. */
+#include "base/clock.h"
+#include "base/hash.h"
+#include "gateway/core.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* The timer's pace when nothing waits: probes, the access log, streams that have gone silent. */
+#define TICK_MS 100
+/* Streams are looked through once a second. */
+#define SILENCE_TICKS 10
+/* A prefill or decode leg whose instance was ejected is cut when it has shown no life for so long; one that still talks
+ * is left alone, for a health route may fail where the engine works. */
+#define SILENT_BEFORE_EJECTION (2 * NS_PER_S)
+
+uint64_t gateway_now(const struct gateway *g) {
+        return clock_mono_ns();
+}
+
+bool gateway_is_ready(const struct gateway *g) {
+        if (g->draining)
+                return false;
+        if (g->connector->order != ORDER_ONE && pool_routable(g->pool, ROLE_PREFILL) == 0)
+                return false;
+        return pool_routable(g->pool, ROLE_DECODE) > 0;
+}
+
+void gateway_stats(const struct gateway *g, struct gateway_stats *ret_stats) {
+        *ret_stats =
+            (struct gateway_stats){.requests = g->request_count, .legs = g->leg_count, .waiting = g->waiting_count};
+        for (int role = 0; role < ROLE_COUNT; role++)
+                for (size_t k = 0; k < pool_count(g->pool, (enum role)role); k++) {
+                        const struct instance *i = pool_at(g->pool, (enum role)role, k);
+
+                        ret_stats->load_requests += i->requests;
+                        ret_stats->load_tokens += i->tokens;
+                        ret_stats->held_requests += i->held_requests;
+                        ret_stats->held_tokens += i->held_tokens;
+                }
+}
+
+/* ---- the timer ------------------------------------------------------------------------------------------------------ */
+
+static void on_timer(uv_timer_t *timer);
+
+static void arm(struct gateway *g, uint64_t ms) {
+        if (g->timer_open)
+                uv_timer_start(&g->timer, on_timer, ms, 0);
+}
+
+void gateway_wake(struct gateway *g) {
+        if (g->timer_open && uv_timer_get_due_in(&g->timer) > 0)
+                arm(g, 0);
+}
+
+/* Look at each waiting part once; those that are moved on may end their requests. New ones come behind the mark. */
+static void tick_waiting(struct gateway *g, uint64_t now) {
+        size_t count = g->waiting_count;
+
+        for (size_t n = 0; n < count && !list_empty(&g->waiting); n++) {
+                struct part *p = list_item(g->waiting.next, struct part, waiting);
+                struct request *r = p->request;
+
+                list_remove(&p->waiting);
+                list_push_back(&g->waiting, &p->waiting);
+                part_tick(p, now);
+                request_settle(r);
+        }
+}
+
+/* Cut streams that have been silent for too long: an engine that hangs keeps its connection open. */
+static void tick_silence(struct gateway *g, uint64_t now) {
+        uint64_t limit = (uint64_t)(g->options.idle_timeout * (double)NS_PER_S);
+
+        if (limit == 0)
+                return;
+        list_for_each (at, &g->requests) {
+                struct request *r = list_item(at, struct request, link);
+
+                for (size_t i = 0; i < r->part_count; i++) {
+                        struct leg *l = &r->parts[i].decode;
+
+                        if (r->parts[i].state == PART_RELAY && leg_in_flight(l) && now - l->last_byte > limit &&
+                            !r->parts[i].client_is_slow)
+                                leg_cut(l);
+                }
+        }
+}
+
+static uint64_t next_tick_ms(struct gateway *g, uint64_t now) {
+        uint64_t due = now + TICK_MS * NS_PER_MS;
+
+        list_for_each (at, &g->waiting) {
+                const struct part *p = list_item(at, struct part, waiting);
+
+                if (p->due < due)
+                        due = p->due;
+        }
+        return due <= now ? 1 : (due - now + NS_PER_MS - 1) / NS_PER_MS;
+}
+
+static void maybe_drained(struct gateway *g);
+
+static void on_timer(uv_timer_t *timer) {
+        struct gateway *g = timer->data;
+        uint64_t now = gateway_now(g);
+
+        tick_waiting(g, now);
+        if (!g->draining)
+                health_probe(g);
+        if (++g->ticks % SILENCE_TICKS == 0)
+                tick_silence(g, now);
+        access_flush(&g->access);
+        maybe_drained(g);
+        arm(g, next_tick_ms(g, now));
+}
+
+/* ---- membership ----------------------------------------------------------------------------------------------------- */
+
+static void on_change(void *context, struct instance *i, enum instance_state before, bool gone) {
+        struct gateway *g = context;
+        uint64_t now = gateway_now(g);
+
+        if (gone) {
+                log_info(g->log, "%s %s has left", pool_role_name(i->role), i->name);
+                return;
+        }
+        if (i->state == INSTANCE_EJECTED || (i->state == INSTANCE_SUSPECT && before != INSTANCE_SUSPECT))
+                log_warn(g->log, "%s %s is %s (was %s)", pool_role_name(i->role), i->name,
+                    instance_state_name(i->state), instance_state_name(before));
+        else
+                log_info(g->log, "%s %s is %s (was %s)", pool_role_name(i->role), i->name,
+                    instance_state_name(i->state), instance_state_name(before));
+        if (i->state == INSTANCE_EJECTED)
+                leg_cut_silent(i, now - SILENT_BEFORE_EJECTION);
+        if (i->state == INSTANCE_HEALTHY) {
+                /* Whoever waits may find it. */
+                list_for_each (at, &g->waiting) {
+                        struct part *p = list_item(at, struct part, waiting);
+
+                        if (p->due == UINT64_MAX)
+                                p->due = now;
+                }
+                gateway_wake(g);
+        }
+}
+
+int gateway_member_key(struct arena *arena, const struct gateway_member *m, struct http_endpoint *ret_endpoint,
+    const char **ret_key, struct error *e) {
+        struct slice path, key;
+        const char *text;
+        int r = http_endpoint_parse(arena, slice_str(m->url), ret_endpoint, &path, e);
+
+        if (r < 0)
+                return r;
+        if (path.len > 0 && !slice_is(path, "/"))
+                return error_set(e, -EINVAL, "%s: an instance's address has no path", m->url);
+        key = ret_endpoint->key;
+        if (slice_starts(key, SLICE_LIT("http://")))
+                key = slice_sub(key, 7, key.len);
+        text =
+            m->dp_rank >= 0 ? arena_printf(arena, "%.*s@%d", SLICE_ARG(key), m->dp_rank) : arena_copy(arena, key).ptr;
+        if (!text)
+                return -ENOMEM;
+        *ret_key = text;
+        return 0;
+}
+
+/* The endpoint in one block of memory, for the pool to free. */
+static struct http_endpoint *endpoint_dup(const struct http_endpoint *from) {
+        struct http_endpoint *to = malloc(sizeof(*to) + from->key.len + from->host.len + 2);
+        char *text;
+
+        if (!to)
+                return NULL;
+        text = (char *)(to + 1);
+        *to = *from;
+        memcpy(text, from->key.ptr, from->key.len);
+        text[from->key.len] = 0;
+        to->key = slice_of(text, from->key.len);
+        text += from->key.len + 1;
+        memcpy(text, from->host.ptr, from->host.len);
+        text[from->host.len] = 0;
+        to->host = slice_of(text, from->host.len);
+        return to;
+}
+
+int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool later, struct error *e) {
+        struct arena arena = {0};
+        struct http_endpoint endpoint, *copy;
+        struct instance *i;
+        struct instance_spec spec = {.role = m->prefill ? ROLE_PREFILL : ROLE_DECODE,
+            .url = m->url,
+            .name = m->name,
+            .dp_rank = m->dp_rank,
+            .added_later = later};
+        int r = gateway_member_key(&arena, m, &endpoint, &spec.key, e);
+
+        if (r < 0)
+                goto out;
+        copy = endpoint_dup(&endpoint);
+        if (!copy) {
+                r = -ENOMEM;
+                goto out;
+        }
+        spec.endpoint = copy;
+        r = pool_add(g->pool, &spec, gateway_now(g), &i);
+        if (r < 0) {
+                free(copy);
+                if (r == -EEXIST)
+                        error_set(e, r, "%s is given twice as %s instance", spec.key, pool_role_name(spec.role));
+                goto out;
+        }
+        gateway_wake(g);
+out:
+        arena_free(&arena);
+        return r;
+}
+
+/* ---- life ----------------------------------------------------------------------------------------------------------- */
+
+static void on_request(void *context, struct http_exchange *x) {
+        route_request(context, x);
+}
+
+static int make_pool(struct gateway *g) {
+        const struct gateway_options *o = &g->options;
+        struct pool_options options = {
+            .probe_interval = (uint64_t)(o->probe_interval * (double)NS_PER_S),
+            .join_interval = (uint64_t)(o->join_interval * (double)NS_PER_S),
+            .join_tries = (unsigned)o->join_tries,
+            .cap = (uint32_t)o->instance_cap,
+            .policy = {policy_find(o->prefill_policy ? o->prefill_policy : o->policy),
+                policy_find(o->decode_policy ? o->decode_policy : o->policy)},
+            .seed = hash_seed(),
+            .on_change = on_change,
+            .context = g,
+        };
+
+        return pool_new(&options, &g->pool);
+}
+
+static int make_http(struct gateway *g, struct error *e) {
+        const struct http_server_options server = {
+            .limits = {.body_bytes = (size_t)g->options.max_body},
+            .tls = g->options.tls,
+            .log = g->log,
+            .on_request = on_request,
+            .context = g,
+        };
+        /* As many kept connections as there may be legs at once in an ordinary burst: a new one costs a round trip. */
+        const struct http_client_options client = {.idle_per_endpoint = 256, .log = g->log};
+        int r = http_server_new(g->loop, &server, &g->server, e);
+
+        return r < 0 ? r : http_client_new(g->loop, &client, &g->client, e);
+}
+
+int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct gateway **ret_gateway, struct error *e) {
+        struct gateway *g = calloc(1, sizeof(*g));
+        int r;
+
+        if (!g)
+                return error_set(e, -ENOMEM, "out of memory");
+        g->loop = loop;
+        g->options = *options;
+        g->log = options->log;
+        g->connector = connector_find(options->connector ? options->connector : "pull");
+        g->access.fd = -1;
+        list_init(&g->requests);
+        list_init(&g->waiting);
+        list_init(&g->calls);
+        assert(g->connector);
+        r = stats_init(&g->stats);
+        if (r == 0)
+                r = make_pool(g);
+        if (r == 0)
+                r = access_open(&g->access, options->access_log, e);
+        for (size_t i = 0; r == 0 && i < options->member_count; i++)
+                r = gateway_add_member(g, &options->members[i], false, e);
+        /* Last: the client has handles on the loop, which only a drain closes. */
+        if (r == 0)
+                r = make_http(g, e);
+        if (r < 0) {
+                gateway_free(g);
+                return r;
+        }
+        uv_timer_init(g->loop, &g->timer);
+        g->timer.data = g;
+        g->timer_open = true;
+        *ret_gateway = g;
+        return 0;
+}
+
+int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e) {
+        const struct http_listen at = {.host = g->options.host, .port = (uint16_t)g->options.port};
+        int r = http_server_listen(g->server, &at, ret_port, e);
+
+        if (r < 0)
+                return r;
+        g->listening = true;
+        arm(g, 0);
+        return 0;
+}
+
+/* ---- the end: server, then requests without client, then calls, then the timer ---------------------------------------- */
+
+static void on_timer_closed(uv_handle_t *handle) {
+        struct gateway *g = handle->data;
+
+        g->on_drained(g->drained_context);
+}
+
+static void on_client_closed(void *context) {
+        struct gateway *g = context;
+
+        access_flush(&g->access);
+        g->timer_open = false;
+        uv_close((uv_handle_t *)&g->timer, on_timer_closed);
+}
+
+static void on_server_drained(void *context) {
+        struct gateway *g = context;
+
+        g->server_drained = true;
+        gateway_wake(g);
+}
+
+static void stop_all(struct gateway *g) {
+        list_for_each (at, &g->requests) {
+                request_stop(list_item(at, struct request, link));
+        }
+}
+
+/* Requests whose client has left may still settle; they end by their own deadlines, or are stopped with the drain's. */
+static void maybe_drained(struct gateway *g) {
+        if (!g->draining || g->closing)
+                return;
+        if (!g->stopped && (g->abort_now || gateway_now(g) >= g->drain_deadline)) {
+                g->stopped = true;
+                stop_all(g);
+        }
+        if (!g->server_drained || g->request_count > 0)
+                return;
+        g->closing = true;
+        call_abort_all(g);
+        http_client_close(g->client, on_client_closed, g);
+}
+
+void gateway_request_gone(struct gateway *g) {
+        if (g->draining)
+                gateway_wake(g);
+}
+
+void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *context) {
+        double timeout = g->options.drain_timeout;
+
+        if (g->draining) {
+                g->abort_now = true;
+                gateway_wake(g);
+                return;
+        }
+        g->draining = true;
+        g->on_drained = on_drained;
+        g->drained_context = context;
+        g->drain_deadline = gateway_now(g) + (uint64_t)(timeout * (double)NS_PER_S);
+        log_info(
+            g->log, "draining: %llu requests in flight, at most %g s", (unsigned long long)g->request_count, timeout);
+        if (g->listening)
+                http_server_drain(g->server, (unsigned)(timeout * 1000) + 1000, on_server_drained, g);
+        else
+                g->server_drained = true;
+        arm(g, 0);
+}
+
+void gateway_free(struct gateway *g) {
+        if (!g)
+                return;
+        assert(g->request_count == 0 && g->leg_count == 0);
+        http_server_free(g->server);
+        http_client_free(g->client);
+        pool_free(g->pool);
+        access_close(&g->access);
+        stats_free(&g->stats);
+        buf_free(&g->scratch);
+        free(g);
+}

@@ -1,0 +1,95 @@
+/* health.c - probing instances: GET /health, and once per life GET /v1/models for the model's length. */
+#include "base/clock.h"
+#include "base/json.h"
+#include "gateway/core.h"
+#include <errno.h>
+#include <stdlib.h>
+
+/* Probes started in one turn of the timer: ten thousand instances at start are no burst of connections. */
+#define PROBES_PER_TICK 64
+
+struct probe {
+        struct gateway *g;
+        struct instance *i;
+        struct arena arena;
+        enum health_event seen;
+};
+
+static void finish(struct probe *p) {
+        pool_probe_done(p->i, p->seen, gateway_now(p->g));
+        gateway_wake(p->g);
+        arena_free(&p->arena);
+        free(p);
+}
+
+static struct http_fields fields_of(struct probe *p) {
+        struct http_field *field = ARENA_NEW(&p->arena, struct http_field);
+        const char *key = p->g->options.api_key;
+        char *value = key ? arena_printf(&p->arena, "Bearer %s", key) : NULL;
+
+        if (!field || !value)
+                return (struct http_fields){0};
+        *field = (struct http_field){SLICE_LIT("Authorization"), slice_str(value)};
+        return (struct http_fields){field, 1};
+}
+
+static bool start(struct probe *p, const char *target, call_done done) {
+        const struct call_request request = {.method = HTTP_METHOD_GET,
+            .target = target,
+            .fields = fields_of(p),
+            .timeout_ms = (unsigned)(p->g->options.probe_timeout * 1000)};
+
+        return call_start(p->g, p->i, &request, done, p) != NULL;
+}
+
+/* The model's length, from the first of the list that says one. An engine that does not answer here is as healthy. */
+static void on_models(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
+        struct probe *p = context;
+        yyjson_doc *doc;
+        yyjson_val *model;
+        size_t at, max;
+
+        if (status == 200 && json_parse(body, &doc, NULL) == 0) {
+                yyjson_arr_foreach(json_get(yyjson_doc_get_root(doc), "data"), at, max, model) {
+                        p->i->max_model_len = json_get_i64(model, "max_model_len", 0);
+                        if (p->i->max_model_len > 0)
+                                break;
+                }
+                yyjson_doc_free(doc);
+        }
+        finish(p);
+}
+
+static void on_health(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
+        struct probe *p = context;
+
+        if (status == 200)
+                p->seen = HEALTH_PROBE_OK;
+        else if (status == 503 || (status == 0 && p->i->state != INSTANCE_JOINING && strstr(why, "refused")))
+                p->seen = HEALTH_PROBE_DEAD;
+        else
+                p->seen = HEALTH_PROBE_SLOW;
+        /* A new process may serve another model. */
+        if (p->seen == HEALTH_PROBE_OK && (p->i->state == INSTANCE_JOINING || p->i->state == INSTANCE_EJECTED) &&
+            start(p, "/v1/models", on_models))
+                return;
+        finish(p);
+}
+
+void health_probe(struct gateway *g) {
+        uint64_t now = gateway_now(g);
+        struct instance *i;
+
+        pool_tick(g->pool, now);
+        for (int n = 0; n < PROBES_PER_TICK && !g->draining && (i = pool_take_probe(g->pool, now)); n++) {
+                struct probe *p = calloc(1, sizeof(*p));
+
+                if (!p) {
+                        pool_probe_done(i, HEALTH_PROBE_SLOW, now);
+                        return;
+                }
+                *p = (struct probe){.g = g, .i = i, .seen = HEALTH_PROBE_SLOW};
+                if (!start(p, "/health", on_health))
+                        finish(p);
+        }
+}

@@ -1,0 +1,944 @@
+/* part.c - the life of one choice: prefill leg, hand-off, decode leg, relay; and what is owed when it breaks or the
+ * client leaves. One table says what each event does in each state; an action returns the state that follows. */
+#include "base/clock.h"
+#include "gateway/core.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Pauses before instances that have all failed are tried again: from the larger of this and --retry-delay on, doubling. */
+#define PAUSE_MIN (20 * NS_PER_MS)
+#define PAUSE_MAX (2 * NS_PER_S)
+/* For a prefill answer that has begun to arrive when the client leaves. */
+#define LET_PREFILL_MS 5000
+/* For the one token of a settling decode leg. */
+#define SETTLE_MS 30000
+
+typedef enum part_state (*action)(struct part *p);
+
+static enum part_state begin(struct part *p);
+static enum part_state start_prefill(struct part *p);
+static enum part_state retry_prefill(struct part *p);
+static enum part_state refuse_prefill(struct part *p);
+static enum part_state leave_prefill(struct part *p);
+static enum part_state take_prefill(struct part *p);
+static enum part_state start_decode(struct part *p);
+static enum part_state begin_relay(struct part *p);
+static enum part_state retry_decode(struct part *p);
+static enum part_state refuse_decode(struct part *p);
+static enum part_state leave_decode(struct part *p);
+static enum part_state go_on_elsewhere(struct part *p);
+static enum part_state finish(struct part *p);
+static enum part_state waited_too_long(struct part *p);
+static enum part_state cut_prefill(struct part *p);
+static enum part_state cut_decode(struct part *p);
+static enum part_state settle(struct part *p);
+static enum part_state settle_again(struct part *p);
+static enum part_state settled(struct part *p);
+static enum part_state strand(struct part *p);
+static enum part_state end(struct part *p);
+
+/* An event without an action changes nothing. */
+static const action table[PART_STATES][PART_EVENTS] = {
+    [PART_IDLE] =
+        {
+            [PART_TRY] = begin,
+            [PART_STOP] = end,
+        },
+    [PART_NEED_PREFILL] =
+        {
+            [PART_TRY] = start_prefill,
+            [PART_WAITED_TOO_LONG] = waited_too_long,
+            [PART_STOP] = end,
+        },
+    [PART_PREFILL] =
+        {
+            [PART_PREFILLED] = take_prefill,
+            [PART_PREFILL_FAILED] = retry_prefill,
+            [PART_PREFILL_REFUSED] = refuse_prefill,
+            [PART_STOP] = leave_prefill,
+        },
+    [PART_NEED_DECODE] =
+        {
+            [PART_TRY] = start_decode,
+            [PART_WAITED_TOO_LONG] = waited_too_long,
+            [PART_STOP] = settle,
+        },
+    [PART_DECODE] =
+        {
+            [PART_DECODE_BEGAN] = begin_relay,
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = retry_decode,
+            [PART_DECODE_REFUSED] = refuse_decode,
+            [PART_STOP] = leave_decode,
+        },
+    [PART_RELAY] =
+        {
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = go_on_elsewhere,
+            [PART_DECODE_REFUSED] = go_on_elsewhere,
+            [PART_STOP] = cut_decode,
+        },
+    [PART_LET_PREFILL] =
+        {
+            [PART_PREFILLED] = settle,
+            [PART_PREFILL_FAILED] = end,
+            [PART_PREFILL_REFUSED] = end,
+            [PART_GRACE_OVER] = cut_prefill,
+        },
+    [PART_LET_FETCH] =
+        {
+            [PART_DECODE_BEGAN] = cut_decode,
+            [PART_DECODED] = end,
+            [PART_DECODE_FAILED] = settle_again,
+            [PART_DECODE_REFUSED] = settle_again,
+            [PART_GRACE_OVER] = cut_decode,
+        },
+    [PART_NEED_SETTLE] =
+        {
+            [PART_TRY] = settle,
+            [PART_WAITED_TOO_LONG] = strand,
+        },
+    [PART_SETTLE] =
+        {
+            [PART_DECODED] = settled,
+            [PART_DECODE_FAILED] = settle_again,
+            [PART_DECODE_REFUSED] = strand,
+        },
+};
+
+const char *part_state_name(enum part_state s) {
+        static const char *const names[PART_STATES] = {"idle", "need_prefill", "prefill", "need_decode", "decode",
+            "relay", "let_prefill", "let_fetch", "need_settle", "settle", "end"};
+
+        return names[s];
+}
+
+static struct gateway *gateway_of(const struct part *p) {
+        return p->request->g;
+}
+
+static uint64_t now_of(const struct part *p) {
+        return gateway_now(gateway_of(p));
+}
+
+static uint64_t from_seconds(double s) {
+        return (uint64_t)(s * (double)NS_PER_S);
+}
+
+static unsigned ms_from_seconds(double s) {
+        return s <= 0 ? 0 : s < 0.001 ? 1 : (unsigned)(s * 1000);
+}
+
+/* ---- waiting -------------------------------------------------------------------------------------------------------- */
+
+static bool is_need(enum part_state s) {
+        return s == PART_NEED_PREFILL || s == PART_NEED_DECODE || s == PART_NEED_SETTLE;
+}
+
+static bool is_let(enum part_state s) {
+        return s == PART_LET_PREFILL || s == PART_LET_FETCH;
+}
+
+static void set_waiting(struct part *p, bool waits) {
+        struct gateway *g = gateway_of(p);
+
+        if (waits == p->is_waiting)
+                return;
+        p->is_waiting = waits;
+        if (waits) {
+                list_push_back(&g->waiting, &p->waiting);
+                g->waiting_count++;
+        } else {
+                list_remove(&p->waiting);
+                g->waiting_count--;
+        }
+}
+
+static void enter(struct part *p, enum part_state next) {
+        enum part_state before = p->state;
+        uint64_t now = now_of(p);
+
+        if (is_need(before) && !is_need(next))
+                p->waited += now - p->wait_begun;
+        if (!is_need(before) && is_need(next))
+                p->wait_begun = now;
+        p->state = next;
+        set_waiting(p, is_need(next) || is_let(next));
+        if (next == PART_END && before != PART_END) {
+                pool_give_back(&p->held);
+                request_part_over(p->request, p);
+        }
+}
+
+void part_step(struct part *p, enum part_event event) {
+        action a = table[p->state][event];
+
+        if (a)
+                enter(p, a(p));
+}
+
+void part_tick(struct part *p, uint64_t now) {
+        if (is_let(p->state)) {
+                if (now >= p->due)
+                        part_step(p, PART_GRACE_OVER);
+        } else if (now >= p->deadline) {
+                part_step(p, PART_WAITED_TOO_LONG);
+        } else if (now >= p->due) {
+                part_step(p, PART_TRY);
+        }
+}
+
+/* ---- choosing an instance ------------------------------------------------------------------------------------------- */
+
+static void avoid(struct part *p, const struct leg *l) {
+        if (p->avoid_count < PART_AVOID_MAX)
+                p->avoid[p->avoid_count++] = l->instance_id;
+}
+
+/* How long an instance is waited for counts from the last leg that reached one. */
+static void begin_waiting(struct part *p) {
+        if (p->deadline == 0)
+                p->deadline = now_of(p) + from_seconds(gateway_of(p)->options.queue_timeout);
+}
+
+/* NULL: none now; the part waits for p->due. */
+static struct instance *pick(struct part *p, enum role role) {
+        struct gateway *g = gateway_of(p);
+        struct policy_facts facts = {.avoid = p->avoid, .avoid_count = p->avoid_count};
+        struct instance *i = pool_pick(g->pool, role, &facts);
+        uint64_t pause;
+
+        begin_waiting(p);
+        if (i)
+                return i;
+        p->due = UINT64_MAX; /* until the pool changes */
+        if (p->avoid_count > 0) {
+                /* Each has failed this request: once more from the start, after a pause. */
+                pause = from_seconds(g->options.retry_delay);
+                if (pause < PAUSE_MIN)
+                        pause = PAUSE_MIN;
+                for (unsigned k = 0; k < p->rounds && pause < PAUSE_MAX; k++)
+                        pause *= 2;
+                p->rounds++;
+                p->avoid_count = 0;
+                p->due = now_of(p) + pause;
+        }
+        gateway_wake(g);
+        return NULL;
+}
+
+/* ---- starting legs -------------------------------------------------------------------------------------------------- */
+
+/* A fresh id for each attempt, the same on both legs of it. */
+static int next_request_id(struct part *p) {
+        struct request *r = p->request;
+        const char *text;
+
+        if (r->part_count > 1)
+                text = p->serial ? arena_printf(&r->arena, "%.*s-%u-%u", SLICE_ARG(r->id), p->index, p->serial)
+                                 : arena_printf(&r->arena, "%.*s-%u", SLICE_ARG(r->id), p->index);
+        else
+                text = p->serial ? arena_printf(&r->arena, "%.*s-r%u", SLICE_ARG(r->id), p->serial) : r->id.ptr;
+        p->serial++;
+        if (!text)
+                return -ENOMEM;
+        p->request_id = p->serial == 1 && r->part_count == 1 ? r->id : slice_str(text);
+        return 0;
+}
+
+static int make_fields(struct part *p, struct leg *l, const struct instance *i, struct http_fields *ret_fields) {
+        const struct request *r = p->request;
+        struct http_field *items = arena_array(&l->arena, r->fields.count + 3, sizeof(*items));
+        size_t n = 0;
+
+        if (!items)
+                return -ENOMEM;
+        for (size_t k = 0; k < r->fields.count; k++)
+                if (i->dp_rank < 0 || !slice_is_icase(r->fields.items[k].name, "x-data-parallel-rank"))
+                        items[n++] = r->fields.items[k];
+        items[n++] = (struct http_field){SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
+        items[n++] = (struct http_field){SLICE_LIT("X-Request-Id"), p->request_id};
+        if (i->dp_rank >= 0) {
+                const char *rank = arena_printf(&l->arena, "%d", i->dp_rank);
+
+                if (!rank)
+                        return -ENOMEM;
+                items[n++] = (struct http_field){SLICE_LIT("X-data-parallel-rank"), slice_str(rank)};
+        }
+        *ret_fields = (struct http_fields){items, n};
+        return 0;
+}
+
+static enum part_state out_of_memory(struct part *p) {
+        request_part_failed(p->request, p, 500, "InternalServerError", "the gateway is out of memory");
+        return PART_END;
+}
+
+static enum part_state start_prefill(struct part *p) {
+        struct gateway *g = gateway_of(p);
+        struct leg *l = &p->prefill;
+        struct leg_request request = {.path = p->path, .tokens = p->prompt_tokens};
+        unsigned timeout = ms_from_seconds(g->options.prefill_timeout);
+        struct instance *i;
+        int r;
+
+        if (g->connector->order == ORDER_ONE)
+                return start_decode(p);
+        i = pick(p, ROLE_PREFILL);
+        if (!i)
+                return PART_NEED_PREFILL;
+        arena_reset(&l->arena);
+        p->handoff = (struct handoff){0};
+        p->source.max_model_len = i->max_model_len;
+        request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
+            .head_ms = timeout,
+            .idle_ms = timeout,
+            .total_ms = timeout};
+        r = next_request_id(p);
+        if (r == 0)
+                r = make_fields(p, l, i, &request.fields);
+        if (r == 0)
+                r = connector_prefill_body(g->connector, &p->source, &l->arena, &request.body);
+        if (r == 0)
+                r = leg_start(l, i, &request);
+        return r == 0 ? PART_PREFILL : out_of_memory(p);
+}
+
+static bool params_are_fresh(const struct part *p) {
+        return now_of(p) - p->handoff_at <= from_seconds(gateway_of(p)->options.params_max_age);
+}
+
+static struct http_deadlines decode_deadlines(const struct part *p, enum decode_purpose purpose) {
+        const struct gateway_options *o = &gateway_of(p)->options;
+        struct http_deadlines d = {.connect_ms = ms_from_seconds(o->connect_timeout)};
+
+        if (purpose == DECODE_SETTLE)
+                d.total_ms = SETTLE_MS;
+        /* The head of a stream comes at once, its first event when the engine has got so far; gaps between events are
+         * watched by the gateway's timer (gateway.c). A whole answer has one long silence. */
+        d.head_ms =
+            p->request->facts.stream ? ms_from_seconds(o->first_byte_timeout) : ms_from_seconds(o->request_timeout);
+        d.idle_ms = d.head_ms;
+        return d;
+}
+
+/* Start the decode leg on an instance. 0 or -ENOMEM. */
+static int send_decode(struct part *p, struct instance *i, enum decode_purpose purpose) {
+        struct gateway *g = gateway_of(p);
+        struct leg *l = &p->decode;
+        struct leg_request request = {
+            .path = p->path,
+            .tokens = p->prompt_tokens + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
+            .deadlines = decode_deadlines(p, purpose),
+        };
+        int r = 0;
+
+        arena_reset(&l->arena);
+        p->failed_inside = p->recomputed = false;
+        p->source.max_model_len = i->max_model_len;
+        if (!p->request_id.ptr || g->connector->order == ORDER_ONE)
+                r = next_request_id(p);
+        if (r == 0)
+                r = make_fields(p, l, i, &request.fields);
+        if (r == 0)
+                r = connector_decode_body(g->connector, &p->source, &p->handoff, purpose,
+                    purpose == DECODE_ANSWER && p->relay.track, &l->arena, &request.body);
+        if (r == 0)
+                r = leg_start(l, i, &request);
+        return r;
+}
+
+static bool needs_prefill(const struct part *p) {
+        return gateway_of(p)->connector->order == ORDER_PREFILL_FIRST && !p->handoff.params.ptr && !p->bare;
+}
+
+static void drop_handoff(struct part *p) {
+        p->handoff = (struct handoff){0};
+        p->handoff_used = false;
+        pool_give_back(&p->held);
+}
+
+static enum part_state start_decode(struct part *p) {
+        struct gateway *g = gateway_of(p);
+        struct instance *i;
+
+        if (p->handoff.params.ptr && !params_are_fresh(p)) {
+                stats_count(&g->stats, COUNT_PARAMS_EXPIRED, 1);
+                stats_count(&g->stats, COUNT_STRANDED, 1);
+                drop_handoff(p);
+        }
+        if (needs_prefill(p))
+                return start_prefill(p);
+        i = pick(p, ROLE_DECODE);
+        if (!i)
+                return PART_NEED_DECODE;
+        if (p->sse)
+                sse_free(p->sse);
+        p->sse = sse_new();
+        if (!p->sse || send_decode(p, i, DECODE_ANSWER) < 0)
+                return out_of_memory(p);
+        return PART_DECODE;
+}
+
+static enum part_state begin(struct part *p) {
+        return start_prefill(p);
+}
+
+/* ---- prefill leg ---------------------------------------------------------------------------------------------------- */
+
+/* A leg has reached an instance: waiting starts anew. */
+static void reached(struct part *p) {
+        p->deadline = 0;
+        p->rounds = 0;
+}
+
+static enum part_state take_prefill(struct part *p) {
+        reached(p);
+        p->avoid_count = 0;
+        p->tries = 0;
+        p->answer_status = 0;
+        return start_decode(p);
+}
+
+/* The status and words for a leg that failed without an answer of its own. */
+static enum part_state give_up(struct part *p, const struct leg *l) {
+        char message[512];
+        int status = 502;
+
+        if (p->last_end == LEG_TIMEOUT)
+                status = 504;
+        else if (p->last_end == LEG_UNSENT)
+                status = 503;
+        snprintf(message, sizeof(message), "the %s leg failed on %s: %s", pool_role_name(l->role),
+            l->name ? l->name : "?", l->why[0] ? l->why : leg_end_name(p->last_end));
+        request_part_failed(p->request, p, status, status == 504 ? "GatewayTimeout" : "BadGateway", message);
+        return PART_END;
+}
+
+/* Count a failed leg. False: no more attempts. An instance that could not be reached has seen nothing: trying another
+ * costs nothing, and waiting has its own end. */
+static bool may_retry(struct part *p, const struct leg *l) {
+        struct gateway *g = gateway_of(p);
+
+        avoid(p, l);
+        if (p->last_end != LEG_UNSENT) {
+                reached(p);
+                if (++p->tries >= (unsigned)g->options.max_retries)
+                        return false;
+        }
+        p->request->retries++;
+        stats_count(&g->stats, COUNT_RETRIES, 1);
+        return true;
+}
+
+static enum part_state retry_prefill(struct part *p) {
+        drop_handoff(p);
+        if (!may_retry(p, &p->prefill))
+                return give_up(p, &p->prefill);
+        return start_prefill(p);
+}
+
+static enum part_state refuse_prefill(struct part *p) {
+        drop_handoff(p);
+        request_part_failed(p->request, p, p->answer_status, NULL, NULL);
+        return PART_END;
+}
+
+/* The client has left. The prefiller may have committed its KV just now, its answer may be on the way: a leg is given
+ * the time that a short prompt takes, and then settled; a long one is cut. */
+static enum part_state leave_prefill(struct part *p) {
+        const struct leg *l = &p->prefill;
+        uint64_t now = now_of(p), grace = l->times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
+
+        p->due = l->times.head ? now + LET_PREFILL_MS * NS_PER_MS : grace;
+        if (p->due <= now)
+                return cut_prefill(p);
+        gateway_wake(gateway_of(p));
+        return PART_LET_PREFILL;
+}
+
+static enum part_state cut_prefill(struct part *p) {
+        leg_abort(&p->prefill);
+        return PART_END;
+}
+
+/* ---- decode leg ----------------------------------------------------------------------------------------------------- */
+
+/* The decoder has fetched the KV: the prefiller has let go of it. */
+static void fetched(struct part *p) {
+        p->handoff_used = true;
+        pool_give_back(&p->held);
+}
+
+static enum part_state begin_relay(struct part *p) {
+        fetched(p);
+        reached(p);
+        p->avoid_count = 0;
+        p->tries = 0;
+        if (!request_begin_stream(p->request, p))
+                return cut_decode(p);
+        return PART_RELAY;
+}
+
+/* KV that will not be used for the answer: a part of its own frees it. */
+static void settle_aside(struct part *p) {
+        struct request *r = p->request;
+        struct part *s;
+
+        if (!p->handoff.params.ptr || !params_are_fresh(p))
+                return;
+        s = ARENA_NEW(&r->arena, struct part);
+        if (!s || part_init(s, r, p->index) < 0)
+                return;
+        s->settler = true;
+        s->source = p->source;
+        s->path = p->path;
+        s->prompt_tokens = p->prompt_tokens;
+        s->handoff = p->handoff;
+        s->handoff_at = p->handoff_at;
+        s->request_id = p->request_id;
+        s->held = p->held;
+        s->state = PART_NEED_SETTLE;
+        s->wait_begun = now_of(p);
+        memcpy(s->avoid, p->avoid, sizeof(p->avoid));
+        s->avoid_count = p->avoid_count;
+        p->held = (struct load){0};
+        p->handoff = (struct handoff){0};
+        list_push_back(&r->settlers, &s->link);
+        part_step(s, PART_TRY);
+}
+
+static enum part_state retry_decode(struct part *p) {
+        bool unsent = p->last_end == LEG_UNSENT, overloaded = p->last_end == LEG_OVERLOADED, recomputed = p->recomputed;
+
+        p->recomputed = false;
+        if (recomputed) {
+                stats_count(&gateway_of(p)->stats, COUNT_RECOMPUTED, 1);
+                if (++p->continuations > (unsigned)gateway_of(p)->options.max_continuations)
+                        return give_up(p, &p->decode);
+                avoid(p, &p->decode);
+        } else if (!may_retry(p, &p->decode)) {
+                if (overloaded)
+                        settle_aside(p);
+                return give_up(p, &p->decode);
+        }
+        /* Params may be used once. A decoder that could not be reached has not seen them; one that answered before it
+         * took the request in leaves the KV to somebody who fetches it. */
+        if (!unsent) {
+                if (overloaded)
+                        settle_aside(p);
+                drop_handoff(p);
+        }
+        return start_decode(p);
+}
+
+static enum part_state refuse_decode(struct part *p) {
+        settle_aside(p);
+        request_part_failed(p->request, p, p->answer_status, NULL, NULL);
+        return PART_END;
+}
+
+/* The client has left while the decoder may not have taken the request in: a leg that is cut now would leave the KV to
+ * the prefiller's lease, so it has until its first byte, or a moment from its start. */
+static enum part_state leave_decode(struct part *p) {
+        uint64_t now = now_of(p);
+
+        if (!p->handoff.params.ptr)
+                return cut_decode(p);
+        p->due = p->decode.times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
+        if (p->due <= now)
+                return cut_decode(p);
+        gateway_wake(gateway_of(p));
+        return PART_LET_FETCH;
+}
+
+static enum part_state cut_decode(struct part *p) {
+        leg_abort(&p->decode);
+        return PART_END;
+}
+
+static enum part_state finish(struct part *p) {
+        fetched(p);
+        request_part_done(p->request, p);
+        return PART_END;
+}
+
+/* ---- a stream that was cut ------------------------------------------------------------------------------------------ */
+
+static enum part_state end_cut(struct part *p, const char *why) {
+        char message[768];
+
+        snprintf(message, sizeof(message), "the stream from %s was cut (%s) and could not be continued: %s",
+            p->decode.name ? p->decode.name : "?", p->decode.why[0] ? p->decode.why : leg_end_name(p->last_end), why);
+        request_part_failed(p->request, p, 502, "BadGateway", message);
+        return PART_END;
+}
+
+/* Everything of the choice is out: what is missing is the closing. */
+static enum part_state close_up(struct part *p, bool at_length) {
+        struct request *r = p->request;
+        struct buf out = {0};
+        int64_t prompt = p->relay.usage_prompt, completion = p->relay.usage_completion;
+
+        if (at_length)
+                relay_end_at_length(&p->relay, &out);
+        else if (r->facts.include_usage && !p->relay.many && prompt >= 0)
+                relay_write_usage(&p->relay, prompt, completion, &out);
+        request_send(r, buf_slice(&out));
+        buf_free(&out);
+        return finish(p);
+}
+
+/* Go on with the exact tokens on another pair of instances. */
+static enum part_state go_on_elsewhere(struct part *p) {
+        struct request *r = p->request;
+        struct gateway *g = r->g;
+        const char *obstacle = relay_obstacle(&p->relay);
+        bool from_start = p->relay.ids_sent == 0;
+        int64_t limit;
+
+        if (p->recomputed)
+                stats_count(&g->stats, COUNT_RECOMPUTED, 1);
+        else
+                avoid(p, &p->decode);
+        if (p->relay.finished)
+                return close_up(p, false);
+        if (obstacle)
+                return end_cut(p, obstacle);
+        limit = continuation_limit(&r->facts, &p->relay, p->source.max_model_len);
+        if (!from_start && limit < 0)
+                return end_cut(p, "the model's length is not known");
+        if (!from_start && limit <= p->relay.ids_sent)
+                return close_up(p, true);
+        if (++p->continuations > (unsigned)g->options.max_continuations)
+                return end_cut(p, "it was continued too often");
+        if (!from_start) {
+                if (continuation_edits(&r->facts, &p->relay, limit - p->relay.ids_sent, &r->arena, &p->source.edits) <
+                    0)
+                        return out_of_memory(p);
+                p->path = "/v1/completions";
+        }
+        relay_restart(&p->relay, !from_start && r->facts.api == API_CHAT);
+        stats_count(&g->stats, COUNT_CONTINUED, 1);
+        r->continued++;
+        drop_handoff(p);
+        reached(p);
+        return start_prefill(p);
+}
+
+/* ---- settling ------------------------------------------------------------------------------------------------------- */
+
+static enum part_state settle(struct part *p) {
+        struct instance *i;
+
+        if (!p->handoff.params.ptr || p->handoff_used)
+                return PART_END;
+        if (!params_are_fresh(p))
+                return strand(p);
+        i = pick(p, ROLE_DECODE);
+        if (!i)
+                return PART_NEED_SETTLE;
+        return send_decode(p, i, DECODE_SETTLE) == 0 ? PART_SETTLE : strand(p);
+}
+
+static enum part_state settle_again(struct part *p) {
+        avoid(p, &p->decode);
+        /* Only one that has not seen the params leaves them unused. */
+        if (p->last_end != LEG_UNSENT && p->last_end != LEG_OVERLOADED && p->state == PART_SETTLE)
+                return strand(p);
+        if (p->last_end != LEG_UNSENT && p->last_end != LEG_OVERLOADED && p->last_end != LEG_REFUSED)
+                return PART_END;
+        return settle(p);
+}
+
+static enum part_state settled(struct part *p) {
+        fetched(p);
+        stats_count(&gateway_of(p)->stats, COUNT_SETTLED, 1);
+        return PART_END;
+}
+
+static enum part_state strand(struct part *p) {
+        stats_count(&gateway_of(p)->stats, COUNT_STRANDED, 1);
+        log_warn(gateway_of(p)->log, "request %.*s: KV on %s is left to its lease", SLICE_ARG(p->request_id),
+            p->prefill.name ? p->prefill.name : "a prefiller");
+        return PART_END;
+}
+
+static enum part_state end(struct part *p) {
+        return PART_END;
+}
+
+static enum part_state waited_too_long(struct part *p) {
+        struct gateway *g = gateway_of(p);
+        enum role role = p->state == PART_NEED_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
+        char message[256];
+
+        stats_count(&g->stats, COUNT_QUEUE_TIMEOUTS, 1);
+        settle_aside(p);
+        if (p->answer_status == 429 || p->answer_status == 503) {
+                request_part_failed(p->request, p, p->answer_status, NULL, NULL);
+                return PART_END;
+        }
+        snprintf(message, sizeof(message),
+            "no %s instance could take the request within %g s (%zu of %zu can be chosen)", pool_role_name(role),
+            g->options.queue_timeout, pool_routable(g->pool, role), pool_count(g->pool, role));
+        request_part_failed(p->request, p, 503, "ServiceUnavailable", message);
+        return PART_END;
+}
+
+/* ---- what legs say -------------------------------------------------------------------------------------------------- */
+
+void part_leg_head(struct leg *l) {}
+
+/* Keep an instance's whole answer: the client may get it. */
+static void keep_answer(struct part *p, struct leg *l) {
+        struct http_field *items;
+
+        arena_reset(&p->answer_arena);
+        buf_reset(&p->answer);
+        p->answer_status = 0;
+        items = arena_array(&p->answer_arena, l->fields.count, sizeof(*items));
+        for (size_t i = 0; items && i < l->fields.count; i++) {
+                items[i].name = arena_copy(&p->answer_arena, l->fields.items[i].name);
+                items[i].value = arena_copy(&p->answer_arena, l->fields.items[i].value);
+                if (!items[i].name.ptr || !items[i].value.ptr)
+                        items = NULL;
+        }
+        buf_add(&p->answer, buf_slice(&l->body));
+        if (!items || !buf_ok(&p->answer))
+                return;
+        p->answer_fields = (struct http_fields){items, l->fields.count};
+        p->answer_status = l->status;
+}
+
+static void end_prefill(struct part *p, struct leg *l, enum leg_end end) {
+        struct gateway *g = gateway_of(p);
+        struct error e = {0};
+        int r;
+
+        if (end == LEG_DONE) {
+                stats_time(&g->stats, TIME_PREFILL, l->times.ended - l->times.begun);
+                r = g->connector->take(buf_slice(&l->body), &p->request->arena, &p->handoff, &e);
+                if (r == 0) {
+                        p->handoff_at = l->times.ended;
+                        p->handoff_used = false;
+                        p->handoff_tokens = p->continuations ? p->handoff_tokens : p->handoff.prompt_tokens;
+                        p->relay.cached_tokens = p->continuations ? p->relay.cached_tokens : p->handoff.cached_tokens;
+                        part_step(p, PART_PREFILLED);
+                        return;
+                }
+                pool_give_back(&p->held);
+                p->last_end = LEG_ERROR;
+                leg_say(l, "%s", e.text);
+                stats_count(&g->stats, COUNT_WITHOUT_PARAMS, 1);
+                log_warn(g->log, "request %.*s: prefill on %s: %s", SLICE_ARG(p->request_id), l->name, e.text);
+                if (r == -ENODATA && g->options.prefill_on_decode && p->state == PART_PREFILL) {
+                        p->bare = true;
+                        part_step(p, PART_PREFILLED);
+                        return;
+                }
+                p->answer_status = 0;
+                part_step(p, PART_PREFILL_FAILED);
+                return;
+        }
+        if (l->status >= 400 && end != LEG_BROKEN)
+                keep_answer(p, l);
+        else
+                p->answer_status = 0;
+        part_step(p, end == LEG_REFUSED ? PART_PREFILL_REFUSED : PART_PREFILL_FAILED);
+}
+
+/* Did the decoder give a whole answer up ("recomputed")? */
+static bool is_recomputed(struct slice answer) {
+        struct openai_member m[OPENAI_MEMBERS_MAX], c[48];
+        struct slice choices, choice;
+        size_t n, at;
+
+        if (openai_scan(answer, m, OPENAI_MEMBERS_MAX, &n, &at) < 0)
+                return false;
+        choices = openai_find(m, n, "choices");
+        while (openai_next_item(&choices, &choice))
+                if (openai_scan(choice, c, 48, &n, &at) == 0 &&
+                    slice_is(openai_find(c, n, "stop_reason"), "\"recomputed\""))
+                        return true;
+        return false;
+}
+
+static bool is_object(struct slice text) {
+        struct openai_member m[OPENAI_MEMBERS_MAX];
+        size_t n, at;
+
+        return openai_scan(text, m, OPENAI_MEMBERS_MAX, &n, &at) == 0;
+}
+
+static void end_whole(struct part *p, struct leg *l) {
+        if (p->state == PART_SETTLE || p->state == PART_LET_FETCH) {
+                part_step(p, PART_DECODED);
+                return;
+        }
+        if (!is_object(buf_slice(&l->body))) {
+                snprintf(
+                    l->why, sizeof(l->why), l->body.len ? "the answer is not a JSON object" : "the answer is empty");
+                p->last_end = LEG_ERROR;
+                p->answer_status = 0;
+                part_step(p, PART_DECODE_FAILED);
+                return;
+        }
+        if (is_recomputed(buf_slice(&l->body))) {
+                p->recomputed = true;
+                part_step(p, PART_DECODE_FAILED);
+                return;
+        }
+        keep_answer(p, l);
+        if (p->answer_status == 0)
+                part_step(p, PART_DECODE_FAILED);
+        else
+                part_step(p, PART_DECODED);
+}
+
+static void end_decode(struct part *p, struct leg *l, enum leg_end end) {
+        if (p->failed_inside) {
+                part_step(p, PART_DECODE_FAILED);
+                return;
+        }
+        if (end == LEG_DONE && l->event_stream) {
+                /* Complete framing without [DONE]: fine when the choice has its end. */
+                if (p->relay.done || p->relay.finished) {
+                        part_step(p, PART_DECODED);
+                        return;
+                }
+                leg_say(l, "the stream ended without a finish_reason");
+                p->last_end = LEG_BROKEN;
+                p->answer_status = 0;
+                part_step(p, PART_DECODE_FAILED);
+                return;
+        }
+        if (end == LEG_DONE) {
+                end_whole(p, l);
+                return;
+        }
+        if (l->status >= 400 && end != LEG_BROKEN)
+                keep_answer(p, l);
+        else
+                p->answer_status = 0;
+        part_step(p, end == LEG_REFUSED ? PART_DECODE_REFUSED : PART_DECODE_FAILED);
+}
+
+void part_leg_end(struct leg *l, enum leg_end end) {
+        struct part *p = l->part;
+        struct request *r = p->request;
+
+        if (p->state != PART_END)
+                p->last_end = end;
+        if (l == &p->prefill) {
+                end_prefill(p, l, end);
+                /* Committed for nobody: the part had ended. */
+                if (p->state == PART_END)
+                        pool_give_back(&p->held);
+        } else {
+                end_decode(p, l, end);
+        }
+        request_settle(r);
+}
+
+/* ---- the stream ----------------------------------------------------------------------------------------------------- */
+
+static void fail_inside(struct part *p, struct leg *l, const char *why) {
+        p->failed_inside = true;
+        leg_say(l, "%s", why);
+        p->last_end = LEG_ERROR;
+        leg_abort(l);
+}
+
+static void pass_on(struct part *p, struct buf *out) {
+        if (out->len == 0)
+                return;
+        if (p->state == PART_DECODE)
+                part_step(p, PART_DECODE_BEGAN);
+        if (p->state == PART_RELAY && request_send(p->request, buf_slice(out)) == 1 && p->decode.call) {
+                http_call_pause(p->decode.call);
+                p->client_is_slow = true;
+        }
+        buf_reset(out);
+}
+
+void part_resume(struct part *p) {
+        if (!p->client_is_slow)
+                return;
+        p->client_is_slow = false;
+        p->decode.last_byte = now_of(p);
+        if (p->decode.call)
+                http_call_resume(p->decode.call);
+}
+
+static const char *error_words(const struct relay *r) {
+        return r->error.len > 0 ? "the engine sent an error event" : "the engine sent an error";
+}
+
+void part_leg_data(struct leg *l, struct slice data) {
+        struct part *p = l->part;
+        struct gateway *g = gateway_of(p);
+        struct buf *out = &g->scratch;
+        struct slice event;
+        int r = 0;
+
+        if (p->state == PART_LET_FETCH) {
+                part_step(p, PART_DECODE_BEGAN);
+                return;
+        }
+        if ((p->state != PART_DECODE && p->state != PART_RELAY) || p->failed_inside)
+                return;
+        buf_reset(out);
+        while (!p->failed_inside && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
+                stats_count(&g->stats, COUNT_EVENTS, 1);
+                switch (relay_event(&p->relay, event, out)) {
+                case RELAY_MORE:
+                case RELAY_DONE:
+                        break;
+                case RELAY_RECOMPUTED:
+                        p->recomputed = true;
+                        fail_inside(p, l, "the decoder gave the request up for want of memory");
+                        break;
+                case RELAY_ERROR:
+                        fail_inside(p, l, error_words(&p->relay));
+                        break;
+                case RELAY_NO_MEMORY:
+                        fail_inside(p, l, "the gateway is out of memory");
+                        break;
+                }
+        }
+        if (r < 0)
+                fail_inside(p, l, "an event is too long");
+        if (p->relay.done && !p->relay.any_sent && !p->failed_inside)
+                fail_inside(p, l, "the stream ended without an answer");
+        pass_on(p, out);
+        if (p->relay.done && !p->failed_inside)
+                part_step(p, PART_DECODED);
+}
+
+/* ---- life ----------------------------------------------------------------------------------------------------------- */
+
+int part_init(struct part *p, struct request *r, uint32_t index) {
+        *p = (struct part){
+            .request = r, .index = index, .completion_tokens = -1, .prompt_counted = -1, .handoff_tokens = -1};
+        list_init(&p->waiting);
+        list_init(&p->link);
+        leg_init(&p->prefill, p, ROLE_PREFILL);
+        leg_init(&p->decode, p, ROLE_DECODE);
+        relay_init(&p->relay, &r->facts);
+        p->relay.index = index;
+        return 0;
+}
+
+void part_free(struct part *p) {
+        assert(part_is_over(p) && !p->is_waiting);
+        pool_give_back(&p->held);
+        relay_free(&p->relay);
+        sse_free(p->sse);
+        leg_free(&p->prefill);
+        leg_free(&p->decode);
+        buf_free(&p->answer);
+        arena_free(&p->answer_arena);
+}

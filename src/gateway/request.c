@@ -1,0 +1,611 @@
+/* request.c - a client's exchange: reading it, running its parts, and the one way out. */
+#include "base/clock.h"
+#include "base/json.h"
+#include "gateway/core.h"
+#include "gateway/join.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Parts of one request that run at once: a list of a thousand prompts takes its turn beside other clients. */
+#define FANOUT_MAX 16
+
+static const struct http_exchange_callbacks callbacks;
+
+/* ---- reading -------------------------------------------------------------------------------------------------------- */
+
+/* Fields that each leg sets itself, or that concern this hop: the body is sent anew, and read back as plain text. */
+static bool is_for_us(struct slice name) {
+        static const char *const names[] = {
+            "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", "authorization"};
+
+        for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+                if (slice_is_icase(name, names[i]))
+                        return true;
+        return false;
+}
+
+static int keep_fields(struct request *r, struct http_fields from) {
+        struct http_field *items = arena_array(&r->arena, from.count + 1, sizeof(*items));
+        struct slice authorization = http_field_value(from, "authorization");
+        size_t n = 0;
+
+        if (!items)
+                return -ENOMEM;
+        for (size_t i = 0; i < from.count; i++) {
+                if (is_for_us(from.items[i].name) || http_field_is_hop_by_hop(from, from.items[i].name))
+                        continue;
+                items[n].name = arena_copy(&r->arena, from.items[i].name);
+                items[n].value = arena_copy(&r->arena, from.items[i].value);
+                if (!items[n].name.ptr || !items[n].value.ptr)
+                        return -ENOMEM;
+                n++;
+        }
+        if (authorization.ptr)
+                authorization = arena_copy(&r->arena, authorization);
+        else if (r->g->options.api_key)
+                authorization = slice_str(arena_printf(&r->arena, "Bearer %s", r->g->options.api_key));
+        if (authorization.ptr)
+                items[n++] = (struct http_field){SLICE_LIT("Authorization"), authorization};
+        r->fields = (struct http_fields){items, n};
+        return 0;
+}
+
+/* A client's id may name its legs when engines can take it as it is; else 128 random bits. */
+#define ID_MAX 128
+static int choose_id(struct request *r, struct http_fields fields) {
+        struct slice id = http_field_value(fields, "x-request-id");
+        char text[33];
+
+        if (id.len > 0 && id.len <= ID_MAX && http_value_is_safe(id)) {
+                r->id = arena_copy(&r->arena, id);
+        } else {
+                rng_hex(text, 16);
+                r->id = arena_copy(&r->arena, slice_str(text));
+        }
+        return r->id.ptr ? 0 : -ENOMEM;
+}
+
+static void on_body(struct http_exchange *x, struct slice data, void *user) {
+        struct request *r = user;
+
+        buf_add(&r->body, data);
+}
+
+void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
+        const struct http_request_head *head = http_exchange_request(x);
+        struct request *r = calloc(1, sizeof(*r));
+
+        if (!r) {
+                gateway_respond_error(x, 500, "InternalServerError", "the gateway is out of memory");
+                return;
+        }
+        r->g = g;
+        r->x = x;
+        r->facts.api = api;
+        r->begun = gateway_now(g);
+        r->peer = arena_copy(&r->arena, slice_str(http_exchange_peer(x))).ptr;
+        list_init(&r->settlers);
+        list_push_back(&g->requests, &r->link);
+        g->request_count++;
+        http_exchange_watch(x, &callbacks, r);
+        if (!r->peer || keep_fields(r, head->fields) < 0 || choose_id(r, head->fields) < 0) {
+                gateway_respond_error(x, 500, "InternalServerError", "the gateway is out of memory");
+                return;
+        }
+        /* In one piece when the client says how long it is (http/ has checked the limit). */
+        if (head->content_length > 0)
+                buf_reserve(&r->body, (size_t)head->content_length);
+}
+
+/* ---- parts ---------------------------------------------------------------------------------------------------------- */
+
+static bool splits(const struct request *r) {
+        return r->g->connector->order != ORDER_ONE;
+}
+
+/* What each leg of this part has of its own: one prompt of the list, one of n choices (with the seed that vLLM gives to
+ * that child). */
+static int fill_source(struct request *r, struct part *p) {
+        const struct facts *f = &r->facts;
+        uint32_t prompt = splits(r) ? p->index / f->n : 0, child = splits(r) ? p->index % f->n : 0;
+        const char *seed;
+
+        p->source = (struct source){.facts = f, .text = f->body, .members = f->members, .count = f->member_count};
+        p->path = f->api == API_CHAT ? "/v1/chat/completions" : "/v1/completions";
+        p->prompt_tokens = f->prompts ? facts_estimate(f->prompts[prompt]) : f->prompt_tokens;
+        p->relay.many = r->part_count > 1;
+        p->relay.track = f->stream && r->g->options.max_continuations > 0;
+        if (!splits(r)) {
+                p->prompt_tokens = f->prompt_tokens;
+                p->relay.track &= f->prompt_count == 1 && f->n == 1;
+                return 0;
+        }
+        if (f->prompts)
+                edits_set(&p->source.edits, "prompt", f->prompts[prompt]);
+        if (f->n > 1)
+                edits_set(&p->source.edits, "n", SLICE_LIT("1"));
+        if (f->n > 1 && f->has_seed) {
+                seed = arena_printf(&r->arena, "%lld", (long long)f->seed + child);
+                if (!seed)
+                        return -ENOMEM;
+                edits_set(&p->source.edits, "seed", slice_str(seed));
+        }
+        if (r->part_count > 1) {
+                const char *id =
+                    arena_printf(&r->arena, "\"%s-%.*s\"", f->api == API_CHAT ? "chatcmpl" : "cmpl", SLICE_ARG(r->id));
+
+                if (!id)
+                        return -ENOMEM;
+                p->relay.id = slice_str(id);
+        }
+        return 0;
+}
+
+static int make_parts(struct request *r) {
+        r->parts = arena_array(&r->arena, r->part_count, sizeof(*r->parts));
+        if (!r->parts)
+                return -ENOMEM;
+        for (size_t i = 0; i < r->part_count; i++) {
+                int e = part_init(&r->parts[i], r, (uint32_t)i);
+
+                if (e == 0)
+                        e = fill_source(r, &r->parts[i]);
+                if (e < 0)
+                        return e;
+        }
+        return 0;
+}
+
+/* Begin parts until enough run. */
+static void start_parts(struct request *r) {
+        while (!r->failed && !r->gone && r->started < r->part_count && r->started - r->over < FANOUT_MAX)
+                part_step(&r->parts[r->started++], PART_TRY);
+}
+
+static void refuse(struct request *r, const struct openai_error *e) {
+        struct http_field type = {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
+        struct buf body = {0};
+
+        r->failed = true;
+        r->answer = ANSWER_ENDED;
+        r->status = e->status;
+        r->end = "refused";
+        openai_write_error(&body, e);
+        http_respond(r->x, e->status, (struct http_fields){&type, 1}, buf_slice(&body));
+        r->bytes_out += body.len;
+        buf_free(&body);
+}
+
+static int check(struct request *r, struct openai_error *e) {
+        const char *refusal = connector_refusal(r->g->connector, &r->facts);
+        uint64_t parts = splits(r) ? (uint64_t)r->facts.prompt_count * r->facts.n : 1;
+
+        if (refusal)
+                return openai_fail(e, 400, "BadRequestError", NULL, "%s", refusal);
+        if (parts > (uint64_t)r->g->options.max_prompts)
+                return openai_fail(e, 400, "BadRequestError", "n",
+                    "%zu prompts with n=%u make %llu answers; this gateway takes at most %lld in one request",
+                    r->facts.prompt_count, r->facts.n, (unsigned long long)parts, (long long)r->g->options.max_prompts);
+        r->part_count = (size_t)parts;
+        return 0;
+}
+
+static void on_body_end(struct http_exchange *x, void *user) {
+        struct request *r = user;
+        struct openai_error e = {
+            .status = 500, .type = "InternalServerError", .message = "the gateway is out of memory"};
+        int err = buf_ok(&r->body) ? 0 : -ENOMEM;
+
+        if (r->answer != ANSWER_NONE)
+                return;
+        if (err == 0)
+                err = facts_read(r->facts.api, buf_slice(&r->body), &r->arena, &r->facts, &e);
+        if (err == 0)
+                err = check(r, &e);
+        if (err == 0)
+                err = make_parts(r);
+        if (err < 0) {
+                r->part_count = 0;
+                refuse(r, &e);
+                return;
+        }
+        start_parts(r);
+}
+
+/* ---- answering ------------------------------------------------------------------------------------------------------ */
+
+/* The instance's fields, and who served: what our own framing or the gateway's other fields say is left out. */
+static struct http_fields answer_fields(struct request *r, struct part *p, struct http_fields from) {
+        struct http_field *items = arena_array(&r->arena, from.count + 3, sizeof(*items));
+        size_t n = 0;
+
+        if (!items)
+                return (struct http_fields){0};
+        for (size_t i = 0; i < from.count; i++)
+                if (!slice_is_icase(from.items[i].name, "x-request-id"))
+                        items[n++] = from.items[i];
+        items[n++] = (struct http_field){SLICE_LIT("X-Request-Id"), r->id};
+        if (p->prefill.name)
+                items[n++] = (struct http_field){SLICE_LIT("X-Baton-Prefill"), slice_str(p->prefill.name)};
+        if (p->decode.name)
+                items[n++] = (struct http_field){SLICE_LIT("X-Baton-Decode"), slice_str(p->decode.name)};
+        return (struct http_fields){items, n};
+}
+
+static void note_first(struct request *r) {
+        if (r->first == 0)
+                r->first = gateway_now(r->g);
+}
+
+bool request_begin_stream(struct request *r, struct part *p) {
+        if (!r->x || r->answer == ANSWER_ENDED)
+                return false;
+        if (r->answer == ANSWER_BEGUN)
+                return true;
+        if (http_begin(r->x, 200, answer_fields(r, p, p->decode.fields), HTTP_LENGTH_CHUNKED) < 0)
+                return false;
+        r->answer = ANSWER_BEGUN;
+        r->status = 200;
+        r->stream = true;
+        note_first(r);
+        return true;
+}
+
+int request_send(struct request *r, struct slice bytes) {
+        if (!r->x || r->answer != ANSWER_BEGUN || bytes.len == 0)
+                return 0;
+        r->bytes_out += bytes.len;
+        return http_send(r->x, &bytes, 1);
+}
+
+static void end_stream(struct request *r) {
+        request_send(r, SLICE_LIT("data: [DONE]\n\n"));
+        r->answer = ANSWER_ENDED;
+        if (r->x)
+                http_finish(r->x);
+}
+
+static void respond(struct request *r, struct part *p, int status, struct slice body) {
+        r->answer = ANSWER_ENDED;
+        r->status = status;
+        note_first(r);
+        if (!r->x)
+                return;
+        r->bytes_out += body.len;
+        http_respond(r->x, status, answer_fields(r, p, p->answer_fields), body);
+}
+
+/* The sum of what the parts' usage chunks said, when the client asked for it or the engines say it unasked. */
+static void send_usage(struct request *r) {
+        int64_t prompt = 0, completion = 0;
+        bool any = r->facts.include_usage;
+        struct buf out = {0};
+
+        for (size_t i = 0; i < r->part_count; i++) {
+                const struct relay *l = &r->parts[i].relay;
+
+                if (l->usage_completion < 0)
+                        continue;
+                any = true;
+                completion += l->usage_completion;
+                if (r->parts[i].index % r->facts.n == 0)
+                        prompt += l->usage_prompt;
+        }
+        if (!any || !r->parts[0].relay.model.ptr)
+                return;
+        relay_write_usage(&r->parts[0].relay, prompt, completion, &out);
+        request_send(r, buf_slice(&out));
+        buf_free(&out);
+}
+
+static void respond_joined(struct request *r) {
+        struct join_part *parts = arena_array(&r->arena, r->part_count, sizeof(*parts));
+        struct buf out = {0};
+
+        for (size_t i = 0; parts && i < r->part_count; i++)
+                parts[i] = (struct join_part){.answer = buf_slice(&r->parts[i].answer),
+                    .index = r->parts[i].index,
+                    .counts_prompt = r->parts[i].index % r->facts.n == 0,
+                    .cached_tokens = r->parts[i].relay.cached_tokens};
+        if (parts && join_many(parts, r->part_count, r->parts[0].relay.id, &out) == 0 && buf_ok(&out))
+                respond(r, &r->parts[0], 200, buf_slice(&out));
+        else
+                request_part_failed(r, &r->parts[0], 502, "BadGateway", "an engine's answer makes no sense");
+        buf_free(&out);
+}
+
+static void respond_one(struct request *r, struct part *p) {
+        struct buf out = {0};
+
+        join_one(buf_slice(&p->answer), p->relay.cached_tokens, &out);
+        respond(r, p, p->answer_status, buf_ok(&out) ? buf_slice(&out) : buf_slice(&p->answer));
+        buf_free(&out);
+}
+
+static void count_tokens(struct request *r, struct part *p) {
+        struct join_usage u = join_read_usage(buf_slice(&p->answer));
+
+        if (r->stream) {
+                u.prompt = p->relay.usage_prompt;
+                u.completion = p->relay.usage_completion >= 0 ? p->relay.usage_completion : (int64_t)p->relay.ids_sent;
+        }
+        if (u.prompt < 0)
+                u.prompt = p->handoff_tokens;
+        p->prompt_counted = u.prompt;
+        p->completion_tokens = u.completion;
+}
+
+void request_part_done(struct request *r, struct part *p) {
+        count_tokens(r, p);
+        r->done++;
+        if (r->done < r->part_count || r->failed)
+                return;
+        r->end = "done";
+        if (r->answer == ANSWER_BEGUN) {
+                if (r->part_count > 1)
+                        send_usage(r);
+                end_stream(r);
+        } else if (r->part_count > 1) {
+                respond_joined(r);
+        } else {
+                respond_one(r, p);
+        }
+}
+
+void request_part_over(struct request *r, struct part *p) {
+        if (p->settler)
+                return;
+        r->over++;
+        start_parts(r);
+}
+
+static void stop_parts(struct request *r, const struct part *but) {
+        for (size_t i = 0; i < r->part_count; i++)
+                if (&r->parts[i] != but)
+                        part_step(&r->parts[i], PART_STOP);
+}
+
+static void respond_failure(struct request *r, struct part *p, int status, const char *type, const char *message) {
+        struct http_field json = {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
+        struct openai_error e = {.status = status, .type = type};
+        struct buf body = {0};
+
+        /* The instance's own words, when it had some. */
+        if (p->answer_status >= 400) {
+                respond(r, p, p->answer_status, buf_slice(&p->answer));
+                return;
+        }
+        snprintf(e.message, sizeof(e.message), "%s", message ? message : "the request failed");
+        openai_write_error(&body, &e);
+        p->answer_fields = (struct http_fields){&json, 1};
+        respond(r, p, status, buf_slice(&body));
+        p->answer_fields = (struct http_fields){0};
+        buf_free(&body);
+}
+
+void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message) {
+        struct buf out = {0};
+
+        if (r->failed || r->answer == ANSWER_ENDED)
+                return;
+        r->failed = true;
+        r->end = "failed";
+        if (message)
+                log_warn(r->g->log, "request %.*s: %s", SLICE_ARG(r->id), message);
+        if (r->answer == ANSWER_NONE) {
+                respond_failure(r, p, status, type, message);
+        } else {
+                stats_count(&r->g->stats, COUNT_CUT, 1);
+                r->end = "cut";
+                relay_write_error(&out, status, type ? type : "BadGateway", message ? message : "the request failed");
+                request_send(r, buf_slice(&out));
+                buf_free(&out);
+                end_stream(r);
+        }
+        stop_parts(r, p);
+}
+
+/* ---- the end -------------------------------------------------------------------------------------------------------- */
+
+static void on_writable(struct http_exchange *x, void *user) {
+        struct request *r = user;
+
+        for (size_t i = 0; i < r->part_count; i++)
+                part_resume(&r->parts[i]);
+}
+
+static void on_end(struct http_exchange *x, enum http_end end, void *user) {
+        static const char *const words[] = {[HTTP_END_DONE] = NULL,
+            [HTTP_END_CLIENT_GONE] = "client_gone",
+            [HTTP_END_STALLED] = "client_stalled",
+            [HTTP_END_BAD_BODY] = "bad_body",
+            [HTTP_END_ABORTED] = "aborted"};
+        struct request *r = user;
+
+        r->x = NULL;
+        r->ended = gateway_now(r->g);
+        if (end != HTTP_END_DONE) {
+                r->gone = true;
+                r->end = words[end];
+                if (end == HTTP_END_CLIENT_GONE)
+                        stats_count(&r->g->stats, COUNT_CLIENTS_GONE, 1);
+                stop_parts(r, NULL);
+        }
+        request_settle(r);
+}
+
+static const struct http_exchange_callbacks callbacks = {
+    .on_body = on_body,
+    .on_body_end = on_body_end,
+    .on_writable = on_writable,
+    .on_end = on_end,
+};
+
+void request_stop(struct request *r) {
+        if (r->x)
+                http_exchange_abort(r->x);
+        for (size_t i = 0; i < r->part_count; i++) {
+                part_step(&r->parts[i], PART_STOP);
+                part_step(&r->parts[i], PART_GRACE_OVER);
+                part_step(&r->parts[i], PART_WAITED_TOO_LONG);
+                leg_abort(&r->parts[i].prefill);
+                leg_abort(&r->parts[i].decode);
+        }
+        list_for_each (at, &r->settlers) {
+                struct part *p = list_item(at, struct part, link);
+
+                part_step(p, PART_WAITED_TOO_LONG);
+                leg_abort(&p->decode);
+        }
+}
+
+static void log_leg(struct json_writer *w, const char *name, const struct leg *l) {
+        if (!l->name)
+                return;
+        json_key(w, name);
+        json_open(w, '{');
+        json_key(w, "instance");
+        json_str(w, l->name);
+        json_key(w, "status");
+        json_i64(w, l->status);
+        if (l->times.first) {
+                json_key(w, "first_ms");
+                json_double(w, (double)((l->times.first - l->times.begun) / 1000) / 1000);
+        }
+        if (l->times.ended) {
+                json_key(w, "ms");
+                json_double(w, (double)((l->times.ended - l->times.begun) / 1000) / 1000);
+        }
+        json_close(w, '}');
+}
+
+static void log_count(struct json_writer *w, const char *name, int64_t value) {
+        if (value < 0)
+                return;
+        json_key(w, name);
+        json_i64(w, value);
+}
+
+static void log_times(struct json_writer *w, const struct request *r) {
+        uint64_t ended = r->ended ? r->ended : gateway_now(r->g);
+
+        json_key(w, "ms");
+        json_double(w, (double)((ended - r->begun) / 1000) / 1000);
+        if (r->first) {
+                json_key(w, "ttft_ms");
+                json_double(w, (double)((r->first - r->begun) / 1000) / 1000);
+        }
+        if (r->part_count > 0) {
+                json_key(w, "queue_ms");
+                json_double(w, (double)(r->parts[0].waited / 1000) / 1000);
+        }
+}
+
+static void log_access(struct request *r) {
+        struct buf *out = access_begin(&r->g->access);
+        struct json_writer w = {.out = out};
+        char now[CLOCK_TEXT_MAX];
+
+        if (!out)
+                return;
+        clock_text(clock_wall_ns(), now);
+        json_open(&w, '{');
+        json_key(&w, "time");
+        json_str(&w, now);
+        json_key(&w, "id");
+        json_string(&w, r->id);
+        json_key(&w, "peer");
+        json_str(&w, r->peer);
+        json_key(&w, "path");
+        json_str(&w, r->facts.api == API_CHAT ? "/v1/chat/completions" : "/v1/completions");
+        json_key(&w, "model");
+        json_string(&w, slice_sub(r->facts.model, 0, 200));
+        json_key(&w, "status");
+        json_i64(&w, r->status);
+        json_key(&w, "end");
+        json_str(&w, r->end ? r->end : "unknown");
+        json_key(&w, "stream");
+        json_bool(&w, r->stream);
+        log_count(&w, "bytes_in", (int64_t)r->body.len);
+        log_count(&w, "bytes_out", (int64_t)r->bytes_out);
+        log_times(&w, r);
+        if (r->part_count > 1)
+                log_count(&w, "parts", (int64_t)r->part_count);
+        if (r->part_count > 0) {
+                log_leg(&w, "prefill", &r->parts[0].prefill);
+                log_leg(&w, "decode", &r->parts[0].decode);
+                log_count(&w, "prompt_tokens", r->parts[0].prompt_counted);
+                log_count(&w, "cached_tokens", r->parts[0].relay.cached_tokens);
+                log_count(&w, "completion_tokens", r->parts[0].completion_tokens);
+        }
+        if (r->retries)
+                log_count(&w, "retries", r->retries);
+        if (r->continued)
+                log_count(&w, "continued", r->continued);
+        json_close(&w, '}');
+        access_end(&r->g->access);
+}
+
+static void count(struct request *r) {
+        struct stats *s = &r->g->stats;
+        int64_t completion = 0;
+
+        s->codes[r->status > 0 && r->status < 600 ? r->status : 499]++;
+        if (r->part_count == 0)
+                return;
+        stats_time(s, TIME_REQUEST, r->ended - r->begun);
+        stats_time(s, TIME_QUEUE, r->parts[0].waited);
+        if (r->first)
+                stats_time(s, TIME_TTFT, r->first - r->begun);
+        for (size_t i = 0; i < r->part_count; i++) {
+                const struct part *p = &r->parts[i];
+
+                if (p->prompt_counted > 0)
+                        stats_count(s, COUNT_PROMPT_TOKENS, (uint64_t)p->prompt_counted);
+                if (p->relay.cached_tokens > 0)
+                        stats_count(s, COUNT_CACHED_TOKENS, (uint64_t)p->relay.cached_tokens);
+                if (p->completion_tokens > 0)
+                        completion += p->completion_tokens;
+        }
+        stats_count(s, COUNT_COMPLETION_TOKENS, (uint64_t)completion);
+        if (r->stream && r->part_count == 1 && completion > 1 && r->first && r->ended > r->first)
+                stats_time(s, TIME_TPOT, (r->ended - r->first) / (uint64_t)(completion - 1));
+}
+
+static bool is_over(const struct request *r) {
+        if (r->x)
+                return false;
+        for (size_t i = 0; i < r->part_count; i++)
+                if (!part_is_over(&r->parts[i]))
+                        return false;
+        list_for_each (at, &r->settlers) {
+                if (!part_is_over(list_item(at, struct part, link)))
+                        return false;
+        }
+        return true;
+}
+
+static void finish(struct request *r) {
+        struct gateway *g = r->g;
+
+        count(r);
+        log_access(r);
+        for (size_t i = 0; i < r->part_count; i++)
+                part_free(&r->parts[i]);
+        list_for_each (at, &r->settlers) {
+                part_free(list_item(at, struct part, link));
+        }
+        list_remove(&r->link);
+        buf_free(&r->body);
+        arena_free(&r->arena);
+        free(r);
+        g->request_count--;
+        gateway_request_gone(g);
+}
+
+void request_settle(struct request *r) {
+        if (is_over(r))
+                finish(r);
+}

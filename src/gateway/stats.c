@@ -1,0 +1,190 @@
+/* stats.c - see stats.h. */
+#include "gateway/stats.h"
+#include "base/clock.h"
+#include <stdio.h>
+
+static const double seconds[] = {
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 180, 600};
+static const double seconds_fine[] = {
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 5};
+
+static const struct {
+        const char *name, *help;
+        const double *bounds;
+        size_t count;
+} timings[TIMINGS] = {
+#define SECONDS seconds, sizeof(seconds) / sizeof(*seconds)
+    [TIME_REQUEST] = {"baton_gateway_request_duration_seconds", "From a request's head to the end of its answer",
+        SECONDS},
+    [TIME_TTFT] = {"baton_gateway_ttft_seconds", "From a request's head to its first token", SECONDS},
+    [TIME_TPOT] = {"baton_gateway_tpot_seconds", "Per token after the first", seconds_fine,
+        sizeof(seconds_fine) / sizeof(*seconds_fine)},
+    [TIME_QUEUE] = {"baton_gateway_queue_seconds", "Waiting for an instance", SECONDS},
+    [TIME_PREFILL] = {"baton_gateway_prefill_seconds", "Prefill legs", SECONDS},
+    [TIME_HANDOFF] = {"baton_gateway_handoff_seconds", "From a decode leg's start to its first byte", SECONDS},
+#undef SECONDS
+};
+
+static const struct {
+        const char *name, *help;
+} counters[COUNTERS] = {
+    [COUNT_RETRIES] = {"baton_gateway_retries_total", "Legs started again elsewhere before the client saw a byte"},
+    [COUNT_CONTINUED] = {"baton_gateway_continuations_total", "Streams that went on elsewhere with their exact tokens"},
+    [COUNT_RECOMPUTED] = {"baton_gateway_recomputed_total", "Streams that a decoder gave up for want of memory"},
+    [COUNT_CUT] = {"baton_gateway_streams_cut_total", "Streams that ended with an error event"},
+    [COUNT_CLIENTS_GONE] = {"baton_gateway_clients_gone_total", "Clients that left before their answer ended"},
+    [COUNT_SETTLED] = {"baton_gateway_settled_total", "Decode legs issued only to free a prefiller's KV"},
+    [COUNT_STRANDED] = {"baton_gateway_stranded_total", "KV that was left to a prefiller's lease"},
+    [COUNT_WITHOUT_PARAMS] = {"baton_gateway_prefill_without_params_total",
+        "Prefill answers without usable kv_transfer_params"},
+    [COUNT_PARAMS_EXPIRED] = {"baton_gateway_params_expired_total",
+        "Prompts prefilled again because the kv_transfer_params were too old"},
+    [COUNT_QUEUE_TIMEOUTS] = {"baton_gateway_queue_timeouts_total", "Requests that found no instance in time"},
+    [COUNT_PROMPT_TOKENS] = {"baton_gateway_prompt_tokens_total", "Prompt tokens, as the engines counted them"},
+    [COUNT_CACHED_TOKENS] = {"baton_gateway_cached_tokens_total", "Of them, found in prefillers' prefix caches"},
+    [COUNT_COMPLETION_TOKENS] = {"baton_gateway_completion_tokens_total", "Tokens of answers"},
+    [COUNT_EVENTS] = {"baton_gateway_events_total", "SSE events read from decoders"},
+};
+
+const char *leg_end_name(enum leg_end e) {
+        static const char *const names[LEG_ENDS] = {
+            "done", "refused", "overloaded", "error", "unsent", "broken", "timeout", "aborted"};
+
+        return names[e];
+}
+
+int stats_init(struct stats *s) {
+        *s = (struct stats){0};
+        for (int t = 0; t < TIMINGS; t++) {
+                int r = histogram_init(&s->times[t], timings[t].bounds, timings[t].count);
+
+                if (r < 0) {
+                        stats_free(s);
+                        return r;
+                }
+        }
+        return 0;
+}
+
+void stats_free(struct stats *s) {
+        for (int t = 0; t < TIMINGS; t++)
+                histogram_free(&s->times[t]);
+}
+
+void stats_time(struct stats *s, enum timing t, uint64_t ns) {
+        histogram_add(&s->times[t], (double)ns / (double)NS_PER_S);
+}
+
+static void gauge(struct buf *out, const char *name, const char *help, double value) {
+        metrics_describe(out, name, METRIC_GAUGE, help);
+        metrics_sample(out, name, "", value);
+}
+
+static void write_counts(const struct stats *s, struct buf *out) {
+        char labels[96];
+
+        metrics_describe(out, "baton_gateway_requests_total", METRIC_COUNTER, "Answers by status");
+        for (int code = 0; code < 600; code++) {
+                if (s->codes[code] == 0)
+                        continue;
+                snprintf(labels, sizeof(labels), "code=\"%d\"", code);
+                metrics_sample(out, "baton_gateway_requests_total", labels, (double)s->codes[code]);
+        }
+        metrics_describe(out, "baton_gateway_legs_total", METRIC_COUNTER, "Legs by role and end");
+        for (int role = 0; role < ROLE_COUNT; role++)
+                for (int end = 0; end < LEG_ENDS; end++) {
+                        snprintf(labels, sizeof(labels), "role=\"%s\",end=\"%s\"", pool_role_name((enum role)role),
+                            leg_end_name((enum leg_end)end));
+                        metrics_sample(out, "baton_gateway_legs_total", labels, (double)s->legs[role][end]);
+                }
+        for (int c = 0; c < COUNTERS; c++) {
+                metrics_describe(out, counters[c].name, METRIC_COUNTER, counters[c].help);
+                metrics_sample(out, counters[c].name, "", (double)s->counters[c]);
+        }
+        for (int t = 0; t < TIMINGS; t++) {
+                metrics_describe(out, timings[t].name, METRIC_HISTOGRAM, timings[t].help);
+                metrics_histogram(out, timings[t].name, "", &s->times[t]);
+        }
+}
+
+enum instance_gauge {
+        GAUGE_STATE,
+        GAUGE_REQUESTS,
+        GAUGE_TOKENS,
+        GAUGE_HELD_REQUESTS,
+        GAUGE_HELD_TOKENS,
+        GAUGE_PICKS,
+        GAUGE_FAILURES,
+        INSTANCE_GAUGES
+};
+
+static const struct {
+        const char *name, *help;
+        enum metric_type type;
+} instance_gauges[INSTANCE_GAUGES] = {
+    [GAUGE_STATE] = {"baton_gateway_instance_up", "1: healthy, 0.5: suspect, 0: not to be chosen", METRIC_GAUGE},
+    [GAUGE_REQUESTS] = {"baton_gateway_instance_requests", "Legs in flight", METRIC_GAUGE},
+    [GAUGE_TOKENS] = {"baton_gateway_instance_tokens", "Their tokens, estimated", METRIC_GAUGE},
+    [GAUGE_HELD_REQUESTS] = {"baton_gateway_instance_held_requests", "Prompts whose KV waits to be fetched",
+        METRIC_GAUGE},
+    [GAUGE_HELD_TOKENS] = {"baton_gateway_instance_held_tokens", "Their tokens, estimated", METRIC_GAUGE},
+    [GAUGE_PICKS] = {"baton_gateway_instance_picks_total", "Legs given to it", METRIC_COUNTER},
+    [GAUGE_FAILURES] = {"baton_gateway_instance_failures_total", "Signs of trouble seen", METRIC_COUNTER},
+};
+
+static double instance_value(const struct instance *i, enum instance_gauge g) {
+        switch (g) {
+        case GAUGE_STATE:
+                return i->state == INSTANCE_HEALTHY ? 1 : i->state == INSTANCE_SUSPECT ? 0.5 : 0;
+        case GAUGE_REQUESTS:
+                return i->requests;
+        case GAUGE_TOKENS:
+                return (double)i->tokens;
+        case GAUGE_HELD_REQUESTS:
+                return (double)i->held_requests;
+        case GAUGE_HELD_TOKENS:
+                return (double)i->held_tokens;
+        case GAUGE_PICKS:
+                return (double)i->picks;
+        default:
+                return (double)i->failures;
+        }
+}
+
+static void write_instances(const struct pool *p, struct buf *out) {
+        struct buf labels = {0};
+        char text[64];
+
+        metrics_describe(out, "baton_gateway_instances", METRIC_GAUGE, "Instances by role and state");
+        for (int role = 0; role < ROLE_COUNT; role++)
+                for (int state = 0; state < INSTANCE_STATES; state++) {
+                        snprintf(text, sizeof(text), "role=\"%s\",state=\"%s\"", pool_role_name((enum role)role),
+                            instance_state_name((enum instance_state)state));
+                        metrics_sample(out, "baton_gateway_instances", text,
+                            (double)pool_in_state(p, (enum role)role, (enum instance_state)state));
+                }
+        for (int g = 0; g < INSTANCE_GAUGES; g++) {
+                metrics_describe(out, instance_gauges[g].name, instance_gauges[g].type, instance_gauges[g].help);
+                for (int role = 0; role < ROLE_COUNT; role++)
+                        for (size_t k = 0; k < pool_count(p, (enum role)role); k++) {
+                                const struct instance *i = pool_at(p, (enum role)role, k);
+
+                                buf_reset(&labels);
+                                metrics_label(&labels, "role", slice_str(pool_role_name((enum role)role)));
+                                metrics_label(&labels, "instance", slice_str(i->name));
+                                metrics_sample(out, instance_gauges[g].name, buf_cstr(&labels),
+                                    instance_value(i, (enum instance_gauge)g));
+                        }
+        }
+        buf_free(&labels);
+}
+
+void stats_write(const struct stats *s, const struct pool *p, const struct stats_now *now, struct buf *out) {
+        gauge(out, "baton_gateway_ready", "1 when each role has an instance that may be chosen", now->ready);
+        gauge(out, "baton_gateway_draining", "1 while shutting down", now->draining);
+        gauge(out, "baton_gateway_requests_running", "Requests in flight", (double)now->requests);
+        gauge(out, "baton_gateway_requests_waiting", "Of them, waiting for an instance", (double)now->waiting);
+        gauge(out, "baton_gateway_connections", "Client connections", (double)now->connections);
+        write_instances(p, out);
+        write_counts(s, out);
+}
