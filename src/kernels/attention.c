@@ -3,7 +3,6 @@
 #include <assert.h>
 #include <math.h>
 #include <stdalign.h>
-#include <stdatomic.h>
 #include <string.h>
 
 /* A sequence's context is shared among workers in segments cut at multiples of this position; their results are merged
@@ -69,8 +68,8 @@ struct absorbed {
         float scale;
         size_t ldq, ldo;
         struct lane_block *blocks;
-        size_t count, tasks, merges;
-        _Atomic size_t next_task, next_merge;
+        size_t count, task_count, merge_count;
+        struct step tasks, merges;
 };
 
 static unsigned group_lanes(const struct lane_block *b, size_t group) {
@@ -198,15 +197,15 @@ static void absorbed_task(void *context, unsigned worker, unsigned workers) {
         struct absorbed *a = context;
         struct absorbed_bench *bench = scratch_worker(a->c, worker);
 
-        for (size_t i; (i = atomic_fetch_add(&a->next_task, 1)) < a->tasks;) {
+        for (size_t i; step_take(&a->tasks, &i); step_done(a->c->pool, &a->tasks)) {
                 const struct lane_block *b = a->blocks;
 
                 while (i >= b->first_task + b->segments)
                         b++;
                 absorbed_segment(a, b, i - b->first_task, bench);
         }
-        pool_barrier(a->c->pool);
-        for (size_t i; (i = atomic_fetch_add(&a->next_merge, 1)) < a->merges;) {
+        step_wait(a->c->pool, &a->tasks);
+        for (size_t i; step_take(&a->merges, &i);) {
                 const struct lane_block *b = a->blocks;
                 size_t group = i;
 
@@ -222,7 +221,7 @@ static size_t add_block(struct absorbed *a, const struct attention_span *span, s
         const size_t all = span->count * a->heads;
         size_t bytes;
 
-        *b = (struct lane_block){.span = span, .first = lane, .first_task = a->tasks};
+        *b = (struct lane_block){.span = span, .first = lane, .first_task = a->task_count};
         b->lanes = all - lane < most ? all - lane : most;
         for (;; b->lanes = PANEL) {
                 b->segments = ceil_div(lane_position(a, b, b->lanes - 1) + 1, SEGMENT_POSITIONS);
@@ -235,8 +234,8 @@ static size_t add_block(struct absorbed *a, const struct attention_span *span, s
         }
         b->parts = scratch_take(a->c, bytes);
         a->count++;
-        a->tasks += b->segments;
-        a->merges += group_count(b);
+        a->task_count += b->segments;
+        a->merge_count += group_count(b);
         return b->lanes;
 }
 
@@ -250,8 +249,7 @@ void attention_absorbed(struct compute *c, const struct kv_layer *kv, unsigned h
         while (span < count) {
                 scratch_reset(c);
                 a.blocks = scratch_take(c, most * sizeof(*a.blocks));
-                a.count = a.tasks = a.merges = 0;
-                a.next_task = a.next_merge = 0;
+                a.count = a.task_count = a.merge_count = 0;
                 while (span < count && a.count < most) {
                         size_t took = 0;
 
@@ -266,7 +264,10 @@ void attention_absorbed(struct compute *c, const struct kv_layer *kv, unsigned h
                         }
                 }
                 assert(a.count > 0 || span == count); /* a context beyond the scratch: kernels.h says how long */
-                if (a.count > 0)
-                        compute_run(c, absorbed_task, &a);
+                if (a.count == 0)
+                        break;
+                step_begin(&a.tasks, a.task_count);
+                step_begin(&a.merges, a.merge_count);
+                pool_share(c->pool, absorbed_task, &a);
         }
 }

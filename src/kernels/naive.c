@@ -10,6 +10,8 @@
 
 /* More positions at once gain nothing, and their keys and values leave the caches. */
 #define CHUNK_POSITIONS_MAX 512
+/* Latents are read by so many rows at a time. */
+#define READ_POSITIONS 16
 
 struct naive {
         struct compute *c;
@@ -31,7 +33,7 @@ struct naive {
         float *expanded; /* head h's [position][nope | v] at h * head_stride, rows position_stride apart */
         size_t head_stride, position_stride;
         struct stage expand;
-        _Atomic size_t next_rows, next_task;
+        struct step read, tasks;
 };
 
 static unsigned naive_lanes(const struct naive *n, size_t group) {
@@ -102,18 +104,24 @@ static void naive_group(const struct naive *n, size_t group, size_t head, float 
                 naive_end(n, group, head, state);
 }
 
+static void naive_read(const struct naive *n, size_t piece) {
+        const size_t at = piece * READ_POSITIONS, left = n->positions - at;
+
+        kv_read_rows(n->c, n->kv, n->span->blocks, n->position + at, left < READ_POSITIONS ? left : READ_POSITIONS,
+            n->latents + at * n->kv->width);
+}
+
 static void naive_task(void *context, unsigned worker, unsigned workers) {
         struct naive *n = context;
-        const size_t tasks = n->groups * n->dims->heads;
+        struct pool *pool = n->c->pool;
 
-        for (size_t at; (at = atomic_fetch_add(&n->next_rows, 16)) < n->positions;)
-                kv_read_rows(n->c, n->kv, n->span->blocks, n->position + at,
-                    n->positions - at < 16 ? n->positions - at : 16, n->latents + at * n->kv->width);
-        pool_barrier(n->c->pool);
+        for (size_t i; step_take(&n->read, &i); step_done(pool, &n->read))
+                naive_read(n, i);
+        step_wait(pool, &n->read);
         stage_work(n->c, &n->expand, worker);
-        pool_barrier(n->c->pool);
+        step_wait(pool, &n->expand.tasks);
         /* Heads outermost: neighbours in the list share keys and values. */
-        for (size_t i; (i = atomic_fetch_add(&n->next_task, 1)) < tasks;)
+        for (size_t i; step_take(&n->tasks, &i);)
                 naive_group(n, i % n->groups, i / n->groups, scratch_worker(n->c, worker));
 }
 
@@ -206,9 +214,10 @@ static void naive_span(struct naive *n, const struct linear *kv_b) {
                         c->used = mark;
                         n->first = n->position == 0;
                         n->positions = end - n->position < chunk ? end - n->position : chunk;
-                        n->next_rows = n->next_task = 0;
+                        step_begin(&n->read, ceil_div(n->positions, READ_POSITIONS));
+                        step_begin(&n->tasks, n->groups * d->heads);
                         naive_prepare_expand(n, kv_b, a, parts);
-                        compute_run(c, naive_task, n);
+                        pool_share(c->pool, naive_task, n);
                 }
         }
 }

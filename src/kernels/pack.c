@@ -120,7 +120,7 @@ struct packing {
         const struct weight_source *s;
         const struct linear *l;
         size_t first_panel, stride;
-        _Atomic size_t next;    /* panel of the source */
+        struct step panels;     /* of the source */
         _Atomic size_t bad_row; /* 1 + a row with a NaN weight, or 0 */
 };
 
@@ -206,9 +206,8 @@ static void pack_int8_extras(struct packing *p, size_t row, size_t rows, size_t 
 
 static void pack_task(void *context, unsigned worker, unsigned workers) {
         struct packing *p = context;
-        const size_t panels = ceil_div(p->s->n, PANEL);
 
-        for (size_t i; (i = atomic_fetch_add(&p->next, 1)) < panels;) {
+        for (size_t i; step_take(&p->panels, &i);) {
                 size_t row = i * PANEL, rows = p->s->n - row < PANEL ? p->s->n - row : PANEL;
                 size_t panel = p->first_panel + i * p->stride;
                 char *to = (char *)linear_panel(p->l, panel, 0);
@@ -229,7 +228,8 @@ static int pack_into(struct compute *c, const struct weight_source *s, const str
         struct packing p = {.s = s, .l = l, .first_panel = first_panel, .stride = stride};
         size_t bad;
 
-        compute_run(c, pack_task, &p);
+        step_begin(&p.panels, ceil_div(s->n, PANEL));
+        pool_share(c->pool, pack_task, &p);
         bad = atomic_load(&p.bad_row);
         if (bad)
                 return error_set(e, -EINVAL, "row %zu of an fp8 weight holds a NaN: the file is damaged", bad - 1);
@@ -321,7 +321,7 @@ struct head_packing {
         const float *data;
         size_t head_stride, row_stride, col_stride;
         const struct head_linear *l;
-        _Atomic size_t next; /* panel over all heads */
+        struct step panels; /* over all heads */
 };
 
 static void head_pack_task(void *context, unsigned worker, unsigned workers) {
@@ -329,7 +329,7 @@ static void head_pack_task(void *context, unsigned worker, unsigned workers) {
         const struct head_linear *l = p->l;
         const size_t per_head = ceil_div(l->n, PANEL), group = l->type == WEIGHT_BF16 ? 2 : 1;
 
-        for (size_t i; (i = atomic_fetch_add(&p->next, 1)) < per_head * l->heads;) {
+        for (size_t i; step_take(&p->panels, &i);) {
                 size_t row = i % per_head * PANEL;
                 const float *from = p->data + i / per_head * p->head_stride + row * p->row_stride;
                 char *to = (char *)l->packed + i * panel_offset(l->type, l->k);
@@ -360,7 +360,8 @@ int head_linear_pack(struct compute *c, enum weight_type type, const float *data
                 return error_set(e, -EINVAL, "%u heads of %zu x %zu", heads, n, k);
         assert((uintptr_t)memory % 64 == 0);
         l.head_stride = ceil_div(n, PANEL) * panel_offset(type, k);
-        compute_run(c, head_pack_task, &p);
+        step_begin(&p.panels, ceil_div(n, PANEL) * heads);
+        pool_share(c->pool, head_pack_task, &p);
         *ret_linear = l;
         return 0;
 }

@@ -17,15 +17,21 @@ struct gate {
         _Atomic uint32_t sleepers;
 };
 
+/* The state of the current region in one word, so that joining and closing exclude each other: its number in the upper
+ * half, then whether it is closed, then how many workers have joined. */
+#define REGION_CLOSED    ((uint64_t)1 << 31)
+#define REGION_JOINED    (REGION_CLOSED - 1)
+#define REGION_NUMBER(s) ((uint32_t)((s) >> 32))
+
 struct pool {
-        struct gate start;                    /* value: number of regions begun */
-        struct gate done;                     /* value: number of regions ended */
-        struct gate phase;                    /* value: number of barriers passed */
-        alignas(64) _Atomic uint32_t running; /* workers that have not finished this region */
-        alignas(64) _Atomic uint32_t arrived; /* workers at the barrier */
-        void (*task)(void *context, unsigned worker, unsigned workers);
+        struct gate start; /* value: number of the newest region */
+        struct gate left;  /* value: grows when the last of a closed region's workers leaves */
+        struct gate steps; /* value: number of steps finished */
+        alignas(64) _Atomic uint64_t region;
+        alignas(64) _Atomic uint32_t gone; /* workers that have left the current region */
+        pool_task *task;
         void *context;
-        bool stop;
+        _Atomic bool stop;
         unsigned threads, spin_us, started;
         struct worker {
                 struct pool *pool;
@@ -40,6 +46,7 @@ static inline void relax(void) {
 #endif
 }
 
+/* Wait until the value is no longer `old`. */
 static void gate_wait(struct gate *g, uint32_t old, unsigned spin_us) {
         if (spin_us > 0) {
                 uint64_t deadline = clock_mono_ns() + spin_us * NS_PER_US;
@@ -66,17 +73,40 @@ static void gate_open(struct gate *g) {
                 syscall(SYS_futex, &g->value, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
+/* ---- workers ----------------------------------------------------------------------------------------------------- */
+
+/* Join the region if it is still open. */
+static bool region_join(struct pool *p, uint32_t number) {
+        uint64_t s = atomic_load(&p->region);
+
+        while (REGION_NUMBER(s) == number && !(s & REGION_CLOSED))
+                if (atomic_compare_exchange_weak(&p->region, &s, s + 1))
+                        return true;
+        return false;
+}
+
+static void region_leave(struct pool *p) {
+        uint32_t gone = atomic_fetch_add(&p->gone, 1) + 1;
+        uint64_t s = atomic_load(&p->region);
+
+        if (s & REGION_CLOSED && gone == (s & REGION_JOINED))
+                gate_open(&p->left);
+}
+
 static void *worker_main(void *arg) {
         struct worker *w = arg;
         struct pool *p = w->pool;
+        uint32_t seen = 0;
 
-        for (uint32_t seen = 0;; seen++) {
+        for (;;) {
                 gate_wait(&p->start, seen, p->spin_us);
-                if (p->stop)
+                if (atomic_load(&p->stop))
                         return NULL;
-                p->task(p->context, w->index, p->threads);
-                if (atomic_fetch_sub(&p->running, 1) == 1)
-                        gate_open(&p->done);
+                seen = atomic_load(&p->start.value);
+                if (region_join(p, seen)) {
+                        p->task(p->context, w->index, p->threads);
+                        region_leave(p);
+                }
         }
 }
 
@@ -114,6 +144,7 @@ int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_poo
         memset(p, 0, sizeof(*p));
         p->threads = threads;
         p->spin_us = spin_us;
+        p->region = REGION_CLOSED;
         p->workers = calloc(threads, sizeof(*p->workers));
         if (!p->workers) {
                 free(p);
@@ -126,9 +157,10 @@ int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_poo
                 w->index = p->started;
                 r = pthread_create(&w->thread, NULL, worker_main, w);
                 if (r != 0) {
-                        pool_free(p);
-                        return error_set(
+                        error_set(
                             e, -r, "cannot start compute thread %u of %u: %s", w->index + 1, threads, strerror(r));
+                        pool_free(p);
+                        return -r;
                 }
                 if (pin)
                         pin_to_core(w->thread, &usable, w->index);
@@ -140,7 +172,7 @@ int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_poo
 void pool_free(struct pool *p) {
         if (!p)
                 return;
-        p->stop = true;
+        atomic_store(&p->stop, true);
         gate_open(&p->start);
         for (unsigned i = 1; i < p->started; i++)
                 pthread_join(p->workers[i].thread, NULL);
@@ -152,36 +184,82 @@ unsigned pool_threads(const struct pool *p) {
         return p->threads;
 }
 
-void pool_run(struct pool *p, void (*task)(void *context, unsigned worker, unsigned workers), void *context) {
-        uint32_t ended;
+/* ---- regions ----------------------------------------------------------------------------------------------------- */
 
-        assert(!p->stop);
+static void region_open(struct pool *p, pool_task *task, void *context) {
+        uint32_t number = atomic_load(&p->start.value) + 1;
+
+        p->task = task;
+        p->context = context;
+        atomic_store(&p->gone, 0);
+        atomic_store(&p->region, (uint64_t)number << 32);
+        gate_open(&p->start);
+}
+
+/* Nobody joins any more; wait for those who did. */
+static void region_close(struct pool *p) {
+        uint32_t left = atomic_load(&p->left.value);
+        uint64_t s = atomic_fetch_or(&p->region, REGION_CLOSED);
+
+        /* Whoever leaves last after the closing opens the gate; who left before it has been counted. */
+        while (atomic_load(&p->gone) != (s & REGION_JOINED)) {
+                gate_wait(&p->left, left, p->spin_us);
+                left = atomic_load(&p->left.value);
+        }
+}
+
+void pool_share(struct pool *p, pool_task *task, void *context) {
         if (p->threads == 1) {
                 task(context, 0, 1);
                 return;
         }
-        ended = atomic_load(&p->done.value);
-        p->task = task;
-        p->context = context;
-        atomic_store(&p->running, p->threads);
-        gate_open(&p->start);
+        region_open(p, task, context);
         task(context, 0, p->threads);
-        if (atomic_fetch_sub(&p->running, 1) == 1)
-                gate_open(&p->done);
-        else
-                gate_wait(&p->done, ended, p->spin_us);
+        region_close(p);
 }
 
-void pool_barrier(struct pool *p) {
-        uint32_t phase;
+struct everyone {
+        struct pool *pool;
+        pool_task *task;
+        void *context;
+        struct step arrivals;
+};
 
-        if (p->threads == 1)
-                return;
-        phase = atomic_load(&p->phase.value);
-        if (atomic_fetch_add(&p->arrived, 1) + 1 == p->threads) {
-                atomic_store(&p->arrived, 0);
-                gate_open(&p->phase);
-        } else {
-                gate_wait(&p->phase, phase, p->spin_us);
+static void everyone_task(void *context, unsigned worker, unsigned workers) {
+        struct everyone *all = context;
+
+        all->task(all->context, worker, workers);
+        step_done(all->pool, &all->arrivals);
+        if (worker == 0)
+                step_wait(all->pool, &all->arrivals);
+}
+
+void pool_run(struct pool *p, pool_task *task, void *context) {
+        struct everyone all = {.pool = p, .task = task, .context = context};
+
+        step_begin(&all.arrivals, p->threads);
+        pool_share(p, everyone_task, &all);
+}
+
+/* ---- steps ------------------------------------------------------------------------------------------------------- */
+
+void step_begin(struct step *s, size_t total) {
+        atomic_store_explicit(&s->next, 0, memory_order_relaxed);
+        atomic_store_explicit(&s->done, 0, memory_order_relaxed);
+        s->total = total;
+}
+
+void step_done(struct pool *p, struct step *s) {
+        if (atomic_fetch_add(&s->done, 1) + 1 == s->total)
+                gate_open(&p->steps);
+}
+
+void step_wait(struct pool *p, struct step *s) {
+        for (;;) {
+                uint32_t finished = atomic_load(&p->steps.value);
+
+                if (atomic_load(&s->done) >= s->total)
+                        return;
+                gate_wait(&p->steps, finished, p->spin_us);
         }
 }

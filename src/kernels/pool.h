@@ -1,7 +1,9 @@
-/* pool.h - the worker threads of one struct compute: a region run by all, barriers inside it.
+/* pool.h - the worker threads of one struct compute, and work that whoever is there takes piece by piece.
  *
- * Waiting spins for a budget and then sleeps in the kernel, so that a busy step costs no system calls and an idle engine
- * no CPU. With a budget of 0 nobody spins: right where cores are shared with other work. */
+ * A shared region is open to the workers but waits for none: those that are awake in time join, and the caller only waits
+ * for what has been taken. So an overcommitted machine, whose scheduler keeps a worker from its core, costs that worker's
+ * help and no more. Waiting spins for a budget and then sleeps in the kernel: a busy step costs no system calls and an
+ * idle engine no CPU. */
 #pragma once
 #include "base/error.h"
 #include <stdalign.h>
@@ -14,13 +16,33 @@
 
 struct pool;
 
+typedef void pool_task(void *context, unsigned worker, unsigned workers);
+
 /* `threads` counts the caller (0: one per usable core). Returns 0, -EINVAL, -ENOMEM or what pthread_create said. */
 int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e);
 void pool_free(struct pool *p); /* NULL is fine; no region may be running */
 unsigned pool_threads(const struct pool *p);
 
-/* Run task(context, worker, workers) on every thread, the caller being worker 0. Returns when all have returned; what
- * they wrote is visible to the caller. */
-void pool_run(struct pool *p, void (*task)(void *context, unsigned worker, unsigned workers), void *context);
-/* Inside a region: wait until every worker is here. */
-void pool_barrier(struct pool *p);
+/* Run the task on the caller, as worker 0, and on the workers that come before the caller is through with it. Returns
+ * when all that came have returned; what they wrote is visible to the caller. */
+void pool_share(struct pool *p, pool_task *task, void *context);
+/* The same, waiting for every worker to come. */
+void pool_run(struct pool *p, pool_task *task, void *context);
+
+/* A number of tasks inside a region. Begun by the caller before the region. */
+struct step {
+        _Atomic size_t next; /* not taken yet */
+        _Atomic size_t done;
+        size_t total;
+};
+
+void step_begin(struct step *s, size_t total);
+/* Take the next task. False when none is left. */
+static inline bool step_take(struct step *s, size_t *ret_task) {
+        *ret_task = atomic_fetch_add_explicit(&s->next, 1, memory_order_relaxed);
+        return *ret_task < s->total;
+}
+/* A task that was taken is finished. */
+void step_done(struct pool *p, struct step *s);
+/* Wait until all tasks of the step are finished; what they wrote is visible. */
+void step_wait(struct pool *p, struct step *s);

@@ -4,6 +4,8 @@
 
 /* Below so many floats waking the workers costs more than it saves. */
 #define ALONE_FLOATS 32768
+/* Otherwise workers take about so many at a time. */
+#define PIECE_FLOATS 8192
 
 struct rows_job {
         const struct compute *c;
@@ -22,21 +24,29 @@ struct rows_job {
         const uint32_t *blocks;
         size_t first;
         void (*row)(const struct rows_job *job, size_t row);
+        struct step pieces;
 };
 
-static void rows_task(void *context, unsigned worker, unsigned workers) {
-        const struct rows_job *job = context;
-
-        for (size_t r = job->m * worker / workers; r < job->m * (worker + 1) / workers; r++)
+static void some_rows(const struct rows_job *job, size_t from, size_t to) {
+        for (size_t r = from; r < to; r++)
                 job->row(job, r);
+}
+
+static void rows_task(void *context, unsigned worker, unsigned workers) {
+        struct rows_job *job = context;
+
+        for (size_t i; step_take(&job->pieces, &i);)
+                some_rows(job, i * job->m / job->pieces.total, (i + 1) * job->m / job->pieces.total);
 }
 
 static void rows_run(struct compute *c, struct rows_job *job) {
         job->c = c;
-        if (job->m * job->n <= ALONE_FLOATS)
-                rows_task(job, 0, 1);
-        else
-                compute_run(c, rows_task, job);
+        if (job->m * job->n <= ALONE_FLOATS) {
+                some_rows(job, 0, job->m);
+                return;
+        }
+        step_begin(&job->pieces, job->m * job->n / PIECE_FLOATS < job->m ? job->m * job->n / PIECE_FLOATS : job->m);
+        pool_share(c->pool, rows_task, job);
 }
 
 static void rmsnorm_row(const struct rows_job *j, size_t r) {

@@ -138,15 +138,11 @@ static size_t stage_find_activations(const struct stage *s, size_t block, const 
         }
 }
 
-static void pack_activations(struct compute *c, struct stage *s, unsigned worker) {
-        struct bench *b = scratch_worker(c, worker);
+static void pack_nth_block(const struct compute *c, const struct stage *s, size_t nth, struct bench *bench) {
+        const struct activations *a;
+        size_t block = stage_find_activations(s, nth, &a);
 
-        for (size_t i; (i = atomic_fetch_add_explicit(&s->next_block, 1, memory_order_relaxed)) < s->blocks;) {
-                const struct activations *a;
-                size_t block = stage_find_activations(s, i, &a);
-
-                pack_block(c, a, block, b->row);
-        }
+        pack_block(c, a, block, bench->row);
 }
 
 /* ---- tasks ------------------------------------------------------------------------------------------------------- */
@@ -164,14 +160,19 @@ static size_t chunk_count(const struct compute *c, const struct activations *a) 
 
 void stage_prepare(struct compute *c, struct stage *s, bool later) {
         const size_t threads = compute_threads(c);
-        size_t words = 0;
+        size_t words = 0, blocks = 0, tasks = 0;
 
-        s->blocks = s->tasks = 0;
-        s->next_block = s->next_task = 0;
         for (size_t i = 0; i < s->a_count; i++) {
-                s->blocks += s->a[i].blocks;
+                blocks += s->a[i].blocks;
                 if (!is_direct(&s->a[i]))
                         words += s->a[i].rows * s->a[i].units;
+        }
+        if (words == 0)
+                blocks = 0;
+        if (!later && words <= PACK_ALONE_WORDS) {
+                for (size_t i = 0; i < blocks; i++)
+                        pack_nth_block(c, s, i, scratch_worker(c, 0));
+                blocks = 0;
         }
         for (size_t i = 0; i < s->part_count; i++) {
                 struct part *p = &s->parts[i];
@@ -182,12 +183,11 @@ void stage_prepare(struct compute *c, struct stage *s, bool later) {
                 if (p->epilogue == EPILOGUE_STORE && p->l.panels * p->chunks * s->part_count < 8 * threads)
                         p->unit_panels = 1;
                 p->units = ceil_div(p->l.panels, p->unit_panels);
-                p->first_task = s->tasks;
-                s->tasks += p->units * p->chunks;
+                p->first_task = tasks;
+                tasks += p->units * p->chunks;
         }
-        s->packed = words == 0 || (!later && words <= PACK_ALONE_WORDS);
-        if (s->packed && words > 0)
-                pack_activations(c, s, 0);
+        step_begin(&s->packing, blocks);
+        step_begin(&s->tasks, tasks);
 }
 
 /* Blocks [from, to) of the activations times one panel, into tile rows. */
@@ -368,11 +368,10 @@ static const struct part *find_part(const struct stage *s, size_t task) {
 void stage_work(struct compute *c, struct stage *s, unsigned worker) {
         struct bench *bench = scratch_worker(c, worker);
 
-        if (!s->packed) {
-                pack_activations(c, s, worker);
-                pool_barrier(c->pool);
-        }
-        for (size_t i; (i = atomic_fetch_add_explicit(&s->next_task, 1, memory_order_relaxed)) < s->tasks;) {
+        for (size_t i; step_take(&s->packing, &i); step_done(c->pool, &s->packing))
+                pack_nth_block(c, s, i, bench);
+        step_wait(c->pool, &s->packing);
+        for (size_t i; step_take(&s->tasks, &i); step_done(c->pool, &s->tasks)) {
                 const struct part *p = find_part(s, i);
 
                 run_task(c, p, i - p->first_task, bench);
@@ -393,5 +392,5 @@ static void stage_task(void *context, unsigned worker, unsigned workers) {
 void stage_run(struct compute *c, struct stage *s) {
         struct region r = {c, s};
 
-        compute_run(c, stage_task, &r);
+        pool_share(c->pool, stage_task, &r);
 }

@@ -8,7 +8,6 @@
 #pragma once
 #include "kernels/compute.h"
 #include "kernels/layout.h"
-#include <stdatomic.h>
 
 enum form { FORM_F32, FORM_BF16, FORM_INT8_DYNAMIC, FORM_INT8_STATIC };
 
@@ -49,9 +48,8 @@ struct stage {
         struct part *parts;
         size_t part_count;
 
-        bool packed;
-        size_t blocks, tasks;
-        _Atomic size_t next_block, next_task;
+        struct step packing; /* blocks of activations, none when they are packed already */
+        struct step tasks;
 };
 
 /* The form in which a linear wants its rows. */
@@ -63,7 +61,7 @@ void activations_prepare(struct compute *c, struct activations *a);
 /* Fill in the rest of a stage after a, parts are set. When the activations are few they are packed here, by the caller:
  * they must be complete. With `later` they are what an earlier stage writes. */
 void stage_prepare(struct compute *c, struct stage *s, bool later);
-/* Inside a region, by every worker: do a share. Results are complete after the next barrier. */
+/* Inside a region: do a share. Results are complete when step_wait(&s->tasks) returns, or the region has ended. */
 void stage_work(struct compute *c, struct stage *s, unsigned worker);
 /* stage_work in a region of its own. */
 void stage_run(struct compute *c, struct stage *s);

@@ -122,7 +122,14 @@ INLINE void load_scale(enum weight_type type, const float *scale, bool lane_scal
 }
 
 /* How far ahead of the sums the weights are asked for: the hardware's own prefetch stops at each 4 KiB page. */
+#ifndef PREFETCH_BYTES
 #define PREFETCH_BYTES 4096
+#endif
+
+INLINE void prefetch_ahead(const void *p, size_t bytes) {
+        for (size_t line = 0; line < bytes; line += 64)
+                simd_prefetch((const char *)p + PREFETCH_BYTES + line);
+}
 
 INLINE void gemv_panels(enum weight_type type, const unsigned panels, const float *x, const void *panel0,
     const void *panel1, size_t k, const float *scale0, const float *scale1, bool lane_scales, float *c0, float *c1) {
@@ -143,7 +150,7 @@ INLINE void gemv_panels(enum weight_type type, const unsigned panels, const floa
                 for (unsigned p = 0; p < panels; p++) {
                         struct group g = load_group(type, panel[p], i, scale[p]);
 
-                        simd_prefetch(panel[p] + i * bytes + PREFETCH_BYTES);
+                        prefetch_ahead(panel[p] + i * bytes, bytes);
 #pragma GCC unroll 2
                         for (unsigned j = 0; j < each; j++) {
                                 vf xj = vf_set(x[i * each + j]);
@@ -171,13 +178,14 @@ INLINE void gemv_panels(enum weight_type type, const unsigned panels, const floa
 
 INLINE void expand_panel(
     enum weight_type type, const void *panel, size_t k, const float *scale, bool lane_scales, float *b) {
-        const size_t each = group_size(type);
+        const size_t each = group_size(type), bytes = panel_offset(type, each);
         vf factor[2];
 
         load_scale(type, scale, lane_scales, factor);
         for (size_t i = 0; i < (k + each - 1) / each; i++) {
                 struct group g = load_group(type, panel, i, factor);
 
+                prefetch_ahead((const char *)panel + i * bytes, bytes);
 #pragma GCC unroll 2
                 for (unsigned j = 0; j < each; j++) {
                         vf_store(b + (i * each + j) * PANEL, g.w[j][0]);

@@ -19,6 +19,8 @@ INLINE void bf16_block(const uint32_t *a, size_t step, size_t row_step, const ui
         for (size_t i = 0; i < pairs; i++) {
                 __m512i w0 = _mm512_loadu_si512(b + i * PANEL), w1 = _mm512_loadu_si512(b + i * PANEL + LANES);
 
+                prefetch_ahead(b + i * PANEL, PANEL * 4);
+
 #pragma GCC unroll 16
                 for (unsigned r = 0; r < rows; r++) {
                         uint32_t x = a[i * step + r * row_step];
@@ -71,6 +73,7 @@ INLINE void bf16_panels(bool fp8, const unsigned panels, const uint32_t *x, cons
                 for (unsigned p = 0; p < panels; p++) {
                         __m512i w[2];
 
+                        prefetch_ahead(panel[p] + i * PANEL * (fp8 ? 2 : 4), PANEL * (fp8 ? 2 : 4));
                         if (fp8) {
                                 fp8_to_bf16(panel[p] + i * PANEL * 2, w);
                         } else {
@@ -114,6 +117,7 @@ static void expand_fp8_bf16(const void *panel, size_t pairs, uint32_t *b) {
         for (size_t i = 0; i < pairs; i++) {
                 __m512i w[2];
 
+                prefetch_ahead((const char *)panel + i * PANEL * 2, PANEL * 2);
                 fp8_to_bf16((const char *)panel + i * PANEL * 2, w);
                 _mm512_storeu_si512(b + i * PANEL, w[0]);
                 _mm512_storeu_si512(b + i * PANEL + LANES, w[1]);
@@ -132,6 +136,8 @@ INLINE void int8_block(
         for (size_t q = 0; q < quads; q++) {
                 __m512i w0 = _mm512_loadu_si512(b + q * PANEL * 4),
                         w1 = _mm512_loadu_si512(b + q * PANEL * 4 + LANES * 4);
+
+                prefetch_ahead(b + q * PANEL * 4, PANEL * 4);
 
 #pragma GCC unroll 16
                 for (unsigned r = 0; r < rows; r++) {

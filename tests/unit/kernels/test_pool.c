@@ -1,4 +1,4 @@
-/* The worker pool: regions and barriers, with and without spinning. */
+/* The worker pool: regions and steps, with and without spinning. */
 #include "kernels/pool.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,9 +14,7 @@ static const unsigned spins[] = {0, 50};
 
 struct tally {
         struct pool *pool;
-        unsigned seen[5];  /* not atomic: each worker has its own */
-        unsigned shared;   /* written by one worker between barriers */
-        unsigned wrong[5]; /* times a worker saw something else in `shared` */
+        unsigned seen[5]; /* not atomic: each worker has its own */
 };
 
 static struct pool *new_pool(unsigned threads, unsigned spin) {
@@ -49,29 +47,91 @@ static void every_worker_runs_each_region_once(void **state) {
                 }
 }
 
-static void pass_a_number_around(void *context, unsigned worker, unsigned workers) {
-        struct tally *t = context;
+enum { STEPS = 50, TASKS = 7 };
 
-        for (unsigned round = 0; round < 200; round++) {
-                if (worker == round % workers)
-                        t->shared = round;
-                pool_barrier(t->pool);
-                t->wrong[worker] += t->shared != round;
-                pool_barrier(t->pool);
+struct chain {
+        struct pool *pool;
+        struct step steps[STEPS];
+        unsigned written[STEPS][TASKS]; /* not atomic: a task is one thread's */
+        _Atomic unsigned wrong;
+};
+
+/* Every task of a step adds up what all tasks of the step before it wrote. */
+static void run_chain(void *context, unsigned worker, unsigned workers) {
+        struct chain *c = context;
+
+        for (unsigned s = 0; s < STEPS; s++) {
+                for (size_t i; step_take(&c->steps[s], &i); step_done(c->pool, &c->steps[s])) {
+                        unsigned sum = 0;
+
+                        for (unsigned j = 0; s > 0 && j < TASKS; j++)
+                                sum += c->written[s - 1][j];
+                        c->wrong += sum != (s > 0 ? TASKS * s : 0);
+                        c->written[s][i] = s + 1;
+                }
+                step_wait(c->pool, &c->steps[s]);
         }
 }
 
-static void what_is_written_before_a_barrier_is_read_after_it(void **state) {
+static void what_a_step_wrote_is_read_after_it(void **state) {
         for (size_t i = 0; i < 4; i++)
                 for (size_t s = 0; s < 2; s++) {
-                        struct tally t = {.pool = new_pool(counts[i], spins[s])};
+                        struct chain c = {.pool = new_pool(counts[i], spins[s])};
 
-                        pool_run(t.pool, pass_a_number_around, &t);
-                        pool_run(t.pool, pass_a_number_around, &t);
-                        for (unsigned w = 0; w < counts[i]; w++)
-                                assert_int_equal(t.wrong[w], 0);
-                        pool_free(t.pool);
+                        for (unsigned n = 0; n < 20; n++) {
+                                for (unsigned j = 0; j < STEPS; j++)
+                                        step_begin(&c.steps[j], TASKS);
+                                memset(c.written, 0, sizeof(c.written));
+                                pool_share(c.pool, run_chain, &c);
+                                assert_int_equal(c.wrong, 0);
+                                for (unsigned j = 0; j < STEPS; j++)
+                                        for (unsigned k = 0; k < TASKS; k++)
+                                                assert_int_equal(c.written[j][k], j + 1);
+                        }
+                        pool_free(c.pool);
                 }
+}
+
+struct tasks {
+        struct step step;
+        unsigned done[1000];
+};
+
+static void take_tasks(void *context, unsigned worker, unsigned workers) {
+        struct tasks *t = context;
+
+        for (size_t i; step_take(&t->step, &i);)
+                t->done[i]++;
+}
+
+/* Regions that are over before most workers have woken: whoever comes late must find the door closed. */
+static void each_task_is_done_once_however_late_workers_come(void **state) {
+        for (size_t i = 0; i < 4; i++)
+                for (size_t s = 0; s < 2; s++) {
+                        struct pool *p = new_pool(counts[i], spins[s]);
+                        struct tasks t = {0};
+
+                        for (unsigned n = 1; n <= 2000; n++) {
+                                step_begin(&t.step, n % 2 ? 1 : 1000);
+                                memset(t.done, 0, sizeof(t.done));
+                                pool_share(p, take_tasks, &t);
+                                for (unsigned j = 0; j < 1000; j++)
+                                        if (t.done[j] != (j < t.step.total))
+                                                fail_msg("task %u done %u times", j, t.done[j]);
+                        }
+                        pool_free(p);
+                }
+}
+
+static void an_empty_step_is_finished(void **state) {
+        struct pool *p = new_pool(3, 0);
+        struct step s;
+        size_t task;
+
+        step_begin(&s, 0);
+        assert_false(step_take(&s, &task));
+        step_wait(p, &s);
+        pool_free(p);
 }
 
 static void a_pool_that_never_ran_ends(void **state) {
@@ -101,7 +161,9 @@ static void zero_threads_means_every_usable_core(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(every_worker_runs_each_region_once),
-            cmocka_unit_test(what_is_written_before_a_barrier_is_read_after_it),
+            cmocka_unit_test(what_a_step_wrote_is_read_after_it),
+            cmocka_unit_test(each_task_is_done_once_however_late_workers_come),
+            cmocka_unit_test(an_empty_step_is_finished),
             cmocka_unit_test(a_pool_that_never_ran_ends),
             cmocka_unit_test(too_many_threads_are_refused),
             cmocka_unit_test(zero_threads_means_every_usable_core),
