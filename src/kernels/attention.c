@@ -23,22 +23,42 @@ void kv_read_rows(const struct compute *c, const struct kv_layer *kv, const uint
         }
 }
 
-/* gemm over any number of rows, in blocks of nearly equal size. */
-static void gemm_rows(const struct kernel_table *t, const float *a, size_t step, size_t row_step, const float *b,
-    size_t k, size_t rows, unsigned lanes, float *c) {
-        const size_t blocks = ceil_div(rows, t->block_rows);
+/* The part of what is coming that is fetched while block i of `blocks` is computed. */
+static void fetch_part(const struct upcoming *u, struct operands *o, size_t i, size_t blocks) {
+        const size_t from = i * u->count / blocks, to = (i + 1) * u->count / blocks;
+
+        o->next = o->b;
+        o->ahead = 0;
+        if (from == to)
+                return;
+        /* Rows of one cache block lie together, and so do most of the few that are asked for here. */
+        o->next = (const char *)u->kv->base + kv_row(u->kv, u->blocks, u->first + from) * kv_type_bytes(u->kv->type);
+        o->ahead = ceil_div((to - from) * u->kv->width * kv_type_bytes(u->kv->type), o->k);
+}
+
+/* A product with any number of rows, in blocks of nearly equal size. */
+static void gemm_rows(const struct tile *t, struct operands o, size_t rows, const struct upcoming *u, float *c) {
+        const size_t blocks = ceil_div(rows, t->table->block_rows);
+        const float *a = o.a;
 
         for (size_t i = 0, row = 0, end; i < blocks; i++, row = end) {
                 end = (i + 1) * rows / blocks;
-                t->gemm(a + row * row_step, step, row_step, b, k, (unsigned)(end - row), lanes, c + row * lanes);
+                o.a = a + row * o.row_step;
+                o.rows = (unsigned)(end - row);
+                fetch_part(u, &o, i, blocks);
+                t->table->gemm(&o, t->lanes, c + row * t->lanes);
         }
 }
 
 void tile_scores(const struct tile *t, const float *keys, size_t key_stride, const float *q, size_t width) {
-        gemm_rows(t->table, keys, 1, key_stride, q, width, t->positions, t->lanes, t->scores);
+        struct operands o = {.a = keys, .step = 1, .row_step = key_stride, .b = q, .k = width};
+
+        gemm_rows(t, o, t->positions, &t->upcoming, t->scores);
 }
 
 void tile_values(const struct tile *t, const float *values, size_t value_stride, size_t count) {
+        const struct operands o = {.a = values, .step = value_stride, .row_step = 1, .b = t->scores, .k = t->positions};
+        const struct upcoming nothing = {.count = 0};
         float keep[PANEL];
         bool all = true;
 
@@ -47,7 +67,7 @@ void tile_values(const struct tile *t, const float *values, size_t value_stride,
                 all &= keep[i] == 1;
         if (!all)
                 t->table->scale_rows(t->out, count, t->lanes, keep);
-        gemm_rows(t->table, values, value_stride, 1, t->scores, t->positions, count, t->lanes, t->out);
+        gemm_rows(t, o, count, &nothing, t->out);
 }
 
 /* ---- absorbed ---------------------------------------------------------------------------------------------------- */
@@ -57,8 +77,9 @@ struct lane_block {
         const struct attention_span *span;
         size_t first, lanes;
         size_t segments;
+        float *q;     /* [group][width][lanes] */
         float *parts; /* [segments][part_floats] */
-        size_t first_task;
+        size_t first_task, first_group;
 };
 
 struct absorbed {
@@ -68,9 +89,14 @@ struct absorbed {
         float scale;
         size_t ldq, ldo;
         struct lane_block *blocks;
-        size_t count, task_count, merge_count;
-        struct step tasks, merges;
+        size_t count;
+        size_t tasks, groups;                /* of all blocks */
+        struct step queries, segments, ends; /* transpose queries; segments; merge and finish groups */
 };
+
+static size_t padded_lanes(size_t lanes) {
+        return ceil_div(lanes, 16) * 16;
+}
 
 static unsigned group_lanes(const struct lane_block *b, size_t group) {
         return b->lanes - group * PANEL > 16 ? PANEL : 16;
@@ -82,7 +108,7 @@ static size_t group_count(const struct lane_block *b) {
 
 /* The result of one group over one segment: O[rank][lanes], max[lanes], sum[lanes]. */
 static size_t part_floats(const struct absorbed *a, size_t lanes) {
-        return (a->kv->rank + 2) * ceil_div(lanes, 16) * 16;
+        return (a->kv->rank + 2) * padded_lanes(lanes);
 }
 
 static float *part_at(const struct absorbed *a, const struct lane_block *b, size_t segment, size_t group) {
@@ -96,77 +122,77 @@ static size_t lane_position(const struct absorbed *a, const struct lane_block *b
 /* A worker's scratch. */
 struct absorbed_bench {
         alignas(64) float scores[TILE_POSITIONS * PANEL];
-        alignas(64) float latents[]; /* [TILE_POSITIONS][width], then queries [lanes][width] as groups */
+        alignas(64) float latents[TILE_POSITIONS * KV_WIDTH_MAX];
 };
-static_assert(
-    sizeof(struct absorbed_bench) + (TILE_POSITIONS + PANEL) * KV_WIDTH_MAX * sizeof(float) <= SCRATCH_WORKER_BYTES,
-    "the widest latents fit");
+static_assert(sizeof(struct absorbed_bench) <= SCRATCH_WORKER_BYTES, "the widest latents fit");
 
-static size_t lanes_per_block(const struct kv_layer *kv) {
-        size_t fit =
-            (SCRATCH_WORKER_BYTES - sizeof(struct absorbed_bench)) / (kv->width * sizeof(float)) - TILE_POSITIONS;
+static void transpose_queries(const struct absorbed *a, const struct lane_block *b, size_t group) {
+        const size_t width = a->kv->width;
+        const unsigned lanes = group_lanes(b, group);
+        float *to = b->q + group * PANEL * width;
 
-        return fit < BLOCK_LANES ? fit / PANEL * PANEL : BLOCK_LANES;
+        for (unsigned i = 0; i < lanes; i++) {
+                size_t lane = group * PANEL + i, index = b->first + lane;
+                const float *q = b->span->q + index / a->heads * a->ldq + index % a->heads * width;
+
+                for (size_t w = 0; w < width; w++)
+                        to[w * lanes + i] = lane < b->lanes ? q[w] : 0;
+        }
 }
 
-/* q[group][width][lanes] */
-static void transpose_queries(const struct absorbed *a, const struct lane_block *b, float *ret_q) {
-        const size_t width = a->kv->width;
+static void absorbed_tile(const struct absorbed *a, const struct lane_block *b, size_t segment, size_t group,
+    struct tile t, size_t at, const float *latents) {
+        const struct kv_layer *kv = a->kv;
+        float *part = part_at(a, b, segment, group);
+        int32_t visible[PANEL];
 
-        for (size_t g = 0; g < group_count(b); g++) {
-                const unsigned lanes = group_lanes(b, g);
-                float *to = ret_q + g * PANEL * width;
+        t.lanes = group_lanes(b, group);
+        t.visible = visible;
+        t.out = part;
+        t.max = part + kv->rank * t.lanes;
+        t.sum = t.max + t.lanes;
+        for (unsigned i = 0; i < t.lanes; i++) {
+                size_t lane = group * PANEL + i;
 
-                for (unsigned i = 0; i < lanes; i++) {
-                        size_t lane = g * PANEL + i, index = b->first + lane;
-                        const float *q = b->span->q + index / a->heads * a->ldq + index % a->heads * width;
-
-                        for (size_t w = 0; w < width; w++)
-                                to[w * lanes + i] = lane < b->lanes ? q[w] : 0;
-                }
+                visible[i] = (int32_t)t.positions; /* of lanes that are none */
+                if (lane < b->lanes)
+                        visible[i] = (int32_t)((int64_t)lane_position(a, b, lane) + 1 - (int64_t)at);
         }
+        memset(t.scores, 0, t.positions * t.lanes * sizeof(float));
+        tile_scores(&t, latents, kv->width, b->q + group * PANEL * kv->width, kv->width);
+        tile_values(&t, latents, kv->width, kv->rank);
 }
 
 static void absorbed_segment(
     const struct absorbed *a, const struct lane_block *b, size_t segment, struct absorbed_bench *bench) {
         const struct kv_layer *kv = a->kv;
-        const size_t first = segment * SEGMENT_POSITIONS, last = lane_position(a, b, b->lanes - 1);
-        float *q = bench->latents + TILE_POSITIONS * kv->width;
-        int32_t visible[PANEL];
+        const size_t first = segment * SEGMENT_POSITIONS, seen = lane_position(a, b, b->lanes - 1) + 1;
+        const size_t end = first + SEGMENT_POSITIONS < seen ? first + SEGMENT_POSITIONS : seen;
 
-        transpose_queries(a, b, q);
         for (size_t g = 0; g < group_count(b); g++) {
-                float *part = part_at(a, b, segment, g);
                 const unsigned lanes = group_lanes(b, g);
+                float *part = part_at(a, b, segment, g);
 
                 memset(part, 0, part_floats(a, lanes) * sizeof(float));
                 for (unsigned i = 0; i < lanes; i++)
                         part[kv->rank * lanes + i] = -INFINITY;
         }
-        for (size_t at = first; at < first + SEGMENT_POSITIONS && at <= last; at += TILE_POSITIONS) {
-                const size_t positions = last + 1 - at < TILE_POSITIONS ? last + 1 - at : TILE_POSITIONS;
+        for (size_t at = first, next; at < end; at = next) {
                 const float *latents = bench->latents;
+                struct tile t = {.table = a->c->table, .scale = a->scale, .scores = bench->scores};
 
-                if (kv->type == KV_F32 && at % kv->block_tokens + positions <= kv->block_tokens)
+                next = at + TILE_POSITIONS < end ? at + TILE_POSITIONS : end;
+                t.positions = next - at;
+                if (kv->type == KV_F32 && at % kv->block_tokens + t.positions <= kv->block_tokens)
                         latents = (const float *)kv->base + kv_row(kv, b->span->blocks, at);
                 else
-                        kv_read_rows(a->c, kv, b->span->blocks, at, positions, bench->latents);
+                        kv_read_rows(a->c, kv, b->span->blocks, at, t.positions, bench->latents);
                 for (size_t g = 0; g < group_count(b); g++) {
-                        float *part = part_at(a, b, segment, g);
-                        const unsigned lanes = group_lanes(b, g);
-                        struct tile t = {a->c->table, lanes, positions, a->scale, visible, bench->scores, part,
-                            part + kv->rank * lanes, part + (kv->rank + 1) * lanes};
-
-                        for (unsigned i = 0; i < lanes; i++) {
-                                size_t lane = g * PANEL + i;
-
-                                visible[i] = (int32_t)positions;
-                                if (lane < b->lanes)
-                                        visible[i] = (int32_t)((int64_t)lane_position(a, b, lane) + 1 - (int64_t)at);
-                        }
-                        memset(bench->scores, 0, positions * lanes * sizeof(float));
-                        tile_scores(&t, latents, kv->width, q + g * PANEL * kv->width, kv->width);
-                        tile_values(&t, latents, kv->width, kv->rank);
+                        t.upcoming = (struct upcoming){kv, b->span->blocks, next,
+                            g > 0                         ? 0
+                            : end - next < TILE_POSITIONS ? end - next
+                                                          : TILE_POSITIONS};
+                        absorbed_tile(a, b, segment, g, t, at, latents);
                 }
         }
 }
@@ -193,49 +219,65 @@ static void absorbed_merge(const struct absorbed *a, const struct lane_block *b,
         }
 }
 
+/* The block that a task or group of the flat lists belongs to. */
+static const struct lane_block *find_block(const struct absorbed *a, size_t task, bool groups) {
+        size_t low = 0, high = a->count;
+
+        while (high - low > 1) {
+                size_t middle = (low + high) / 2;
+
+                if ((groups ? a->blocks[middle].first_group : a->blocks[middle].first_task) <= task)
+                        low = middle;
+                else
+                        high = middle;
+        }
+        return &a->blocks[low];
+}
+
 static void absorbed_task(void *context, unsigned worker, unsigned workers) {
         struct absorbed *a = context;
-        struct absorbed_bench *bench = scratch_worker(a->c, worker);
+        struct pool *pool = a->c->pool;
+        const struct lane_block *b;
 
-        for (size_t i; step_take(&a->tasks, &i); step_done(a->c->pool, &a->tasks)) {
-                const struct lane_block *b = a->blocks;
-
-                while (i >= b->first_task + b->segments)
-                        b++;
-                absorbed_segment(a, b, i - b->first_task, bench);
+        for (size_t i; step_take(&a->queries, &i); step_done(pool, &a->queries)) {
+                b = find_block(a, i, true);
+                transpose_queries(a, b, i - b->first_group);
         }
-        step_wait(a->c->pool, &a->tasks);
-        for (size_t i; step_take(&a->merges, &i);) {
-                const struct lane_block *b = a->blocks;
-                size_t group = i;
-
-                for (; group >= group_count(b); b++)
-                        group -= group_count(b);
-                absorbed_merge(a, b, group);
+        step_wait(pool, &a->queries);
+        for (size_t i; step_take(&a->segments, &i); step_done(pool, &a->segments)) {
+                b = find_block(a, i, false);
+                absorbed_segment(a, b, i - b->first_task, scratch_worker(a->c, worker));
+        }
+        step_wait(pool, &a->segments);
+        for (size_t i; step_take(&a->ends, &i);) {
+                b = find_block(a, i, true);
+                absorbed_merge(a, b, i - b->first_group);
         }
 }
 
 /* Take lanes [lane, ...) of a span as the next block. Returns how many, 0 when the scratch left holds none. */
-static size_t add_block(struct absorbed *a, const struct attention_span *span, size_t lane, size_t most) {
+static size_t add_block(struct absorbed *a, const struct attention_span *span, size_t lane) {
         struct lane_block *b = &a->blocks[a->count];
         const size_t all = span->count * a->heads;
-        size_t bytes;
+        size_t part_bytes, q_bytes;
 
-        *b = (struct lane_block){.span = span, .first = lane, .first_task = a->task_count};
-        b->lanes = all - lane < most ? all - lane : most;
+        *b = (struct lane_block){.span = span, .first = lane, .first_task = a->tasks, .first_group = a->groups};
+        b->lanes = all - lane < BLOCK_LANES ? all - lane : BLOCK_LANES;
         for (;; b->lanes = PANEL) {
                 b->segments = ceil_div(lane_position(a, b, b->lanes - 1) + 1, SEGMENT_POSITIONS);
-                bytes = b->segments * part_floats(a, b->lanes) * sizeof(float);
-                if (bytes + 64 <= scratch_left(a->c))
+                part_bytes = b->segments * part_floats(a, b->lanes) * sizeof(float);
+                q_bytes = padded_lanes(b->lanes) * a->kv->width * sizeof(float);
+                if (part_bytes + q_bytes + 128 <= scratch_left(a->c))
                         break;
                 /* A context of a hundred thousand positions: fewer lanes at once, if that was all the scratch. */
                 if (a->count > 0 || b->lanes <= PANEL)
                         return 0;
         }
-        b->parts = scratch_take(a->c, bytes);
+        b->q = scratch_take(a->c, q_bytes);
+        b->parts = scratch_take(a->c, part_bytes);
         a->count++;
-        a->task_count += b->segments;
-        a->merge_count += group_count(b);
+        a->tasks += b->segments;
+        a->groups += group_count(b);
         return b->lanes;
 }
 
@@ -249,25 +291,27 @@ void attention_absorbed(struct compute *c, const struct kv_layer *kv, unsigned h
         while (span < count) {
                 scratch_reset(c);
                 a.blocks = scratch_take(c, most * sizeof(*a.blocks));
-                a.count = a.task_count = a.merge_count = 0;
+                a.count = a.tasks = a.groups = 0;
                 while (span < count && a.count < most) {
-                        size_t took = 0;
+                        size_t took;
 
-                        if (lane < spans[span].count * heads) {
-                                took = add_block(&a, &spans[span], lane, lanes_per_block(kv));
-                                if (took == 0)
-                                        break;
-                                lane += took;
-                        } else {
+                        if (lane == spans[span].count * heads) {
                                 span++;
                                 lane = 0;
+                                continue;
                         }
+                        took = add_block(&a, &spans[span], lane);
+                        if (took == 0)
+                                break;
+                        lane += took;
                 }
-                assert(a.count > 0 || span == count); /* a context beyond the scratch: kernels.h says how long */
-                if (a.count == 0)
-                        break;
-                step_begin(&a.tasks, a.task_count);
-                step_begin(&a.merges, a.merge_count);
+                if (a.count == 0) {
+                        assert(span == count); /* else a context beyond the scratch: kernels.h says how long */
+                        return;
+                }
+                step_begin(&a.queries, a.groups);
+                step_begin(&a.segments, a.tasks);
+                step_begin(&a.ends, a.groups);
                 pool_share(c->pool, absorbed_task, &a);
         }
 }

@@ -18,16 +18,24 @@ static inline size_t kv_row(const struct kv_layer *kv, const uint32_t *blocks, s
 void kv_read_rows(const struct compute *c, const struct kv_layer *kv, const uint32_t *blocks, size_t first,
     size_t count, float *ret_rows);
 
+/* Latents that will be read soon; count may be 0. */
+struct upcoming {
+        const struct kv_layer *kv;
+        const uint32_t *blocks;
+        size_t first, count;
+};
+
 /* One tile of positions for one group of lanes. */
 struct tile {
         const struct kernel_table *table;
         unsigned lanes;   /* 16 or 32 */
         size_t positions; /* of this tile */
         float scale;
-        const int32_t *visible; /* [lanes] how many of the positions each lane sees; may be negative or large */
-        float *scores;          /* [positions][lanes] */
-        float *out;             /* [values][lanes] */
-        float *max, *sum;       /* [lanes] */
+        const int32_t *visible;   /* [lanes] how many of the positions each lane sees; may be negative or large */
+        float *scores;            /* [positions][lanes] */
+        float *out;               /* [values][lanes] */
+        float *max, *sum;         /* [lanes] */
+        struct upcoming upcoming; /* fetched during tile_scores */
 };
 /* scores += keys q, for keys [position][key_stride] and q [width][lanes]. */
 void tile_scores(const struct tile *t, const float *keys, size_t key_stride, const float *q, size_t width);

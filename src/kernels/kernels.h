@@ -165,7 +165,8 @@ struct attention_span {
         float *out;     /* [count][ldo]; per head: naive [v], absorbed [rank] */
 };
 
-/* Weight-absorbed (decode): scores and sums directly over latents. */
+/* Weight-absorbed (decode): scores and sums directly over latents. Width is at most 4096; rank 512 leaves room for
+ * contexts of 400,000 positions. */
 void attention_absorbed(struct compute *c, const struct kv_layer *kv, unsigned heads, float scale,
     const struct attention_span *spans, size_t count, size_t ldq, size_t ldo);
 

@@ -19,8 +19,11 @@
 /* Sums of int8 products stay exact in 32 bits up to here: k * 128 * 128 < 2^31. */
 #define INT8_K_MAX 131071
 
+/* How far ahead of the sums weights are asked for: the hardware's own prefetch stops at each 4 KiB page. */
+#define PREFETCH_BYTES 4096
+
 /* The columns under one fp8 scale are decoded into a buffer at once; released models have 128. */
-#define FP8_BLOCK_K_MAX 512
+#define FP8_BLOCK_K_MAX 256
 
 static inline size_t ceil_div(size_t n, size_t by) {
         return (n + by - 1) / by;

@@ -90,7 +90,7 @@ static void naive_group(const struct naive *n, size_t group, size_t head, float 
                 const size_t most = last + 1 < end ? last + 1 - at : end - at, row = at - n->position;
                 const float *keys = n->expanded + head * n->head_stride + row * n->position_stride;
                 struct tile t = {n->c->table, lanes, most < TILE_POSITIONS ? most : TILE_POSITIONS, n->scale, visible,
-                    scores, state, state + d->v * lanes, state + (d->v + 1) * lanes};
+                    scores, state, state + d->v * lanes, state + (d->v + 1) * lanes, {.count = 0}};
 
                 for (unsigned i = 0; i < lanes; i++)
                         visible[i] = (int32_t)((int64_t)naive_position(n, group * PANEL + i) + 1 - (int64_t)at);

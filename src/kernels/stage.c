@@ -8,9 +8,13 @@
 #define TILE_ROWS 192
 /* Expanded weights of one pass, [k][32] words: 32 KiB, so that they and a block of activations stay in L1 or close. */
 #define PASS_UNITS 256
-static_assert(PASS_UNITS >= FP8_BLOCK_K_MAX / 2, "a run of fp8 as bf16 pairs fits");
+static_assert(PASS_UNITS >= FP8_BLOCK_K_MAX, "the columns of one fp8 scale fit");
 /* Activations of so many words are packed by the caller: less than what waking the workers for it costs. */
 #define PACK_ALONE_WORDS 16384
+/* Weights of one task at least, if there are enough for everybody: memory is read fastest in long runs. */
+#define TASK_BYTES ((size_t)128 << 10)
+/* Tasks per worker at least, so that an uneven start or a late worker evens out. */
+#define TASKS_PER_WORKER 4
 
 /* A worker's scratch. */
 struct bench {
@@ -147,15 +151,26 @@ static void pack_nth_block(const struct compute *c, const struct stage *s, size_
 
 /* ---- tasks ------------------------------------------------------------------------------------------------------- */
 
-/* Chunks of rows: their activations take at most half of a core's cache, the other half is for weights passing by. */
+/* Chunks of rows: their activations take at most a core's second-level cache. */
 static size_t chunk_count(const struct compute *c, const struct activations *a) {
-        size_t rows = c->cache_bytes / 2 / (a->units * 4), most_blocks, block;
+        size_t rows = c->cache_bytes / (a->units * 4), most_blocks, block;
 
         block = ceil_div(a->rows, a->blocks);
         if (rows > TILE_ROWS)
                 rows = TILE_ROWS;
         most_blocks = rows / block > 0 ? rows / block : 1;
         return ceil_div(a->blocks, most_blocks);
+}
+
+/* Panels per task, so that at least `tasks` come out. An even number, which hides latencies better, unless a small layer
+ * could then not reach every worker. */
+static size_t unit_panels(const struct linear *l, enum epilogue epilogue, size_t tasks) {
+        const size_t most = l->panels / tasks, want = ceil_div(TASK_BYTES, panel_offset(l->type, l->k));
+        const size_t panels = want < most ? want : most;
+
+        if (panels < 2)
+                return epilogue == EPILOGUE_SWIGLU ? 2 : 1;
+        return panels / 2 * 2;
 }
 
 void stage_prepare(struct compute *c, struct stage *s, bool later) {
@@ -178,10 +193,8 @@ void stage_prepare(struct compute *c, struct stage *s, bool later) {
                 struct part *p = &s->parts[i];
 
                 p->chunks = chunk_count(c, p->a);
-                p->unit_panels = 2;
-                /* Two panels at once hide latencies better, but a small layer must still reach every worker. */
-                if (p->epilogue == EPILOGUE_STORE && p->l.panels * p->chunks * s->part_count < 8 * threads)
-                        p->unit_panels = 1;
+                p->unit_panels =
+                    unit_panels(&p->l, p->epilogue, TASKS_PER_WORKER * threads / s->part_count / p->chunks + 1);
                 p->units = ceil_div(p->l.panels, p->unit_panels);
                 p->first_task = tasks;
                 tasks += p->units * p->chunks;
@@ -190,69 +203,122 @@ void stage_prepare(struct compute *c, struct stage *s, bool later) {
         step_begin(&s->tasks, tasks);
 }
 
-/* Blocks [from, to) of the activations times one panel, into tile rows. */
+/* Blocks [from, to) of the activations times one panel. */
 struct product {
         const struct compute *c;
         const struct part *p;
         size_t panel;
-        size_t from, to; /* blocks */
+        bool last; /* no panel of this task follows */
+        size_t from, to;
         struct bench *bench;
 };
 
-static const void *block_at(const struct activations *a, size_t block, size_t unit) {
-        return (const char *)a->packed + (block_first(a, block) * a->units + unit * block_rows(a, block)) * 4;
+/* A pass: units [unit, unit + count) of one panel, decoded or as they are, met by block after block of activations. While
+ * the blocks are computed the next pass's weights are fetched, a share with each block. */
+struct pass {
+        const struct product *pr;
+        struct operands o;
+        size_t unit;
+        size_t block, offset; /* offset: of the block's first row in the tile */
+        size_t share;         /* bytes to fetch per block */
+};
+
+static struct pass pass_begin(const struct product *pr, size_t unit, size_t count, const void *b) {
+        const struct linear *l = &pr->p->l;
+        const size_t each = pr->p->a->form == FORM_F32 ? 1 : pr->p->a->form == FORM_BF16 ? 2 : 4;
+        const bool ends = unit + count >= pr->p->a->units;
+        struct pass p = {
+            .pr = pr, .unit = unit, .block = pr->from, .o = {.row_step = 1, .b = b, .k = count, .next = b}};
+
+        if (pr->to - pr->from == 1 && b != pr->bench->expanded) {
+                /* The weights are read here, once: a steady distance ahead of the sums. */
+                p.o.next = (const char *)b + PREFETCH_BYTES;
+                p.o.ahead = PANEL * 4;
+                return p;
+        }
+        if (ends && pr->last)
+                return p;
+        /* Passes are of the same size, and the next panel begins where this one ends. */
+        p.o.next = linear_panel(l, pr->panel, ends ? l->k : (unit + count) * each);
+        p.share = ceil_div(panel_offset(l->type, count * each), pr->to - pr->from);
+        p.o.ahead = ceil_div(p.share, count);
+        return p;
 }
 
-/* Call for each block of a pass: `a`, `rows` and `offset` (of the block's first row in the tile) are set. */
-#define FOR_BLOCKS(pr)                                                                                                 \
-        for (size_t block = (pr)->from, rows = block_rows((pr)->p->a, block), offset = 0; block < (pr)->to;            \
-             offset += rows * PANEL, block++, rows = block < (pr)->to ? block_rows((pr)->p->a, block) : 0)
+static bool pass_step(struct pass *p) {
+        const struct activations *a = p->pr->p->a;
+
+        if (p->block > p->pr->from) {
+                p->offset += p->o.rows * PANEL;
+                p->o.next += p->share;
+        }
+        if (p->block == p->pr->to)
+                return false;
+        p->o.rows = block_rows(a, p->block);
+        p->o.step = p->o.rows;
+        p->o.a = (const char *)a->packed + (block_first(a, p->block) * a->units + p->unit * p->o.rows) * 4;
+        p->block++;
+        return true;
+}
+
+/* The pass from column k on: until the end of its fp8 scale, or as long as the weights fit the first-level cache. */
+static size_t pass_columns(const struct linear *l, size_t k, size_t most) {
+        if (l->type == WEIGHT_FP8)
+                return linear_run_end(l, linear_run_of(l, k)) - k;
+        return l->k - k < most ? l->k - k : most;
+}
+
+static void run_pass(struct pass *p, size_t k, void (*gemm)(const struct pass *p, float *tile), float *tile) {
+        const struct linear *l = &p->pr->p->l;
+
+        if (l->type == WEIGHT_FP8) {
+                p->o.scale = linear_scales(l, p->pr->panel, linear_run_of(l, k));
+                p->o.lane_scales = l->lane_scales;
+        }
+        while (pass_step(p))
+                gemm(p, tile + p->offset);
+}
+
+static void gemm_f32(const struct pass *p, float *tile) {
+        p->pr->c->table->gemm(&p->o, PANEL, tile);
+}
+
+static void gemm_bf16(const struct pass *p, float *tile) {
+        p->pr->c->table->gemm_bf16(&p->o, tile);
+}
 
 static void product_f32(const struct product *pr, float *tile) {
         const struct kernel_table *t = pr->c->table;
         const struct linear *l = &pr->p->l;
 
-        for (size_t k = 0, step; k < l->k; k += step) {
-                const float *scale = NULL, *b = linear_panel(l, pr->panel, k);
+        for (size_t k = 0, columns; k < l->k; k += columns) {
+                const void *b = linear_panel(l, pr->panel, k);
+                struct pass p;
 
-                step = l->k - k < PASS_UNITS ? l->k - k : PASS_UNITS;
-                if (l->type == WEIGHT_FP8) {
-                        size_t run = linear_run_of(l, k), end = linear_run_end(l, run);
-
-                        scale = linear_scales(l, pr->panel, run);
-                        step = end - k < step ? end - k : step;
-                }
+                columns = pass_columns(l, k, PASS_UNITS);
                 if (t->expand[l->type]) {
-                        t->expand[l->type](b, step, scale, l->lane_scales, (float *)pr->bench->expanded);
-                        b = (const float *)pr->bench->expanded;
+                        t->expand[l->type](b, columns, (float *)pr->bench->expanded);
+                        b = pr->bench->expanded;
                 }
-                FOR_BLOCKS(pr)
-                t->gemm(block_at(pr->p->a, block, k), rows, 1, b, step, (unsigned)rows, PANEL, tile + offset);
+                p = pass_begin(pr, k, columns, b);
+                run_pass(&p, k, gemm_f32, tile);
         }
 }
 
 static void product_bf16(const struct product *pr, float *tile) {
-        const struct kernel_table *t = pr->c->table;
         const struct linear *l = &pr->p->l;
-        const size_t units = pr->p->a->units;
 
-        for (size_t u = 0, step; u < units; u += step) {
-                const uint32_t *b = linear_panel(l, pr->panel, 2 * u);
-                const float *scale = NULL;
+        for (size_t k = 0, columns; k < l->k; k += columns) {
+                const void *b = linear_panel(l, pr->panel, k);
+                struct pass p;
 
-                step = units - u < PASS_UNITS ? units - u : PASS_UNITS;
+                columns = pass_columns(l, k, 2 * PASS_UNITS);
                 if (l->type == WEIGHT_FP8) {
-                        /* A whole run at a time: its sum is scaled once, at its end. */
-                        size_t run = linear_run_of(l, 2 * u), end = ceil_div(linear_run_end(l, run), 2);
-
-                        scale = linear_scales(l, pr->panel, run);
-                        step = end - u;
-                        t->expand_fp8_bf16(b, step, pr->bench->expanded);
+                        pr->c->table->expand_fp8_bf16(b, ceil_div(columns, 2), pr->bench->expanded);
                         b = pr->bench->expanded;
                 }
-                FOR_BLOCKS(pr)
-                t->gemm_bf16(block_at(pr->p->a, block, u), rows, 1, b, step, (unsigned)rows, scale, l->lane_scales,
-                    tile + offset);
+                p = pass_begin(pr, k / 2, ceil_div(columns, 2), b);
+                run_pass(&p, k, gemm_bf16, tile);
         }
 }
 
@@ -267,44 +333,37 @@ static void product_int8(const struct product *pr, size_t row, size_t tile_rows,
                         memcpy(sums + r * PANEL, l->sums + pr->panel * PANEL, PANEL * sizeof(*sums));
                 else
                         memset(sums + r * PANEL, 0, PANEL * sizeof(*sums));
-        for (size_t u = 0, step; u < a->units; u += step) {
-                step = a->units - u < PASS_UNITS ? a->units - u : PASS_UNITS;
-                FOR_BLOCKS(pr)
-                t->gemm_int8(block_at(a, block, u), rows, 1, linear_panel(l, pr->panel, 4 * u), step, (unsigned)rows,
-                    sums + offset);
+        for (size_t u = 0, count; u < a->units; u += count) {
+                count = a->units - u < PASS_UNITS ? a->units - u : PASS_UNITS;
+                for (struct pass p = pass_begin(pr, u, count, linear_panel(l, pr->panel, 4 * u)); pass_step(&p);)
+                        t->gemm_int8(&p.o, sums + p.offset);
         }
         t->int8_to_float(sums, (unsigned)tile_rows, l->type == WEIGHT_INT8_STATIC ? l->bias + pr->panel * PANEL : NULL,
             a->row_scale ? a->row_scale + row : NULL, l->scales + pr->panel * PANEL, tile);
 }
 
-/* One row: weights are used as they stream by, two panels at once. */
-static void product_of_row(
+/* Few rows: weights are used as they stream by, and two panels at once when the rows are very few. */
+static void product_of_few(
     const struct compute *c, const struct part *p, size_t panel, unsigned panels, float *tile0, float *tile1) {
-        const struct kernel_table *t = c->table;
         const struct linear *l = &p->l;
-        const char *x = p->a->packed;
         const bool pairs = p->a->form == FORM_BF16;
+        struct few_operands o = {.rows = (unsigned)p->a->rows, .lane_scales = l->lane_scales, .c = {tile0, tile1}};
 
-        for (size_t k = 0, end; k < l->k; k = end) {
-                const void *w[2] = {linear_panel(l, panel, k), panels == 2 ? linear_panel(l, panel + 1, k) : NULL};
-                const float *scale[2] = {NULL, NULL};
-                const void *xk = x + (pairs ? k / 2 : k) * 4;
-
-                end = l->k;
-                if (l->type == WEIGHT_FP8) {
-                        size_t run = linear_run_of(l, k);
-
-                        end = linear_run_end(l, run);
-                        scale[0] = linear_scales(l, panel, run);
-                        scale[1] = panels == 2 ? linear_scales(l, panel + 1, run) : NULL;
+        if (panels == 2 && o.rows > FEW_ROWS_PAIRED) {
+                product_of_few(c, p, panel, 1, tile0, NULL);
+                product_of_few(c, p, panel + 1, 1, tile1, NULL);
+                return;
+        }
+        for (size_t k = 0, columns; k < l->k; k += columns) {
+                columns = pass_columns(l, k, l->k);
+                o.x = (const char *)p->a->packed + (pairs ? k / 2 : k) * o.rows * 4;
+                o.k = pairs ? ceil_div(columns, 2) : columns;
+                for (unsigned i = 0; i < panels; i++) {
+                        o.panel[i] = linear_panel(l, panel + i, k);
+                        if (l->type == WEIGHT_FP8)
+                                o.scale[i] = linear_scales(l, panel + i, linear_run_of(l, k));
                 }
-                if (!pairs)
-                        t->gemv[l->type](xk, w[0], w[1], end - k, scale[0], scale[1], l->lane_scales, tile0, tile1);
-                else if (l->type == WEIGHT_FP8)
-                        t->gemv_bf16_fp8(
-                            xk, w[0], w[1], ceil_div(end - k, 2), scale[0], scale[1], l->lane_scales, tile0, tile1);
-                else
-                        t->gemv_bf16(xk, w[0], w[1], ceil_div(end - k, 2), tile0, tile1);
+                (pairs ? c->table->few_bf16 : c->table->few)[l->type](&o);
         }
 }
 
@@ -315,40 +374,56 @@ static void store_tile(const struct part *p, const float *tile, size_t panel, si
                 memcpy(p->y + (row + r) * p->ldy + panel * PANEL, tile + r * PANEL, columns * sizeof(float));
 }
 
-static void run_task(struct compute *c, const struct part *p, size_t task, struct bench *bench) {
-        const struct activations *a = p->a;
-        const size_t chunk = task / p->units, panel = task % p->units * p->unit_panels;
-        const size_t from = chunk * a->blocks / p->chunks, to = (chunk + 1) * a->blocks / p->chunks;
-        const size_t row = block_first(a, from), rows = block_first(a, to) - row;
-        const unsigned panels = p->l.panels - panel < p->unit_panels ? 1 : p->unit_panels;
+/* The rows of a task, in blocks and by number. */
+struct task_rows {
+        size_t from, to; /* blocks */
+        size_t row, rows;
+};
 
-        assert(rows <= TILE_ROWS);
+/* One or two panels. */
+static void run_panels(
+    struct compute *c, const struct part *p, size_t panel, unsigned panels, struct task_rows t, struct bench *bench) {
+        const struct activations *a = p->a;
+
         if (!form_is_int8(a->form))
                 for (unsigned i = 0; i < panels; i++)
-                        memset(bench->tile[i], 0, rows * PANEL * sizeof(float));
-        if (a->rows == 1 && !form_is_int8(a->form)) {
-                product_of_row(c, p, panel, panels, bench->tile[0], bench->tile[1]);
+                        memset(bench->tile[i], 0, t.rows * PANEL * sizeof(float));
+        if (a->rows <= c->table->few_rows && !form_is_int8(a->form)) {
+                product_of_few(c, p, panel, panels, bench->tile[0], bench->tile[1]);
         } else {
                 for (unsigned i = 0; i < panels; i++) {
-                        struct product pr = {c, p, panel + i, from, to, bench};
+                        struct product pr = {c, p, panel + i, i + 1 == panels, t.from, t.to, bench};
 
                         if (a->form == FORM_F32)
                                 product_f32(&pr, bench->tile[i]);
                         else if (a->form == FORM_BF16)
                                 product_bf16(&pr, bench->tile[i]);
                         else
-                                product_int8(&pr, row, rows, bench->tile[i]);
+                                product_int8(&pr, t.row, t.rows, bench->tile[i]);
                 }
         }
         if (p->epilogue == EPILOGUE_SWIGLU) {
                 size_t width = p->l.n / 2, column = panel / 2 * PANEL;
 
-                c->table->swiglu(bench->tile[0], bench->tile[1], rows, width - column < PANEL ? width - column : PANEL,
-                    p->y + row * p->ldy + column, p->ldy);
+                c->table->swiglu(bench->tile[0], bench->tile[1], t.rows,
+                    width - column < PANEL ? width - column : PANEL, p->y + t.row * p->ldy + column, p->ldy);
                 return;
         }
         for (unsigned i = 0; i < panels; i++)
-                store_tile(p, bench->tile[i], panel + i, row, rows);
+                store_tile(p, bench->tile[i], panel + i, t.row, t.rows);
+}
+
+static void run_task(struct compute *c, const struct part *p, size_t task, struct bench *bench) {
+        const struct activations *a = p->a;
+        const size_t chunk = task / p->units, first = task % p->units * p->unit_panels;
+        const size_t end = first + p->unit_panels < p->l.panels ? first + p->unit_panels : p->l.panels;
+        struct task_rows t = {.from = chunk * a->blocks / p->chunks, .to = (chunk + 1) * a->blocks / p->chunks};
+
+        t.row = block_first(a, t.from);
+        t.rows = block_first(a, t.to) - t.row;
+        assert(t.rows <= TILE_ROWS);
+        for (size_t panel = first; panel < end; panel += 2)
+                run_panels(c, p, panel, end - panel < 2 ? 1 : 2, t, bench);
 }
 
 static const struct part *find_part(const struct stage *s, size_t task) {

@@ -37,7 +37,7 @@ struct part {
         float *y;
         size_t ldy;
 
-        unsigned unit_panels; /* panels per task */
+        size_t unit_panels;   /* panels per task */
         size_t units, chunks; /* tasks: chunks of rows, each times units of panels */
         size_t first_task;
 };

@@ -5,37 +5,52 @@
 #pragma once
 #include "kernels/kernels.h"
 
-/* The widest block of rows that any table's gemm takes. */
-#define BLOCK_ROWS_MAX 12
+/* A block of rows of activations and the weights they meet, both in 32-bit words: a float, two bf16 or four int8. */
+struct operands {
+        const void *a; /* word k of row r at a[k * step + r * row_step] */
+        size_t step, row_step;
+        const void *b; /* [k][lanes] words */
+        size_t k;
+        unsigned rows;
+        const float *scale; /* fp8: one, or with lane_scales 32; NULL for all else */
+        bool lane_scales;
+        const char *next; /* meanwhile `ahead` bytes per k are asked for from here on: the weights of later calls */
+        size_t ahead;
+};
 
+/* Few rows of activations and one or two panels, whose weights are decoded on their way from memory. */
+struct few_operands {
+        const void *x; /* [k][rows] floats, or words of two bf16 */
+        unsigned rows;
+        const void *panel[2]; /* [1] may be NULL, and is with more than FEW_ROWS_PAIRED rows */
+        size_t k;
+        const float *scale[2]; /* as above, by panel */
+        bool lane_scales;
+        float *c[2]; /* [rows][32] */
+};
+#define FEW_ROWS_PAIRED 2
+
+/* Sums are chained through c: c[r][lane] += a[r][k] b[k][lane] for ascending k, fused. With a scale the chain begins at 0,
+ * and c[r][lane] += scale * sum at its end, fused: such a call spans the columns of one fp8 scale. */
 struct kernel_table {
         unsigned block_rows;      /* rows that one gemm call takes at most */
         unsigned block_rows_int8; /* the same of gemm_int8 */
+        unsigned few_rows;        /* rows that few and few_bf16 take at most: more gain by decoding first */
 
-        /* c[r][lane] += sum over k of a[k * step + r * row_step] * b[k][lane], one fused chain per element. */
-        void (*gemm)(const float *a, size_t step, size_t row_step, const float *b, size_t k, unsigned rows,
-            unsigned lanes, float *c);
-        /* One row against one or two panels (panel1 NULL: one) of a float type: c[lane] += ... `scale` as in expand. */
-        void (*gemv[WEIGHT_FP8 + 1])(const float *x, const void *panel0, const void *panel1, size_t k,
-            const float *scale0, const float *scale1, bool lane_scales, float *c0, float *c1);
-        /* b[k][32] = the panel's weights as floats; fp8 times scale[0], or scale[lane]. NULL for f32. */
-        void (*expand[WEIGHT_FP8 + 1])(const void *panel, size_t k, const float *scale, bool lane_scales, float *b);
+        void (*gemm)(const struct operands *o, unsigned lanes, float *c);
+        void (*few[WEIGHT_FP8 + 1])(const struct few_operands *o);
+        /* b[k][32] = the panel's weights as floats, fp8 in the unit that gemm expects of them. NULL for f32. */
+        void (*expand[WEIGHT_FP8 + 1])(const void *panel, size_t k, float *b);
 
-        /* Dot products of bf16 pairs; NULL where the CPU has none.
-         * c[r][lane] += sum over pairs, chained through c; with a scale the sum starts at 0 and is added to c scaled. */
-        void (*gemm_bf16)(const uint32_t *a, size_t step, size_t row_step, const uint32_t *b, size_t pairs,
-            unsigned rows, const float *scale, bool lane_scales, float *c);
-        void (*gemv_bf16)(
-            const uint32_t *x, const void *panel0, const void *panel1, size_t pairs, float *c0, float *c1);
-        void (*gemv_bf16_fp8)(const uint32_t *x, const void *panel0, const void *panel1, size_t pairs,
-            const float *scale0, const float *scale1, bool lane_scales, float *c0, float *c1);
+        /* Dot products of bf16 pairs; NULL where the CPU has none. */
+        void (*gemm_bf16)(const struct operands *o, float *c);
+        void (*few_bf16[WEIGHT_FP8 + 1])(const struct few_operands *o);
         void (*expand_fp8_bf16)(const void *panel, size_t pairs, uint32_t *b);
 
         /* Quads of int8: c[r][lane] += exact sum. With `unsigned_activations` the activations carry +128 (their sign bit
          * flipped) and c begins at -128 times the sum of the weights. */
         bool unsigned_activations;
-        void (*gemm_int8)(
-            const uint32_t *a, size_t step, size_t row_step, const void *b, size_t quads, unsigned rows, int32_t *c);
+        void (*gemm_int8)(const struct operands *o, int32_t *c);
 
         /* A row of activations as bf16 or int8, padded with zeros to a pair or quad. `flip` is xored into every byte. */
         void (*row_to_bf16)(const float *x, size_t k, uint16_t *ret_row);
@@ -73,6 +88,5 @@ extern const struct kernel_table kernels_scalar;
 #if defined(__x86_64__)
 extern const struct kernel_table kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 /* The AVX2 form, for AVX-512 CPUs without VNNI. */
-void gemm_int8_avx2(
-    const uint32_t *a, size_t step, size_t row_step, const void *b, size_t quads, unsigned rows, int32_t *c);
+void gemm_int8_avx2(const struct operands *o, int32_t *c);
 #endif

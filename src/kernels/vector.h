@@ -1,6 +1,6 @@
 /* vector.h - the inner loops over sixteen lanes, written once. A file per instruction set includes its simd_*.h, defines
- * BLOCK_ROWS (what its registers hold) and then includes this; table.h says what each function does. All arithmetic is
- * IEEE with explicit fused multiply-adds, so that every instruction set gives the same bits. */
+ * BLOCK_ROWS and FEW_ROWS (what its registers hold) and then includes this; table.h says what each function does. All
+ * arithmetic is IEEE with explicit fused multiply-adds, so that every instruction set gives the same bits. */
 #pragma once
 #include "kernels/layout.h"
 #include "kernels/table.h"
@@ -10,29 +10,54 @@
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
-INLINE void gemm_block(const float *a, size_t step, size_t row_step, const float *b, size_t k, float *c,
-    const unsigned rows, const unsigned wide) {
+INLINE void prefetch_next(const struct operands *o, size_t i, unsigned lines) {
+        for (unsigned line = 0; line < lines; line++)
+                simd_prefetch(o->next + i * o->ahead + line * 64);
+}
+
+INLINE void load_scale(const float *scale, bool lane_scales, vf ret_scale[2]) {
+        for (int half = 0; half < 2; half++) {
+                ret_scale[half] = lane_scales ? vf_load(scale + half * LANES) : vf_set(scale[0]);
+                ret_scale[half] = vf_mul(ret_scale[half], vf_set(FP8_FACTOR));
+        }
+}
+
+INLINE void gemm_block(
+    const struct operands *operands, float *c, const unsigned rows, const unsigned wide, const bool scaled) {
+        const struct operands o = *operands; /* nothing written below may change it */
+        const float *a = o.a, *b = o.b;
         vf sum[BLOCK_ROWS][2];
 
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++)
 #pragma GCC unroll 2
                 for (unsigned v = 0; v < wide; v++)
-                        sum[r][v] = vf_load(c + (r * wide + v) * LANES);
-        for (size_t i = 0; i < k; i++) {
+                        sum[r][v] = scaled ? vf_set(0) : vf_load(c + (r * wide + v) * LANES);
+        for (size_t i = 0; i < o.k; i++) {
                 vf w[2];
 
+                prefetch_next(&o, i, wide);
 #pragma GCC unroll 2
                 for (unsigned v = 0; v < wide; v++)
                         w[v] = vf_load(b + (i * wide + v) * LANES);
 #pragma GCC unroll 16
                 for (unsigned r = 0; r < rows; r++) {
-                        vf x = vf_set(a[i * step + r * row_step]);
+                        vf x = vf_set(a[i * o.step + r * o.row_step]);
 
 #pragma GCC unroll 2
                         for (unsigned v = 0; v < wide; v++)
                                 sum[r][v] = vf_fma(x, w[v], sum[r][v]);
                 }
+        }
+        if (scaled) {
+                vf scale[2];
+
+                load_scale(o.scale, o.lane_scales, scale);
+#pragma GCC unroll 16
+                for (unsigned r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                        for (unsigned v = 0; v < wide; v++)
+                                sum[r][v] = vf_fma(sum[r][v], scale[v], vf_load(c + (r * wide + v) * LANES));
         }
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++)
@@ -63,16 +88,18 @@ INLINE void gemm_block(const float *a, size_t step, size_t row_step, const float
                 ROWS_CASE(12, CALL(12))                                                                                \
         }
 
-#define GEMM_WIDE(n) gemm_block(a, step, row_step, b, k, c, MIN_ROWS(n), 2)
-#define GEMM_HALF(n) gemm_block(a, step, row_step, b, k, c, MIN_ROWS(n), 1)
-#define MIN_ROWS(n)  ((n) < BLOCK_ROWS ? (n) : BLOCK_ROWS)
+#define MIN_ROWS(n)    ((n) < BLOCK_ROWS ? (n) : BLOCK_ROWS)
+#define GEMM_WIDE(n)   gemm_block(o, c, MIN_ROWS(n), 2, false)
+#define GEMM_SCALED(n) gemm_block(o, c, MIN_ROWS(n), 2, true)
+#define GEMM_HALF(n)   gemm_block(o, c, MIN_ROWS(n), 1, false)
 
-static void gemm(
-    const float *a, size_t step, size_t row_step, const float *b, size_t k, unsigned rows, unsigned lanes, float *c) {
-        if (lanes == PANEL) {
-                ROWS_SWITCH(rows, GEMM_WIDE)
+static void gemm(const struct operands *o, unsigned lanes, float *c) {
+        if (lanes != PANEL) {
+                ROWS_SWITCH(o->rows, GEMM_HALF)
+        } else if (o->scale) {
+                ROWS_SWITCH(o->rows, GEMM_SCALED)
         } else {
-                ROWS_SWITCH(rows, GEMM_HALF)
+                ROWS_SWITCH(o->rows, GEMM_WIDE)
         }
 }
 
@@ -85,7 +112,7 @@ INLINE size_t group_size(enum weight_type type) {
         return type == WEIGHT_BF16 || type == WEIGHT_FP8 ? 2 : 1;
 }
 
-INLINE struct group load_group(enum weight_type type, const char *panel, size_t group, const vf scale[2]) {
+INLINE struct group load_group(enum weight_type type, const char *panel, size_t group) {
         struct group g;
 
         switch (type) {
@@ -103,89 +130,120 @@ INLINE struct group load_group(enum weight_type type, const char *panel, size_t 
                 break;
         default:
                 vf_fp8_pair(panel + group * PANEL * 2, g.w[0], g.w[1]);
-                for (int half = 0; half < 2; half++) {
-                        g.w[0][half] = vf_mul(g.w[0][half], scale[half]);
-                        g.w[1][half] = vf_mul(g.w[1][half], scale[half]);
-                }
         }
         return g;
 }
-
-INLINE void load_scale(enum weight_type type, const float *scale, bool lane_scales, vf ret_scale[2]) {
-        for (int half = 0; half < 2; half++) {
-                ret_scale[half] = vf_set(0);
-                if (type != WEIGHT_FP8 || !scale)
-                        continue;
-                ret_scale[half] = lane_scales ? vf_load(scale + half * LANES) : vf_set(scale[0]);
-                ret_scale[half] = vf_mul(ret_scale[half], vf_set(FP8_FACTOR));
-        }
-}
-
-/* How far ahead of the sums the weights are asked for: the hardware's own prefetch stops at each 4 KiB page. */
-#ifndef PREFETCH_BYTES
-#define PREFETCH_BYTES 4096
-#endif
 
 INLINE void prefetch_ahead(const void *p, size_t bytes) {
         for (size_t line = 0; line < bytes; line += 64)
                 simd_prefetch((const char *)p + PREFETCH_BYTES + line);
 }
 
-INLINE void gemv_panels(enum weight_type type, const unsigned panels, const float *x, const void *panel0,
-    const void *panel1, size_t k, const float *scale0, const float *scale1, bool lane_scales, float *c0, float *c1) {
-        const char *panel[2] = {panel0, panel1};
-        float *c[2] = {c0, c1};
-        const size_t each = group_size(type), bytes = panel_offset(type, each);
-        vf scale[2][2], sum[2][2];
+/* The sums of few rows: [panel][row][half]. */
+#define FEW_SUMS vf sum[2][FEW_ROWS][2]
 
-        load_scale(type, scale0, lane_scales, scale[0]);
-        load_scale(type, scale1, lane_scales, scale[1]);
+/* Begin the chains: at c, or for fp8 at 0. */
+INLINE void few_begin(
+    enum weight_type type, const unsigned panels, const unsigned rows, const struct few_operands *o, FEW_SUMS) {
+#pragma GCC unroll 2
+        for (unsigned p = 0; p < panels; p++)
+#pragma GCC unroll 8
+                for (unsigned r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                        for (unsigned half = 0; half < 2; half++)
+                                sum[p][r][half] =
+                                    type == WEIGHT_FP8 ? vf_set(0) : vf_load(o->c[p] + r * PANEL + half * LANES);
+}
+
+INLINE void few_end(
+    enum weight_type type, const unsigned panels, const unsigned rows, const struct few_operands *o, FEW_SUMS) {
 #pragma GCC unroll 2
         for (unsigned p = 0; p < panels; p++) {
-                sum[p][0] = vf_load(c[p]);
-                sum[p][1] = vf_load(c[p] + LANES);
+                vf scale[2];
+
+                if (type == WEIGHT_FP8)
+                        load_scale(o->scale[p], o->lane_scales, scale);
+#pragma GCC unroll 8
+                for (unsigned r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                        for (unsigned half = 0; half < 2; half++) {
+                                float *c = o->c[p] + r * PANEL + half * LANES;
+                                vf s = sum[p][r][half];
+
+                                vf_store(c, type == WEIGHT_FP8 ? vf_fma(s, scale[half], vf_load(c)) : s);
+                        }
         }
+}
+
+INLINE void few_add(const float *x, const vf w[2], const unsigned rows, vf sum[][2]) {
+#pragma GCC unroll 8
+        for (unsigned r = 0; r < rows; r++) {
+                vf xr = vf_set(x[r]);
+
+                sum[r][0] = vf_fma(xr, w[0], sum[r][0]);
+                sum[r][1] = vf_fma(xr, w[1], sum[r][1]);
+        }
+}
+
+INLINE void few_panels(
+    enum weight_type type, const unsigned panels, const unsigned rows, const struct few_operands *o) {
+        const size_t k = o->k, each = group_size(type), bytes = panel_offset(type, each);
+        const char *panel[2] = {o->panel[0], o->panel[1]};
+        const float *x = o->x;
+        FEW_SUMS;
+
+        few_begin(type, panels, rows, o, sum);
         for (size_t i = 0; i < k / each; i++) {
 #pragma GCC unroll 2
                 for (unsigned p = 0; p < panels; p++) {
-                        struct group g = load_group(type, panel[p], i, scale[p]);
+                        struct group g = load_group(type, panel[p], i);
 
                         prefetch_ahead(panel[p] + i * bytes, bytes);
 #pragma GCC unroll 2
-                        for (unsigned j = 0; j < each; j++) {
-                                vf xj = vf_set(x[i * each + j]);
-
-                                sum[p][0] = vf_fma(xj, g.w[j][0], sum[p][0]);
-                                sum[p][1] = vf_fma(xj, g.w[j][1], sum[p][1]);
-                        }
+                        for (unsigned j = 0; j < each; j++)
+                                few_add(x + (i * each + j) * rows, g.w[j], rows, sum[p]);
                 }
         }
         if (k % each != 0)
 #pragma GCC unroll 2
                 for (unsigned p = 0; p < panels; p++) {
-                        struct group g = load_group(type, panel[p], k / each, scale[p]);
-                        vf xj = vf_set(x[k - 1]);
+                        struct group g = load_group(type, panel[p], k / each);
 
-                        sum[p][0] = vf_fma(xj, g.w[0][0], sum[p][0]);
-                        sum[p][1] = vf_fma(xj, g.w[0][1], sum[p][1]);
+                        few_add(x + (k - 1) * rows, g.w[0], rows, sum[p]);
                 }
-#pragma GCC unroll 2
-        for (unsigned p = 0; p < panels; p++) {
-                vf_store(c[p], sum[p][0]);
-                vf_store(c[p] + LANES, sum[p][1]);
-        }
+        few_end(type, panels, rows, o, sum);
 }
 
-INLINE void expand_panel(
-    enum weight_type type, const void *panel, size_t k, const float *scale, bool lane_scales, float *b) {
+#define FEW_CASE(n, function, type)                                                                                    \
+        case n:                                                                                                        \
+                if (n <= FEW_ROWS)                                                                                     \
+                        function(type, 1, n < FEW_ROWS ? n : FEW_ROWS, o);                                             \
+                break;
+/* The numbers of panels and rows as constants. */
+#define FEW_SWITCH(function, type)                                                                                     \
+        if (o->panel[1]) {                                                                                             \
+                if (o->rows == 1)                                                                                      \
+                        function(type, 2, 1, o);                                                                       \
+                else                                                                                                   \
+                        function(type, 2, 2, o);                                                                       \
+                return;                                                                                                \
+        }                                                                                                              \
+        switch (o->rows) {                                                                                             \
+                FEW_CASE(1, function, type)                                                                            \
+                FEW_CASE(2, function, type)                                                                            \
+                FEW_CASE(3, function, type)                                                                            \
+                FEW_CASE(4, function, type)                                                                            \
+                FEW_CASE(5, function, type)                                                                            \
+                FEW_CASE(6, function, type)                                                                            \
+        }
+
+INLINE void expand_panel(enum weight_type type, const char *panel, size_t k, float *b) {
         const size_t each = group_size(type), bytes = panel_offset(type, each);
-        vf factor[2];
 
-        load_scale(type, scale, lane_scales, factor);
         for (size_t i = 0; i < (k + each - 1) / each; i++) {
-                struct group g = load_group(type, panel, i, factor);
+                struct group g = load_group(type, panel, i);
 
-                prefetch_ahead((const char *)panel + i * bytes, bytes);
+                prefetch_ahead(panel + i * bytes, bytes);
 #pragma GCC unroll 2
                 for (unsigned j = 0; j < each; j++) {
                         vf_store(b + (i * each + j) * PANEL, g.w[j][0]);
@@ -195,16 +253,11 @@ INLINE void expand_panel(
 }
 
 #define FLOAT_TYPE(name, type)                                                                                         \
-        static void gemv_##name(const float *x, const void *panel0, const void *panel1, size_t k, const float *scale0, \
-            const float *scale1, bool lane_scales, float *c0, float *c1) {                                             \
-                if (panel1)                                                                                            \
-                        gemv_panels(type, 2, x, panel0, panel1, k, scale0, scale1, lane_scales, c0, c1);               \
-                else                                                                                                   \
-                        gemv_panels(type, 1, x, panel0, NULL, k, scale0, NULL, lane_scales, c0, NULL);                 \
+        static void few_##name(const struct few_operands *o) {                                                         \
+                FEW_SWITCH(few_panels, type)                                                                           \
         }                                                                                                              \
-        static __attribute__((unused)) void expand_##name(                                                             \
-            const void *panel, size_t k, const float *scale, bool lane_scales, float *b) {                             \
-                expand_panel(type, panel, k, scale, lane_scales, b);                                                   \
+        static __attribute__((unused)) void expand_##name(const void *panel, size_t k, float *b) {                     \
+                expand_panel(type, panel, k, b);                                                                       \
         }
 FLOAT_TYPE(f32, WEIGHT_F32)
 FLOAT_TYPE(f16, WEIGHT_F16)
@@ -479,7 +532,7 @@ static void add_row(const float *x, size_t n, float *y) {
 
 /* What all tables share; a table begins with this. */
 #define TABLE_COMMON                                                                                                   \
-        .block_rows = BLOCK_ROWS, .gemm = gemm, .gemv = {gemv_f32, gemv_f16, gemv_bf16, gemv_fp8},                     \
+        .block_rows = BLOCK_ROWS, .gemm = gemm, .few_rows = FEW_ROWS, .few = {few_f32, few_f16, few_bf16, few_fp8},    \
         .expand = {NULL, expand_f16, expand_bf16, expand_fp8}, .row_largest = row_largest, .row_to_int8 = row_to_int8, \
         .row_to_int8_static = row_to_int8_static, .int8_to_float = int8_to_float, .swiglu = swiglu,                    \
         .softmax = softmax, .scale_rows = scale_rows, .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row,        \

@@ -1,13 +1,16 @@
 /* vector_avx2.c - the table for AVX2 with FMA and F16C. */
 #include "kernels/simd_avx2.h"
 #define BLOCK_ROWS 3 /* 3 x 32 sums fill twelve of sixteen registers */
+#define FEW_ROWS   2
 #include "kernels/vector.h"
 
 /* Half a panel: 16 outputs, as four registers of four outputs with two partial sums each. Both sides are widened to 16
  * bits: exact for every value (the unsigned-by-signed byte product of AVX2 saturates), at the cost of half the products
  * per instruction. */
-INLINE void int8_half(
-    const uint32_t *a, size_t step, size_t row_step, const char *b, size_t quads, int32_t *c, const unsigned rows) {
+INLINE void int8_half(const struct operands *operands, unsigned half, int32_t *c, const unsigned rows) {
+        const struct operands o = *operands;
+        const int32_t *a = o.a;
+        const __m128i *b = (const __m128i *)((const int32_t *)o.b + half * LANES);
         __m256i sum[BLOCK_ROWS][4];
 
 #pragma GCC unroll 4
@@ -15,15 +18,17 @@ INLINE void int8_half(
 #pragma GCC unroll 4
                 for (unsigned v = 0; v < 4; v++)
                         sum[r][v] = _mm256_setzero_si256();
-        for (size_t q = 0; q < quads; q++) {
+        for (size_t i = 0; i < o.k; i++) {
                 __m256i x[BLOCK_ROWS];
 
+                if (half == 0)
+                        prefetch_next(&o, i, 2);
 #pragma GCC unroll 4
                 for (unsigned r = 0; r < rows; r++)
-                        x[r] = _mm256_cvtepi8_epi16(_mm_set1_epi32((int)a[q * step + r * row_step]));
+                        x[r] = _mm256_cvtepi8_epi16(_mm_set1_epi32(a[i * o.step + r * o.row_step]));
 #pragma GCC unroll 4
                 for (unsigned v = 0; v < 4; v++) {
-                        __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(b + q * PANEL * 4) + v));
+                        __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(b + i * (PANEL / 4) + v));
 
 #pragma GCC unroll 4
                         for (unsigned r = 0; r < rows; r++)
@@ -42,15 +47,11 @@ INLINE void int8_half(
                 }
 }
 
-void gemm_int8_avx2(
-    const uint32_t *a, size_t step, size_t row_step, const void *b, size_t quads, unsigned rows, int32_t *c) {
-        for (unsigned half = 0; half < 2; half++) {
-                const char *w = (const char *)b + half * LANES * 4;
-                int32_t *to = c + half * LANES;
-
-#define INT8_HALF(n) int8_half(a, step, row_step, w, quads, to, MIN_ROWS(n))
-                ROWS_SWITCH(rows, INT8_HALF)
-        }
+void gemm_int8_avx2(const struct operands *o, int32_t *c) {
+#define INT8_LOW(n)  int8_half(o, 0, c, MIN_ROWS(n))
+#define INT8_HIGH(n) int8_half(o, 1, c + LANES, MIN_ROWS(n))
+        ROWS_SWITCH(o->rows, INT8_LOW)
+        ROWS_SWITCH(o->rows, INT8_HIGH)
 }
 
 const struct kernel_table kernels_avx2 = {

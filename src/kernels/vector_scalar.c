@@ -1,20 +1,19 @@
 /* vector_scalar.c - the table in plain C. */
 #include "kernels/simd_scalar.h"
 #define BLOCK_ROWS 4
+#define FEW_ROWS   2
 #include "kernels/vector.h"
 
-static void gemm_int8(
-    const uint32_t *a, size_t step, size_t row_step, const void *b, size_t quads, unsigned rows, int32_t *c) {
-        const int8_t *w = b;
+static void gemm_int8(const struct operands *o, int32_t *c) {
+        const int8_t *w = o->b;
 
-        for (unsigned r = 0; r < rows; r++)
-                for (size_t q = 0; q < quads; q++) {
-                        int8_t x[4];
+        for (unsigned r = 0; r < o->rows; r++)
+                for (size_t i = 0; i < o->k; i++) {
+                        const int8_t *x = (const int8_t *)((const uint32_t *)o->a + i * o->step + r * o->row_step);
 
-                        memcpy(x, &a[q * step + r * row_step], sizeof(x));
                         for (unsigned lane = 0; lane < PANEL; lane++)
                                 for (unsigned j = 0; j < 4; j++)
-                                        c[r * PANEL + lane] += x[j] * w[(q * PANEL + lane) * 4 + j];
+                                        c[r * PANEL + lane] += x[j] * w[(i * PANEL + lane) * 4 + j];
                 }
 }
 

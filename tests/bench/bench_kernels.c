@@ -1,7 +1,7 @@
 /* bench_kernels.c - the kernels beside what this machine can do: memory read bandwidth for decode, multiply-add peak for
  * batches, both measured in the same run, and OpenBLAS on the same shapes. Shapes are those of DeepSeek-V2-Lite.
  *
- *     bench_kernels [--threads N] [--quick] [SECTION ...]     sections: machine decode batch prefill attention
+ *     bench_kernels [--threads N] [--isa scalar|avx2|avx512|avx512-bf16] [--quick] [decode|batch|prefill|attention]
  *
  * Prints Markdown tables. Every figure is the median of several rounds. */
 #include "base/clock.h"
@@ -20,8 +20,9 @@
 struct reader {
         struct compute *c;
         const uint64_t *memory;
-        size_t words;
         size_t ahead; /* bytes of software prefetch, 0: none */
+        size_t piece;
+        _Atomic size_t next;
         _Atomic uint64_t sink;
 };
 
@@ -74,14 +75,23 @@ static double seconds_of(void (*run)(void *), void *context, size_t calls) {
 }
 
 struct figure {
-        double rate;  /* work per second */
-        double share; /* of the yardstick's rate */
+        double rate;  /* work per second: bytes when there are no operations */
+        double share; /* of the limit: the slower of reading the bytes and doing the operations */
 };
 
-/* Rounds of at least `least` seconds, each beside a run of the yardstick: a shared machine's speed wanders, and only
+/* Work done by one call, and what bounds it. */
+struct work {
+        double bytes, operations;
+        const struct yardstick *read, *peak; /* NULL: no bound */
+};
+
+static double limit_seconds(double work, const struct yardstick *y) {
+        return y ? work * seconds_of(y->run, y->context, 1) / y->work : 0;
+}
+
+/* Rounds of at least `least` seconds, each beside a run of the yardsticks: a shared machine's speed wanders, and only
  * neighbours in time can be compared. Medians of both. */
-static struct figure measure(
-    const struct bench *b, void (*run)(void *), void *context, double work, const struct yardstick *y, double least) {
+static struct figure measure(const struct bench *b, void (*run)(void *), void *context, struct work w, double least) {
         const double budget = b->quick ? 0.15 : 0.8;
         double rates[ROUNDS_MAX], shares[ROUNDS_MAX], begin, once;
         size_t calls, n = 0;
@@ -91,10 +101,11 @@ static struct figure measure(
         calls = once < least ? (size_t)(least / (once + 1e-9)) + 1 : 1;
         begin = (double)clock_mono_ns() * 1e-9;
         while (n < ROUNDS_MAX && (n < 5 || (double)clock_mono_ns() * 1e-9 - begin < budget)) {
-                double can = y ? y->work / seconds_of(y->run, y->context, 1) : 1;
+                double read = limit_seconds(w.bytes, w.read), compute = limit_seconds(w.operations, w.peak);
+                double seconds = seconds_of(run, context, calls) / (double)calls;
 
-                rates[n] = work * (double)calls / seconds_of(run, context, calls);
-                shares[n] = rates[n] / can;
+                rates[n] = (w.operations > 0 ? w.operations : w.bytes) / seconds;
+                shares[n] = (read > compute ? read : compute) / seconds;
                 n++;
         }
         qsort(rates, n, sizeof(*rates), by_value);
@@ -136,21 +147,25 @@ static float *random_floats(size_t n) {
 #define WIDEST
 #endif
 
+/* Workers take pieces in order, as they take panels: neighbours in time are neighbours in memory. */
 static WIDEST void read_task(void *context, unsigned worker, unsigned workers) {
         struct reader *r = context;
         typedef uint64_t wide __attribute__((vector_size(32)));
-        const wide *at = (const wide *)r->memory;
-        const size_t n = r->words / 4, from = n * worker / workers / 8 * 8, to = n * (worker + 1) / workers / 8 * 8;
-        wide sum[8] = {{0}};
+        wide sum[4] = {{0}};
 
-        for (size_t i = from; i < to; i += 8) {
-                if (r->ahead)
-                        for (int j = 0; j < 8; j += 2)
-                                __builtin_prefetch((const char *)&at[i + (size_t)j] + r->ahead);
-                for (int j = 0; j < 8; j++)
-                        sum[j] ^= at[i + (size_t)j];
+        for (size_t piece; (piece = atomic_fetch_add(&r->next, r->piece)) < READ_BYTES;) {
+                const wide *at = (const wide *)((const char *)r->memory + piece);
+
+                for (size_t i = 0; i < r->piece / sizeof(wide); i += 4) {
+                        if (r->ahead) {
+                                __builtin_prefetch((const char *)(at + i) + r->ahead);
+                                __builtin_prefetch((const char *)(at + i + 2) + r->ahead);
+                        }
+                        for (size_t j = 0; j < 4; j++)
+                                sum[j] ^= at[i + j];
+                }
         }
-        for (int j = 1; j < 8; j++)
+        for (int j = 1; j < 4; j++)
                 sum[0] ^= sum[j];
         atomic_fetch_xor(&r->sink, sum[0][0] ^ sum[0][1] ^ sum[0][2] ^ sum[0][3]);
 }
@@ -158,13 +173,19 @@ static WIDEST void read_task(void *context, unsigned worker, unsigned workers) {
 static void run_reader(void *context) {
         struct reader *r = context;
 
+        atomic_store(&r->next, 0);
         compute_run(r->c, read_task, r);
 }
 
-/* Plain or with software prefetch: the better of the two is the yardstick. */
+/* The best way of reading that we know is the yardstick. */
 static struct figure make_reader(const struct bench *b, struct reader *r, struct compute *c) {
+        static const struct {
+                size_t ahead;
+                size_t piece;
+        } ways[] = {{0, 128 << 10}, {4096, 128 << 10}, {0, 512 << 10}, {4096, 512 << 10}};
         static uint64_t *memory;
-        struct figure plain, ahead;
+        struct figure best = {0};
+        size_t chosen = 0;
 
         if (!memory) {
                 memory = pages(READ_BYTES);
@@ -173,14 +194,20 @@ static struct figure make_reader(const struct bench *b, struct reader *r, struct
         }
         r->c = c;
         r->memory = memory;
-        r->words = READ_BYTES / 8;
-        r->ahead = 4096;
-        ahead = measure(b, run_reader, r, READ_BYTES, NULL, 0);
-        r->ahead = 0;
-        plain = measure(b, run_reader, r, READ_BYTES, NULL, 0);
-        if (ahead.rate > plain.rate)
-                r->ahead = 4096;
-        return ahead.rate > plain.rate ? ahead : plain;
+        for (size_t i = 0; i < sizeof(ways) / sizeof(*ways); i++) {
+                struct figure f;
+
+                r->ahead = ways[i].ahead;
+                r->piece = ways[i].piece;
+                f = measure(b, run_reader, r, (struct work){.bytes = READ_BYTES}, 0);
+                if (f.rate > best.rate) {
+                        best = f;
+                        chosen = i;
+                }
+        }
+        r->ahead = ways[chosen].ahead;
+        r->piece = ways[chosen].piece;
+        return best;
 }
 
 #define PEAK_LOOPS 200000
@@ -260,7 +287,9 @@ static void load_openblas(struct bench *b) {
 }
 
 static double peak_rate(const struct bench *b, enum peak p) {
-        return b->peak[p].run ? measure(b, b->peak[p].run, b->peak[p].context, b->peak[p].work, NULL, 0).rate : 0;
+        const struct yardstick *y = &b->peak[p];
+
+        return y->run ? measure(b, y->run, y->context, (struct work){.operations = y->work}, 0).rate : 0;
 }
 
 static void section_machine(struct bench *b) {
@@ -461,7 +490,8 @@ static void section_decode(struct bench *b) {
                                 l.x = x;
                                 l.y = y;
                                 l.m = 1;
-                                got = measure(b, run_linear, &l, (double)l.bytes, &b->read, 4e-3);
+                                got = measure(
+                                    b, run_linear, &l, (struct work){.bytes = (double)l.bytes, .read = &b->read}, 4e-3);
                         } else {
                                 l.top = s == COUNT(shapes) ? 6 : 1;
                                 size_t each = l.top, width = each == 6 ? 1408 : 2816;
@@ -471,7 +501,8 @@ static void section_decode(struct bench *b) {
                                 l.x = x;
                                 for (size_t i = 0; i < each; i++)
                                         l.calls[i] = (struct expert_call){&l.mlp[i], &row0, 1, y + i * 2048};
-                                got = measure(b, run_experts, &l, (double)(l.bytes * each), &b->read, 4e-3);
+                                got = measure(b, run_experts, &l,
+                                    (struct work){.bytes = (double)(l.bytes * each), .read = &b->read}, 4e-3);
                         }
                         printf(" %.0f %% (%.1f) |", 100 * got.share, got.rate * 1e-9);
                         fflush(stdout);
@@ -480,14 +511,14 @@ static void section_decode(struct bench *b) {
         }
 }
 
-/* `m` rows over every shape and over 64 experts, top 6. */
+/* The limit is the slower of the format's multiply-add peak and reading the weights once. `m` rows over every shape and over 64 experts, top 6. */
 static void section_rows(struct bench *b, const char *title, size_t m) {
         float *x = random_floats(m * 2048), *y = random_floats(m * 10944), *z = random_floats(m * 6 * 2048);
         float *w = random_floats((size_t)10944 * 2048);
         uint32_t *rows = pages(m * 6 * sizeof(uint32_t));
         static struct layer l;
 
-        printf("\n### %s: %zu rows, percent of the format's peak (and Gop/s)\n\n| layer |", title, m);
+        printf("\n### %s: %zu rows, percent of the limit (and Gop/s)\n\n| layer |", title, m);
         for (size_t f = 0; f < COUNT(formats); f++)
                 printf(" %s |", formats[f].name);
         printf(" OpenBLAS f32 |\n|---|---|---|---|---|---|---|---|\n");
@@ -511,7 +542,8 @@ static void section_rows(struct bench *b, const char *title, size_t m) {
                                 l.y = y;
                                 l.m = m;
                                 operations = 2.0 * (double)m * (double)shapes[s].n * (double)shapes[s].k;
-                                got = measure(b, run_linear, &l, operations, peak, 2e-3);
+                                got = measure(b, run_linear, &l,
+                                    (struct work){(double)l.bytes, operations, &b->read, peak}, 2e-3);
                         } else {
                                 /* f32 experts of a layer are 2.2 GB: half of them are enough to see */
                                 const size_t count = formats[f].type == WEIGHT_F32 ? 32 : 64;
@@ -528,7 +560,8 @@ static void section_rows(struct bench *b, const char *title, size_t m) {
                                 }
                                 l.call_count = count;
                                 operations = 2.0 * (double)m * 6 * 3 * 2048 * 1408;
-                                got = measure(b, run_experts, &l, operations, peak, 2e-3);
+                                got = measure(b, run_experts, &l,
+                                    (struct work){(double)(l.bytes * count), operations, &b->read, peak}, 2e-3);
                         }
                         printf(" %.0f %% (%.0f) |", 100 * got.share, got.rate * 1e-9);
                         fflush(stdout);
@@ -540,7 +573,9 @@ static void section_rows(struct bench *b, const char *title, size_t m) {
                         l.blas_w = w;
                         l.n = shapes[s].n;
                         l.k = shapes[s].k;
-                        got = measure(b, run_blas, &l, operations, &b->peak[PEAK_F32], 2e-3);
+                        got = measure(b, run_blas, &l,
+                            (struct work){(double)l.n * (double)l.k * 4, operations, &b->read, &b->peak[PEAK_F32]},
+                            2e-3);
                         printf(" %.0f %% (%.0f) |\n", 100 * got.share, got.rate * 1e-9);
                 } else {
                         printf(" - |\n");
@@ -607,7 +642,7 @@ static void attention_row(struct bench *b, const char *name, bool absorbed, unsi
                         operations += 2.0 * (double)length * heads * 256 * (double)rank;
                 munmap(rows, length * width * sizeof(float));
         }
-        got = measure(b, run_attention, &s, operations, &b->peak[PEAK_F32], 2e-3);
+        got = measure(b, run_attention, &s, (struct work){.operations = operations, .peak = &b->peak[PEAK_F32]}, 2e-3);
         printf(
             "| %s | %.2f ms | %.0f %% (%.0f) |\n", name, operations / got.rate * 1e3, 100 * got.share, got.rate * 1e-9);
         fflush(stdout);
@@ -625,6 +660,13 @@ static void section_attention(struct bench *b) {
         attention_row(b, "naive, 128 heads, 256 queries from 0", false, 128, KV_BF16, 1, 0, 256);
 }
 
+static enum isa isa_by_name(const char *name) {
+        for (enum isa isa = ISA_SCALAR; isa < ISA_BEST; isa++)
+                if (strcmp(name, isa_name(isa)) == 0)
+                        return isa;
+        return ISA_BEST;
+}
+
 int main(int argc, char **argv) {
         struct bench b = {0};
         struct compute_options o = {.isa = ISA_BEST, .spin_us = 200};
@@ -634,12 +676,12 @@ int main(int argc, char **argv) {
         for (int i = 1; i < argc; i++)
                 if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc)
                         o.threads = (unsigned)atoi(argv[++i]);
+                else if (strcmp(argv[i], "--isa") == 0 && i + 1 < argc)
+                        o.isa = isa_by_name(argv[++i]);
                 else if (strcmp(argv[i], "--quick") == 0)
                         b.quick = true;
                 else
                         names = argv[i];
-        if (getenv("BENCH_ISA"))
-                o.isa = (enum isa)atoi(getenv("BENCH_ISA"));
         if (compute_new(&o, &b.c, &e) < 0)
                 die("compute_new", &e);
         o.activation = ACTIVATION_BF16;

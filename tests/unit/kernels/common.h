@@ -141,6 +141,25 @@ static inline int8_t quantise(float x) {
         return (int8_t)(v < -128 ? -128 : v > 127 ? 127 : v);
 }
 
+/* The codes under one scale are summed first, then scaled. */
+static inline float plain_fp8_sum(const struct weight_source *s, bool rounded, const float *x, size_t r) {
+        const uint8_t *codes = (const uint8_t *)s->data + r * s->row_stride;
+        const float *scales = s->scale + (s->first_row + r) / s->block_n * s->scale_stride;
+        float y = 0, sum = 0;
+
+        for (size_t i = 0; i < s->k; i++) {
+                float xi = rounded ? bf16_to_float(float_to_bf16(x[i])) : x[i];
+                size_t column = s->first_col + i;
+
+                sum = fmaf(xi, fp8_e4m3_to_float(codes[i]), sum);
+                if (i + 1 < s->k && (column + 1) % s->block_k != 0)
+                        continue;
+                y = fmaf(sum, scales[column / s->block_k], y);
+                sum = 0;
+        }
+        return y;
+}
+
 /* y[n] of one row, from the checkpoint's bytes and the formulas alone. */
 static inline void plain_product(const struct weight_source *s, bool rounded, const float *x, float *y) {
         float *row = alloc(s->k * sizeof(float)), largest = 0, scale;
@@ -168,6 +187,10 @@ static inline void plain_product(const struct weight_source *s, bool rounded, co
                 }
                 weight_row(s, r, row);
                 y[r] = 0;
+                if (s->type == WEIGHT_FP8) {
+                        y[r] = plain_fp8_sum(s, rounded, x, r);
+                        continue;
+                }
                 for (size_t i = 0; i < s->k; i++)
                         y[r] = fmaf(rounded ? bf16_to_float(float_to_bf16(x[i])) : x[i], row[i], y[r]);
         }
