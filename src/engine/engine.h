@@ -20,6 +20,7 @@ struct engine_options {
         uint32_t max_batched_tokens;  /* --max-num-batched-tokens */
         uint32_t long_prefill_tokens; /* --long-prefill-token-threshold, 0: off */
         bool chunked_prefill, prefix_caching;
+        bool prefill_first; /* whole prompts before decodes: vLLM-Ascend's old scheduler */
         enum { SCHEDULE_FCFS, SCHEDULE_PRIORITY } policy;
         uint32_t block_tokens;
         uint32_t kv_blocks; /* 0: what kv_bytes holds */

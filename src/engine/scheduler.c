@@ -174,9 +174,13 @@ static void grant(struct scheduler *s, struct sequence *q, uint32_t rows) {
         s->plan_rows += rows;
 }
 
-static uint32_t cap(const struct scheduler *s, uint32_t rows, uint32_t budget) {
+/* Rows a sequence may take of the `rows` it needs. Prompt log-probabilities want the logits of every row, a vocabulary of
+ * floats each: such prompts go in small chunks. */
+static uint32_t cap(const struct scheduler *s, const struct sequence *q, uint32_t rows, uint32_t budget) {
         if (s->options.long_prefill_tokens && rows > s->options.long_prefill_tokens)
                 rows = s->options.long_prefill_tokens;
+        if (q->bypass_cache && rows > PROMPT_LOGPROB_ROWS)
+                rows = PROMPT_LOGPROB_ROWS;
         return rows < budget ? rows : budget;
 }
 
@@ -184,14 +188,14 @@ static uint32_t cap(const struct scheduler *s, uint32_t rows, uint32_t budget) {
 static uint32_t plan_running(struct scheduler *s, uint32_t budget, bool *ret_preempted) {
         for (size_t i = 0; i < s->running_count && budget > 0;) {
                 struct sequence *q = s->running[i];
-                uint32_t rows = cap(s, q->count + q->drafts - q->computed, budget);
+                uint32_t rows = cap(s, q, q->count + q->drafts - q->computed, budget);
                 bool gone = false;
 
                 if (rows == 0) {
                         i++;
                         continue;
                 }
-                while (blocks_grow(s->blocks, &q->table, (size_t)q->computed + rows) < 0) {
+                while (blocks_grow(s->blocks, &q->table, (size_t)q->computed + rows + s->options.lookahead) < 0) {
                         struct sequence *victim = choose_victim(s);
                         size_t at = 0;
 
@@ -231,7 +235,7 @@ static uint32_t admit(struct scheduler *s, struct sequence *q, uint32_t budget) 
                 rows = 0;
         if (rows > budget)
                 rows = budget;
-        if (rows == 0 || blocks_grow(s->blocks, &q->table, (size_t)computed + rows) < 0) {
+        if (rows == 0 || blocks_grow(s->blocks, &q->table, (size_t)computed + rows + s->options.lookahead) < 0) {
                 blocks_release(s->blocks, &q->table);
                 return 0;
         }

@@ -41,8 +41,7 @@ struct sequence {
         struct sampling_params params;
         struct arena arena; /* of the copies that params point to */
         uint32_t max_count; /* prompt + max_tokens, within max_model_len */
-        uint32_t emitted;   /* tokens told to the front */
-        bool forgotten, abort_asked, prompt_logprobs_told;
+        bool prompt_logprobs_told;
         int64_t eos[8];
         uint32_t eos_count;
         uint64_t arrival_ns, queued_ns, scheduled_ns, first_token_ns, last_token_ns;
@@ -51,6 +50,8 @@ struct sequence {
         struct openai_logprob *prompt_top; /* gathered while the prompt is computed */
         struct engine_token *prompt_tokens;
 };
+
+#define PROMPT_LOGPROB_ROWS 32u
 
 struct scheduler_options {
         uint32_t max_seqs, max_batched_tokens, long_prefill_tokens, max_model_len;
