@@ -57,8 +57,8 @@ struct model_shard {
  * The local implementation is built in; expert parallelism (comm/) gives another. 0 or a negative errno that ends the
  * step. `overlap` (may be NULL) is work that does not depend on the result, to be done while data is in flight. */
 struct experts_interface {
-        int (*run)(void *context, uint32_t layer, const float *x, const uint32_t *ids, const float *weights, size_t tokens,
-            float *out, void (*overlap)(void *overlap_context), void *overlap_context);
+        int (*run)(void *context, uint32_t layer, const float *x, const uint32_t *ids, const float *weights,
+            size_t tokens, float *out, void (*overlap)(void *overlap_context), void *overlap_context);
         void *context;
 };
 /* Sums partial results over the tensor-parallel ranks in rank order. */
@@ -72,7 +72,8 @@ struct model_options {
         struct compute *compute; /* borrowed for the model's life */
         struct model_shard shard;
         bool load_mtp;
-        const char *quantization; /* NULL: by what the folder holds */
+        const char *quantization; /* NULL: by what the folder holds; "ascend" wants its description file */
+        bool static_quantization; /* W8A8_MIX layers: static (decode engines) instead of dynamic */
         const struct log *log;
 };
 
