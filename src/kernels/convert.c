@@ -57,21 +57,29 @@ float fp8_e4m3_to_float(uint8_t bits) {
         return bits_to_float(sign | float_to_bits(magnitude));
 }
 
+/* Tensors in a file begin at any byte. */
+static uint16_t read_u16(const void *data, size_t at) {
+        uint16_t v;
+
+        memcpy(&v, (const char *)data + at * sizeof(v), sizeof(v));
+        return v;
+}
+
 void weight_row(const struct weight_source *s, size_t row, float *ret_row) {
-        size_t start = row * s->row_stride;
+        const size_t start = row * s->row_stride;
 
         assert(row < s->n);
         switch (s->type) {
         case WEIGHT_F32:
-                memcpy(ret_row, (const float *)s->data + start, s->k * sizeof(float));
+                memcpy(ret_row, (const char *)s->data + start * sizeof(float), s->k * sizeof(float));
                 return;
         case WEIGHT_F16:
                 for (size_t c = 0; c < s->k; c++)
-                        ret_row[c] = f16_to_float(((const uint16_t *)s->data)[start + c]);
+                        ret_row[c] = f16_to_float(read_u16(s->data, start + c));
                 return;
         case WEIGHT_BF16:
                 for (size_t c = 0; c < s->k; c++)
-                        ret_row[c] = bf16_to_float(((const uint16_t *)s->data)[start + c]);
+                        ret_row[c] = bf16_to_float(read_u16(s->data, start + c));
                 return;
         case WEIGHT_FP8: {
                 const float *scales = s->scale + (s->first_row + row) / s->block_n * s->scale_stride;

@@ -1,17 +1,23 @@
 /* kernels.h - the arithmetic of the model on CPUs: packed linear layers, experts, attention, norms, rope.
  *
- * Everything is written once as a scalar reference and again for AVX2 and AVX-512 (with BF16 and VNNI where the CPU has
- * them); compute_new() picks at start. Two laws make every equivalence of the engine an equality:
- *  - The sum over K behind one output element runs in one order fixed by layout and ISA, whatever M, the batch, the
- *    number of threads or the neighbours are: row i of a product of M rows equals the product of row i alone.
+ * The inner loops are written once over sixteen lanes and compiled for plain C, AVX2, AVX-512 and AVX-512 with BF16 and
+ * VNNI; compute_new() picks at start. Two laws make every equivalence of the engine an equality:
+ *  - The sum over K behind one output element runs in one order, whatever M, the batch, the number of threads or the
+ *    neighbours are: row i of a product of M rows equals the product of row i alone.
  *  - Attention visits context in tiles cut at absolute positions, in ascending order, so that a query's result does not
  *    depend on chunking or on who computed the tiles.
- * For float weights and float activations the scalar reference gives the same bits as the vector kernels (fused
- * multiply-add in the same order); for int8 every ISA gives the same bits. bf16 dot products (ACTIVATION_BF16) differ
- * between ISAs, and are reproducible on one.
+ * With float activations (ACTIVATION_F32) and with int8 weights every instruction set gives the same bits. Dot products
+ * of bf16 pairs (ACTIVATION_BF16 on a CPU that has them) differ from the others and are reproducible among themselves.
+ *
+ * The sums: float weights are one chain of fused multiply-adds over ascending k. fp8 weights are such a chain over the
+ * codes under one scale, beginning at 0, and a chain of fused multiply-adds of these sums by their scales over that.
+ * int8 sums are exact integers; then, in this order of operations,
+ *   dynamic: s = max|x| / 127, q = clamp(round(x / s), -128, 127), 0 when s is 0; y = sum * s * row_scale
+ *   static:  q = clamp(round(x * input_scale_inv + input_offset), -128, 127);     y = (sum + quant_bias) * deq_scale
+ * with halves rounded to even.
  *
  * Activations are float arrays, row-major, with a leading dimension in elements. A struct compute and what was made with
- * it are used by one thread at a time; the pool's workers are inside. */
+ * it are used by one thread at a time; the pool's workers are inside. Functions that return nothing cannot fail. */
 #pragma once
 #include "base/error.h"
 #include <stdbool.h>
@@ -29,7 +35,9 @@ struct compute_options {
         enum isa isa;     /* ISA_BEST: the best this CPU runs; a better one than it has is -ENOTSUP */
         unsigned threads; /* including the caller's; 0: one per usable core */
         bool pin;         /* bind each worker but the caller to a core */
-        unsigned spin_us; /* workers spin so long for the next task before they sleep; 0 when cores are shared */
+        /* Workers spin so long for the next task before they sleep. 0 when cores are shared with other work. Whether a
+         * worker wakes in time or not decides speed only: what it does not take the others do. */
+        unsigned spin_us;
         enum activation activation;
 };
 
@@ -58,18 +66,19 @@ enum weight_type {
         WEIGHT_INT8_STATIC,  /* int8; activations are quantised with one scale and offset (Ascend W8A8) */
 };
 
-/* A weight [n][k] as it lies in a checkpoint: y[n] = sum over k of w[n][k] x[k]. Everything is borrowed during packing. */
+/* A weight [n][k] as it lies in a checkpoint: y[n] = sum over k of w[n][k] x[k]. Everything is borrowed during packing.
+ * k is at most 262,144, and 131,071 for int8. */
 struct weight_source {
         enum weight_type type;
         size_t n, k;
-        const void *data;  /* row-major */
+        const void *data;  /* row-major, at any address */
         size_t row_stride; /* elements between rows; k when contiguous */
         /* WEIGHT_FP8: scale[r / block_n][c / block_k] multiplies. `first_row`/`first_col` say where row 0 and column 0
-         * lie inside the checkpoint's block grid, for slices that do not begin on a block border. block_k and first_col
-         * are even (a slice cut at an odd column is refused), and no weight is NaN. */
+         * lie inside the checkpoint's block grid, for slices that do not begin on a block border. block_k is even and at
+         * most 256, first_col even; NaN weights and scales that are not finite are refused. */
         const float *scale;
         size_t scale_stride, block_n, block_k, first_row, first_col;
-        /* WEIGHT_INT8_*: see reference formulas in kernels/stage.c */
+        /* WEIGHT_INT8_*: the formulas are above. */
         const float *row_scale;    /* dynamic: [n] */
         const float *deq_scale;    /* static: [n] */
         const int32_t *quant_bias; /* static: [n], NULL for zeros (all but TP rank 0 of a row-parallel layer) */
@@ -95,8 +104,8 @@ struct linear {
 
 /* Bytes that linear_pack() needs, a multiple of 64. */
 size_t linear_bytes(const struct compute *c, const struct weight_source *source);
-/* Pack into `memory` (64-byte aligned, linear_bytes() long). Uses the pool. Returns 0 or -EINVAL (shape, or int8 data
- * that the format forbids) with a text. */
+/* Pack into `memory` (64-byte aligned, linear_bytes() long). Uses the pool. Returns 0 or -EINVAL (shape, or data that the
+ * format forbids) with a text. */
 int linear_pack(
     struct compute *c, const struct weight_source *source, void *memory, struct linear *ret_linear, struct error *e);
 /* y[m][n] = x[m][k] W^T. m may be 0. x and y do not overlap. */
@@ -187,7 +196,7 @@ struct head_linear {
         unsigned heads;
         size_t n, k; /* per head */
         const void *packed;
-        size_t head_stride;
+        size_t head_stride;    /* bytes */
         enum weight_type type; /* WEIGHT_F32 or WEIGHT_BF16 */
 };
 size_t head_linear_bytes(const struct compute *c, enum weight_type type, unsigned heads, size_t n, size_t k);

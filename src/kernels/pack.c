@@ -26,7 +26,7 @@ static size_t element_bytes(enum weight_type type) {
 
 /* Does a panel of this weight cross a border between rows of scale blocks? */
 static bool crosses_block_rows(const struct weight_source *s) {
-        if (s->type != WEIGHT_FP8)
+        if (s->type != WEIGHT_FP8 || s->block_n == 0)
                 return false;
         for (size_t r = 0; r < s->n; r += PANEL) {
                 size_t last = r + PANEL < s->n ? r + PANEL - 1 : s->n - 1;
@@ -49,7 +49,7 @@ static struct linear shape_of(const struct weight_source *s) {
         };
 
         if (s->type == WEIGHT_FP8) {
-                l.first_run = s->block_k - s->first_col % s->block_k;
+                l.first_run = s->block_k > 0 ? s->block_k - s->first_col % s->block_k : s->k; /* 0 is refused later */
                 if (l.first_run > s->k)
                         l.first_run = s->k;
                 l.block_k = s->block_k;
@@ -120,8 +120,9 @@ struct packing {
         const struct weight_source *s;
         const struct linear *l;
         size_t first_panel, stride;
-        struct step panels;     /* of the source */
-        _Atomic size_t bad_row; /* 1 + a row with a NaN weight, or 0 */
+        struct step panels;       /* of the source */
+        _Atomic size_t bad_row;   /* 1 + a row with a NaN weight, or 0 */
+        _Atomic size_t bad_scale; /* 1 + a row with an impossible scale, or 0 */
 };
 
 /* Columns are copied in strips so that what is written scattered stays in the first-level cache. */
@@ -177,6 +178,8 @@ static void pack_fp8_extras(struct packing *p, size_t row, size_t rows, size_t p
 
                         to[lane] = s->scale[(s->first_row + r) / s->block_n * s->scale_stride +
                                             s->first_col / s->block_k + run];
+                        if (!(fabsf(to[lane]) <= SCALE_MAX))
+                                atomic_store(&p->bad_scale, r + 1);
                 }
         }
 }
@@ -226,19 +229,15 @@ static void pack_task(void *context, unsigned worker, unsigned workers) {
 static int pack_into(struct compute *c, const struct weight_source *s, const struct linear *l, size_t first_panel,
     size_t stride, struct error *e) {
         struct packing p = {.s = s, .l = l, .first_panel = first_panel, .stride = stride};
-        size_t bad;
+        size_t row;
 
         step_begin(&p.panels, ceil_div(s->n, PANEL));
         pool_share(c->pool, pack_task, &p);
-        bad = atomic_load(&p.bad_row);
-        if (bad)
-                return error_set(e, -EINVAL, "row %zu of an fp8 weight holds a NaN: the file is damaged", bad - 1);
-        if (s->type == WEIGHT_FP8)
-                for (size_t i = 0; i < l->panels * linear_runs(l) * (l->lane_scales ? PANEL : 1); i++)
-                        if (i / (linear_runs(l) * (l->lane_scales ? PANEL : 1)) % stride == first_panel &&
-                            !(fabsf(l->scales[i]) <= SCALE_MAX))
-                                return error_set(e, -EINVAL, "an fp8 weight has the scale %g: the file is damaged",
-                                    (double)l->scales[i]);
+        if ((row = atomic_load(&p.bad_row)) > 0)
+                return error_set(e, -EINVAL, "row %zu of an fp8 weight holds a NaN: the file is damaged", row - 1);
+        if ((row = atomic_load(&p.bad_scale)) > 0)
+                return error_set(e, -EINVAL, "row %zu of an fp8 weight has a scale beyond %g: the file is damaged",
+                    row - 1, (double)SCALE_MAX);
         return 0;
 }
 

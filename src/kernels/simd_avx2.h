@@ -11,6 +11,10 @@ typedef struct {
         __m256 l, h;
 } vf;
 
+typedef struct {
+        __m256i l, h;
+} vi;
+
 /* fp8 goes through f16, whose exponent bias is 8 larger. */
 #define FP8_FACTOR 256.0f
 
@@ -92,13 +96,6 @@ INLINE vf vf_from_sum_i32(const int32_t *p, const int32_t *q) {
             _mm256_loadu_si256((const __m256i *)(p + 8)), _mm256_loadu_si256((const __m256i *)(q + 8)));
         return (vf){_mm256_cvtepi32_ps(l), _mm256_cvtepi32_ps(h)};
 }
-INLINE void vf_to_i8(vf a, uint8_t flip, uint8_t *p) {
-        __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.l), _mm256_cvtps_epi32(a.h));
-        __m128i bytes;
-        words = _mm256_permute4x64_epi64(words, 0xd8);
-        bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-        _mm_storeu_si128((__m128i *)p, _mm_xor_si128(bytes, _mm_set1_epi8((char)flip)));
-}
 INLINE vf vf_f16(const void *p) {
         return (vf){_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1))};
 }
@@ -142,6 +139,35 @@ INLINE void vf_fp8_pair(const void *p, vf ret_first[2], vf ret_second[2]) {
         quarter_fp8_pair(q + 1, &ret_first[0].h, &ret_second[0].h);
         quarter_fp8_pair(q + 2, &ret_first[1].l, &ret_second[1].l);
         quarter_fp8_pair(q + 3, &ret_first[1].h, &ret_second[1].h);
+}
+INLINE void vf_to_i16(vf a, int16_t *p) {
+        __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.l), _mm256_cvtps_epi32(a.h));
+        _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(words, 0xd8));
+}
+INLINE vi vi_load(const int32_t *p) {
+        return (vi){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};
+}
+INLINE void vi_store(int32_t *p, vi a) {
+        _mm256_storeu_si256((__m256i *)p, a.l);
+        _mm256_storeu_si256((__m256i *)(p + 8), a.h);
+}
+INLINE vi vi_set(int32_t x) {
+        __m256i v = _mm256_set1_epi32(x);
+        return (vi){v, v};
+}
+INLINE vi vi_dot_pairs(vi sum, vi x, vi w) {
+        return (vi){
+            _mm256_add_epi32(sum.l, _mm256_madd_epi16(x.l, w.l)), _mm256_add_epi32(sum.h, _mm256_madd_epi16(x.h, w.h))};
+}
+INLINE void half_int8_quads(const __m128i *p, __m256i *ret_first, __m256i *ret_second) { /* 8 lanes */
+        __m256 a = _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm_loadu_si128(p)));
+        __m256 b = _mm256_castsi256_ps(_mm256_cvtepi8_epi16(_mm_loadu_si128(p + 1)));
+        *ret_first = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xd8);
+        *ret_second = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8);
+}
+INLINE void vi_int8_quads(const void *p, vi *ret_first, vi *ret_second) {
+        half_int8_quads(p, &ret_first->l, &ret_second->l);
+        half_int8_quads((const __m128i *)p + 2, &ret_first->h, &ret_second->h);
 }
 INLINE void simd_prefetch(const void *p) {
         _mm_prefetch(p, _MM_HINT_T0);

@@ -7,6 +7,7 @@
 #define LANES  16
 
 typedef __m512 vf;
+typedef __m512i vi;
 
 #define FP8_FACTOR 1.0f
 
@@ -72,9 +73,27 @@ INLINE vf vf_from_i32(const int32_t *p) {
 INLINE vf vf_from_sum_i32(const int32_t *p, const int32_t *q) {
         return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(p), _mm512_loadu_si512(q)));
 }
-INLINE void vf_to_i8(vf a, uint8_t flip, uint8_t *p) {
-        __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a));
-        _mm_storeu_si128((__m128i *)p, _mm_xor_si128(bytes, _mm_set1_epi8((char)flip)));
+INLINE void vf_to_i16(vf a, int16_t *p) {
+        _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));
+}
+INLINE vi vi_load(const int32_t *p) {
+        return _mm512_loadu_si512(p);
+}
+INLINE void vi_store(int32_t *p, vi a) {
+        _mm512_storeu_si512(p, a);
+}
+INLINE vi vi_set(int32_t x) {
+        return _mm512_set1_epi32(x);
+}
+INLINE vi vi_dot_pairs(vi sum, vi x, vi w) {
+        return _mm512_add_epi32(sum, _mm512_madd_epi16(x, w));
+}
+INLINE void vi_int8_quads(const void *p, vi *ret_first, vi *ret_second) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        __m512i a = _mm512_cvtepi8_epi16(_mm256_loadu_si256(p));
+        __m512i b = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p + 1));
+        *ret_first = _mm512_permutex2var_epi32(a, even, b);
+        *ret_second = _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
 }
 INLINE vf vf_f16(const void *p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(p));

@@ -13,6 +13,10 @@ typedef struct {
         float v[LANES];
 } vf;
 
+typedef struct {
+        int32_t v[LANES];
+} vi;
+
 /* fp8 values come out multiplied by 1/FP8_FACTOR. */
 #define FP8_FACTOR 1.0f
 
@@ -98,9 +102,6 @@ INLINE vf vf_from_sum_i32(const int32_t *p, const int32_t *q) { /* p + q, wrappi
         FOR_LANES(i) r.v[i] = (float)(int32_t)((uint32_t)p[i] + (uint32_t)q[i]);
         return r;
 }
-INLINE void vf_to_i8(vf a, uint8_t flip, uint8_t *p) { /* integral values in [-128, 127] */
-        FOR_LANES(i) p[i] = (uint8_t)(int8_t)a.v[i] ^ flip;
-}
 INLINE vf vf_f16(const void *p) {
         uint16_t h[LANES];
         vf r;
@@ -134,5 +135,38 @@ INLINE void vf_fp8_pair(const void *p, vf ret_first[2], vf ret_second[2]) {
                         ret_first[half].v[i] = fp8_e4m3_to_float(h[half * 32 + 2 * i]);
                         ret_second[half].v[i] = fp8_e4m3_to_float(h[half * 32 + 2 * i + 1]);
                 }
+}
+INLINE void vf_to_i16(vf a, int16_t *p) { /* integral values in [-128, 127] */
+        FOR_LANES(i) p[i] = (int16_t)a.v[i];
+}
+INLINE vi vi_load(const int32_t *p) {
+        vi r;
+        memcpy(&r, p, sizeof(r));
+        return r;
+}
+INLINE void vi_store(int32_t *p, vi a) {
+        memcpy(p, &a, sizeof(a));
+}
+INLINE vi vi_set(int32_t x) {
+        vi r;
+        FOR_LANES(i) r.v[i] = x;
+        return r;
+}
+/* sum + the products of two pairs of int16 in each lane. */
+INLINE vi vi_dot_pairs(vi sum, vi x, vi w) {
+        int16_t a[LANES * 2], b[LANES * 2];
+        memcpy(a, &x, sizeof(a));
+        memcpy(b, &w, sizeof(b));
+        FOR_LANES(i) sum.v[i] += a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+        return sum;
+}
+/* 16 lanes of four int8 as the first and the second pair of int16 of each lane. */
+INLINE void vi_int8_quads(const void *p, vi *ret_first, vi *ret_second) {
+        const int8_t *q = p;
+        int16_t pairs[2][LANES * 2];
+        for (int i = 0; i < LANES * 4; i++)
+                pairs[i / 2 % 2][i / 4 * 2 + i % 2] = q[i];
+        memcpy(ret_first, pairs[0], sizeof(*ret_first));
+        memcpy(ret_second, pairs[1], sizeof(*ret_second));
 }
 INLINE void simd_prefetch(const void *p) {}

@@ -35,25 +35,26 @@ enum form form_for(const struct compute *c, enum weight_type type) {
         return FORM_F32;
 }
 
-static size_t form_units(enum form form, size_t k) {
-        switch (form) {
-        case FORM_F32:
-                return k;
-        case FORM_BF16:
-                return ceil_div(k, 2);
-        default:
-                return ceil_div(k, 4);
-        }
-}
-
 static bool form_is_int8(enum form form) {
         return form == FORM_INT8_DYNAMIC || form == FORM_INT8_STATIC;
+}
+
+/* Columns in a word of activations. */
+static size_t word_columns(const struct compute *c, enum form form) {
+        if (form_is_int8(form))
+                return c->table->expand_int8 ? 2 : 4;
+        return form == FORM_BF16 ? 2 : 1;
+}
+
+static size_t form_units(const struct compute *c, enum form form, size_t k) {
+        /* int8 weights come in fours. */
+        return form_is_int8(form) ? ceil_div(k, 4) * 4 / word_columns(c, form) : ceil_div(k, word_columns(c, form));
 }
 
 /* ---- activations ------------------------------------------------------------------------------------------------- */
 
 size_t activations_bytes(const struct compute *c, enum form form, size_t k, size_t rows) {
-        return align64(rows * form_units(form, k) * 4) + align64(rows * sizeof(float));
+        return align64(rows * form_units(c, form, k) * 4) + align64(rows * sizeof(float));
 }
 
 static const float *activation_row(const struct activations *a, size_t row) {
@@ -84,7 +85,7 @@ void activations_prepare(struct compute *c, struct activations *a) {
         const struct kernel_table *t = c->table;
 
         assert(a->rows > 0);
-        a->units = form_units(a->form, a->k);
+        a->units = form_units(c, a->form, a->k);
         a->blocks = ceil_div(a->rows, form_is_int8(a->form) ? t->block_rows_int8 : t->block_rows);
         a->row_scale = NULL;
         if (a->form == FORM_INT8_DYNAMIC)
@@ -98,7 +99,6 @@ void activations_prepare(struct compute *c, struct activations *a) {
 static void pack_block(const struct compute *c, const struct activations *a, size_t block, uint8_t *converted) {
         const struct kernel_table *t = c->table;
         const size_t first = block_first(a, block), rows = block_rows(a, block);
-        const uint8_t flip = t->unsigned_activations ? 0x80 : 0;
         char *to = (char *)a->packed + first * a->units * 4;
 
         if (is_direct(a))
@@ -118,11 +118,11 @@ static void pack_block(const struct compute *c, const struct activations *a, siz
                         float scale = t->row_largest(x, a->k) / 127;
 
                         a->row_scale[first + r] = scale;
-                        t->row_to_int8(x, a->k, scale, flip, converted);
+                        t->row_to_int8(x, a->k, scale, converted);
                         break;
                 }
                 case FORM_INT8_STATIC:
-                        t->row_to_int8_static(x, a->k, a->scale_inv, a->offset, flip, converted);
+                        t->row_to_int8_static(x, a->k, a->scale_inv, a->offset, converted);
                         break;
                 }
                 for (size_t u = 0; u < a->units; u++)
@@ -225,7 +225,7 @@ struct pass {
 
 static struct pass pass_begin(const struct product *pr, size_t unit, size_t count, const void *b) {
         const struct linear *l = &pr->p->l;
-        const size_t each = pr->p->a->form == FORM_F32 ? 1 : pr->p->a->form == FORM_BF16 ? 2 : 4;
+        const size_t each = word_columns(pr->c, pr->p->a->form);
         const bool ends = unit + count >= pr->p->a->units;
         struct pass p = {
             .pr = pr, .unit = unit, .block = pr->from, .o = {.row_step = 1, .b = b, .k = count, .next = b}};
@@ -329,14 +329,20 @@ static void product_int8(const struct product *pr, size_t row, size_t tile_rows,
         int32_t *sums = pr->bench->sums;
 
         for (size_t r = 0; r < tile_rows; r++)
-                if (t->unsigned_activations)
-                        memcpy(sums + r * PANEL, l->sums + pr->panel * PANEL, PANEL * sizeof(*sums));
-                else
+                if (t->expand_int8)
                         memset(sums + r * PANEL, 0, PANEL * sizeof(*sums));
+                else
+                        memcpy(sums + r * PANEL, l->sums + pr->panel * PANEL, PANEL * sizeof(*sums));
         for (size_t u = 0, count; u < a->units; u += count) {
+                const void *b = linear_panel(l, pr->panel, u * word_columns(pr->c, a->form));
+
                 count = a->units - u < PASS_UNITS ? a->units - u : PASS_UNITS;
-                for (struct pass p = pass_begin(pr, u, count, linear_panel(l, pr->panel, 4 * u)); pass_step(&p);)
-                        t->gemm_int8(&p.o, sums + p.offset);
+                if (t->expand_int8 && tile_rows > 1) {
+                        t->expand_int8(b, count, pr->bench->expanded);
+                        b = pr->bench->expanded;
+                }
+                for (struct pass p = pass_begin(pr, u, count, b); pass_step(&p);)
+                        (tile_rows == 1 && t->row_int8 ? t->row_int8 : t->gemm_int8)(&p.o, sums + p.offset);
         }
         t->int8_to_float(sums, (unsigned)tile_rows, l->type == WEIGHT_INT8_STATIC ? l->bias + pr->panel * PANEL : NULL,
             a->row_scale ? a->row_scale + row : NULL, l->scales + pr->panel * PANEL, tile);

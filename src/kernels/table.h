@@ -47,17 +47,18 @@ struct kernel_table {
         void (*few_bf16[WEIGHT_FP8 + 1])(const struct few_operands *o);
         void (*expand_fp8_bf16)(const void *panel, size_t pairs, uint32_t *b);
 
-        /* Quads of int8: c[r][lane] += exact sum. With `unsigned_activations` the activations carry +128 (their sign bit
-         * flipped) and c begins at -128 times the sum of the weights. */
-        bool unsigned_activations;
+        /* int8 weights, exact sums. Activations are words of two int16, and weights are expanded to such words first (or
+         * taken from the panel for one row, row_int8); or, where expand_int8 is NULL, words of four unsigned bytes: the
+         * activations plus 128, their sums beginning at -128 times the sum of the weights. */
         void (*gemm_int8)(const struct operands *o, int32_t *c);
+        void (*row_int8)(const struct operands *o, int32_t *c);
+        void (*expand_int8)(const void *panel, size_t words, uint32_t *b);
 
-        /* A row of activations as bf16 or int8, padded with zeros to a pair or quad. `flip` is xored into every byte. */
+        /* A row of activations in the form that products want, padded with zeros: bf16 to a pair, int8 to four. */
         void (*row_to_bf16)(const float *x, size_t k, uint16_t *ret_row);
         float (*row_largest)(const float *x, size_t k); /* max |x| */
-        void (*row_to_int8)(const float *x, size_t k, float scale, uint8_t flip, uint8_t *ret_row);
-        void (*row_to_int8_static)(
-            const float *x, size_t k, float scale_inv, float offset, uint8_t flip, uint8_t *ret_row);
+        void (*row_to_int8)(const float *x, size_t k, float scale, void *ret_row);
+        void (*row_to_int8_static)(const float *x, size_t k, float scale_inv, float offset, void *ret_row);
         /* out = (c + bias) * row_scale * scale; bias and row_scale may be NULL. */
         void (*int8_to_float)(const int32_t *c, unsigned rows, const int32_t *bias, const float *row_scale,
             const float *scale, float *out);
@@ -87,6 +88,4 @@ struct kernel_table {
 extern const struct kernel_table kernels_scalar;
 #if defined(__x86_64__)
 extern const struct kernel_table kernels_avx2, kernels_avx512, kernels_avx512_bf16;
-/* The AVX2 form, for AVX-512 CPUs without VNNI. */
-void gemm_int8_avx2(const struct operands *o, int32_t *c);
 #endif

@@ -264,6 +264,84 @@ FLOAT_TYPE(f16, WEIGHT_F16)
 FLOAT_TYPE(bf16, WEIGHT_BF16)
 FLOAT_TYPE(fp8, WEIGHT_FP8)
 
+/* ---- int8 as pairs of int16 -------------------------------------------------------------------------------------- */
+
+#if !defined(INT8_AS_BYTES)
+INLINE void pairs_block(const struct operands *operands, int32_t *c, const unsigned rows) {
+        const struct operands o = *operands;
+        const int32_t *a = o.a, *b = o.b;
+        vi sum[BLOCK_ROWS_INT8][2];
+
+#pragma GCC unroll 16
+        for (unsigned r = 0; r < rows; r++) {
+                sum[r][0] = vi_load(c + r * PANEL);
+                sum[r][1] = vi_load(c + r * PANEL + LANES);
+        }
+        for (size_t i = 0; i < o.k; i++) {
+                vi w0 = vi_load(b + i * PANEL), w1 = vi_load(b + i * PANEL + LANES);
+
+                prefetch_next(&o, i, 2);
+#pragma GCC unroll 16
+                for (unsigned r = 0; r < rows; r++) {
+                        vi x = vi_set(a[i * o.step + r * o.row_step]);
+
+                        sum[r][0] = vi_dot_pairs(sum[r][0], x, w0);
+                        sum[r][1] = vi_dot_pairs(sum[r][1], x, w1);
+                }
+        }
+#pragma GCC unroll 16
+        for (unsigned r = 0; r < rows; r++) {
+                vi_store(c + r * PANEL, sum[r][0]);
+                vi_store(c + r * PANEL + LANES, sum[r][1]);
+        }
+}
+
+static void gemm_int8(const struct operands *o, int32_t *c) {
+#define PAIRS_BLOCK(n) pairs_block(o, c, (n) < BLOCK_ROWS_INT8 ? (n) : BLOCK_ROWS_INT8)
+        ROWS_SWITCH(o->rows, PAIRS_BLOCK)
+}
+
+/* The weights are the panel itself: quads. k counts words of two. */
+static void row_int8(const struct operands *o, int32_t *c) {
+        const int32_t *x = o->a;
+        vi sum[2] = {vi_load(c), vi_load(c + LANES)};
+
+        for (size_t i = 0; i < o->k / 2; i++) {
+                const char *at = (const char *)o->b + i * PANEL * 4;
+
+                prefetch_ahead(at, PANEL * 4);
+#pragma GCC unroll 2
+                for (unsigned half = 0; half < 2; half++) {
+                        vi first, second;
+
+                        vi_int8_quads(at + half * LANES * 4, &first, &second);
+                        sum[half] = vi_dot_pairs(sum[half], vi_set(x[2 * i]), first);
+                        sum[half] = vi_dot_pairs(sum[half], vi_set(x[2 * i + 1]), second);
+                }
+        }
+        vi_store(c, sum[0]);
+        vi_store(c + LANES, sum[1]);
+}
+
+static void expand_int8(const void *panel, size_t words, uint32_t *b) {
+        int32_t *to = (int32_t *)b;
+
+        for (size_t i = 0; i < words / 2; i++) {
+                const char *at = (const char *)panel + i * PANEL * 4;
+
+                prefetch_ahead(at, PANEL * 4);
+#pragma GCC unroll 2
+                for (unsigned half = 0; half < 2; half++) {
+                        vi first, second;
+
+                        vi_int8_quads(at + half * LANES * 4, &first, &second);
+                        vi_store(to + 2 * i * PANEL + half * LANES, first);
+                        vi_store(to + (2 * i + 1) * PANEL + half * LANES, second);
+                }
+        }
+}
+#endif
+
 /* ---- activations ------------------------------------------------------------------------------------------------- */
 
 INLINE vf load_up_to(const float *x, size_t n) { /* 16 lanes or the n that are left */
@@ -346,38 +424,49 @@ static float row_largest(const float *x, size_t k) {
         return lanes_largest(largest);
 }
 
-INLINE void store_int8(vf v, size_t n, uint8_t flip, uint8_t *q) {
+/* Activation i and those after it, of n in all, as int16 or as unsigned bytes plus 128. */
+INLINE void store_int8(vf v, size_t i, size_t n, void *row) {
         v = vf_min(vf_max(vf_round(v), vf_set(-128)), vf_set(127));
-        if (n >= LANES) {
-                vf_to_i8(v, flip, q);
-        } else {
-                uint8_t part[LANES];
+#if defined(INT8_AS_BYTES)
+        uint8_t part[LANES];
+#else
+        int16_t part[LANES];
+#endif
 
-                vf_to_i8(v, flip, part);
-                memcpy(q, part, n);
+        n = n - i < LANES ? n - i : LANES;
+#if defined(INT8_AS_BYTES)
+        vf_to_u8(v, part);
+#else
+        vf_to_i16(v, part);
+#endif
+        memcpy((char *)row + i * sizeof(*part), part, n * sizeof(*part));
+}
+
+INLINE void pad_int8(size_t k, void *row) {
+#if defined(INT8_AS_BYTES)
+        const size_t size = 1;
+#else
+        const size_t size = 2;
+#endif
+        memset((char *)row + k * size, 0, (4 - k % 4) % 4 * size);
+}
+
+static void row_to_int8(const float *x, size_t k, float scale, void *ret_row) {
+        for (size_t i = 0; i < k; i += LANES) {
+                vf v = load_up_to(x + i, k - i);
+
+                store_int8(scale > 0 ? vf_div(v, vf_set(scale)) : vf_set(0), i, k, ret_row);
         }
+        pad_int8(k, ret_row);
 }
 
-INLINE void pad_quad(size_t k, uint8_t *row) {
-        memset(row + k, 0, (4 - k % 4) % 4);
-}
+static void row_to_int8_static(const float *x, size_t k, float scale_inv, float offset, void *ret_row) {
+        for (size_t i = 0; i < k; i += LANES) {
+                vf v = vf_add(vf_mul(load_up_to(x + i, k - i), vf_set(scale_inv)), vf_set(offset));
 
-static void row_to_int8(const float *x, size_t k, float scale, uint8_t flip, uint8_t *ret_row) {
-        pad_quad(k, ret_row);
-        if (scale == 0) {
-                memset(ret_row, flip, k);
-                return;
+                store_int8(v, i, k, ret_row);
         }
-        for (size_t i = 0; i < k; i += LANES)
-                store_int8(vf_div(load_up_to(x + i, k - i), vf_set(scale)), k - i, flip, ret_row + i);
-}
-
-static void row_to_int8_static(
-    const float *x, size_t k, float scale_inv, float offset, uint8_t flip, uint8_t *ret_row) {
-        pad_quad(k, ret_row);
-        for (size_t i = 0; i < k; i += LANES)
-                store_int8(vf_add(vf_mul(load_up_to(x + i, k - i), vf_set(scale_inv)), vf_set(offset)), k - i, flip,
-                    ret_row + i);
+        pad_int8(k, ret_row);
 }
 
 /* ---- after a product ---------------------------------------------------------------------------------------------- */
@@ -531,9 +620,16 @@ static void add_row(const float *x, size_t n, float *y) {
 }
 
 /* What all tables share; a table begins with this. */
+#if defined(INT8_AS_BYTES)
+#define TABLE_INT8
+#else
+#define TABLE_INT8                                                                                                     \
+        .block_rows_int8 = BLOCK_ROWS_INT8, .gemm_int8 = gemm_int8, .row_int8 = row_int8, .expand_int8 = expand_int8,
+#endif
 #define TABLE_COMMON                                                                                                   \
-        .block_rows = BLOCK_ROWS, .gemm = gemm, .few_rows = FEW_ROWS, .few = {few_f32, few_f16, few_bf16, few_fp8},    \
-        .expand = {NULL, expand_f16, expand_bf16, expand_fp8}, .row_largest = row_largest, .row_to_int8 = row_to_int8, \
-        .row_to_int8_static = row_to_int8_static, .int8_to_float = int8_to_float, .swiglu = swiglu,                    \
-        .softmax = softmax, .scale_rows = scale_rows, .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row,        \
-        .rope = rope_row, .add = add_row, .to_bf16 = to_bf16, .from_bf16 = from_bf16, .round_bf16 = round_to_bf16
+        TABLE_INT8.block_rows = BLOCK_ROWS, .gemm = gemm, .few_rows = FEW_ROWS,                                        \
+        .few = {few_f32, few_f16, few_bf16, few_fp8}, .expand = {NULL, expand_f16, expand_bf16, expand_fp8},           \
+        .row_largest = row_largest, .row_to_int8 = row_to_int8, .row_to_int8_static = row_to_int8_static,              \
+        .int8_to_float = int8_to_float, .swiglu = swiglu, .softmax = softmax, .scale_rows = scale_rows,                \
+        .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row, .rope = rope_row, .add = add_row,                    \
+        .to_bf16 = to_bf16, .from_bf16 = from_bf16, .round_bf16 = round_to_bf16

@@ -2,6 +2,14 @@
 #include "kernels/simd_avx512.h"
 #define BLOCK_ROWS 12
 #define FEW_ROWS   6
+#define INT8_AS_BYTES
+
+/* Integral values in [-128, 127], plus 128. */
+INLINE void vf_to_u8(vf a, uint8_t *p) {
+        __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(128));
+        _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(n));
+}
+
 #include "kernels/vector.h"
 
 INLINE vf dot(vf sum, uint32_t x, __m512i w) {
@@ -147,6 +155,5 @@ const struct kernel_table kernels_avx512_bf16 = {
     .expand_fp8_bf16 = expand_fp8_bf16,
     .row_to_bf16 = row_to_bf16,
     .block_rows_int8 = BLOCK_ROWS,
-    .unsigned_activations = true,
     .gemm_int8 = gemm_int8,
 };

@@ -233,6 +233,7 @@ PEAK_TASK(fma512, CLEAR, "vfmadd231ps", "zmm")
 PEAK_TASK(dot512, CLEAR, "vdpbf16ps", "zmm")
 PEAK_TASK(int512, CLEAR, "vpdpbusd", "zmm")
 PEAK_TASK(madd256, CLEAR, "vpmaddwd", "ymm")
+PEAK_TASK(madd512, CLEAR, "vpmaddwd", "zmm")
 #endif
 
 static void run_spinner(void *context) {
@@ -255,7 +256,12 @@ static void make_spinners(struct bench *b) {
                 dots   ? 64
                 : wide ? 32
                        : 16},
-            {dots ? int512 : madd256, dots ? 128 : 32},
+            {dots      ? int512
+                : wide ? madd512
+                       : madd256,
+                dots   ? 128
+                : wide ? 64
+                       : 32},
         };
 
         for (int i = 0; i < 3; i++) {

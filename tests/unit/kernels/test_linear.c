@@ -258,16 +258,46 @@ static void more_rows_than_the_scratch_holds_are_cut(void **state) {
 
 static void refuse(const struct weight_source *s, const char *word) {
         struct compute *c = new_compute(ISA_BEST, 2, ACTIVATION_F32);
-        char *memory = alloc(1 << 20);
+        char *memory = alloc(8 << 20);
         struct linear l = {.n = 99};
         struct error e = {{0}};
 
+        assert_true(linear_bytes(c, s) < 8 << 20); /* asked first, before anything is checked */
         assert_int_equal(linear_pack(c, s, memory, &l, &e), -EINVAL);
         assert_int_equal(l.n, 99);
         if (!strstr(e.text, word))
                 fail_msg("'%s' lacks '%s'", e.text, word);
         free(memory);
         compute_free(c);
+}
+
+static void weights_may_lie_at_any_address(void **state) {
+        for (enum weight_type type = WEIGHT_F32; type <= WEIGHT_INT8_STATIC; type++) {
+                struct compute *c = new_compute(ISA_BEST, 1, ACTIVATION_F32);
+                const size_t n = 34, k = 51, bytes = n * (k + 3) * 4;
+                struct rng r;
+                struct weight w;
+                struct packed p, q;
+                char *odd = alloc(bytes + 1);
+
+                rng_seed(&r, type);
+                w = random_weight(&r, type, n, k, 0, 0);
+                p = pack(c, &w.s);
+                memcpy(odd + 1, w.data, n * (k + 3) * (type == WEIGHT_F32 ? 4 : type <= WEIGHT_BF16 ? 2 : 1));
+                w.s.data = odd + 1;
+                q = pack(c, &w.s);
+                assert_memory_equal(p.memory, q.memory, linear_bytes(c, &w.s));
+                if (type != WEIGHT_INT8_STATIC) {
+                        float row[51];
+
+                        weight_row(&w.s, n - 1, row);
+                }
+                free(p.memory);
+                free(q.memory);
+                free(odd);
+                free_weight(&w);
+                compute_free(c);
+        }
 }
 
 static void damaged_and_impossible_weights_are_refused(void **state) {
@@ -286,15 +316,20 @@ static void damaged_and_impossible_weights_are_refused(void **state) {
         refuse(&s, "row 1 of an fp8 weight holds a NaN");
         s.n = 1;
         s.scale = &infinite;
-        refuse(&s, "scale inf");
+        refuse(&s, "row 0 of an fp8 weight has a scale beyond");
         s.scale = &fine;
         s.first_col = 3;
         refuse(&s, "odd column 3");
         s.first_col = 0;
         s.block_k = 0;
         refuse(&s, "blocks");
+        s.block_k = 512;
+        refuse(&s, "512 columns");
+        s.block_k = 128;
+        s.block_n = 0;
+        refuse(&s, "blocks");
         s.type = WEIGHT_INT8_DYNAMIC;
-        s.k = 200000;
+        s.k = 131072;
         refuse(&s, "int8");
         s.k = 0;
         refuse(&s, "columns");
@@ -310,6 +345,7 @@ int main(void) {
             cmocka_unit_test(many_layers_over_the_same_rows_are_each_alone),
             cmocka_unit_test(no_rows_write_nothing),
             cmocka_unit_test(more_rows_than_the_scratch_holds_are_cut),
+            cmocka_unit_test(weights_may_lie_at_any_address),
             cmocka_unit_test(damaged_and_impossible_weights_are_refused),
         };
 
