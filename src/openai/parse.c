@@ -714,17 +714,15 @@ static void parse_stream(struct parsing *p) {
 
 /* Output that is bound to a grammar is refused rather than silently not done. */
 static void refuse_constraints(struct parsing *p) {
-        static const char *const names[] = {
-            "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"};
         struct slice type = json_get_slice(member(p, "response_format"), "type");
 
         if (member(p, "response_format") && type.len && !slice_is(type, "text"))
                 refuse(p, "response_format",
                     "response_format `%.*s` is not supported by this engine (parameter=response_format)",
                     SLICE_ARG(slice_sub(type, 0, 60)));
-        for (size_t i = 0; i < 1; i++)
-                if (member(p, names[i]))
-                        refuse(p, names[i], "%s is not supported by this engine (parameter=%s)", names[i], names[i]);
+        if (member(p, "structured_outputs"))
+                refuse(p, "structured_outputs",
+                    "structured_outputs are not supported by this engine (parameter=structured_outputs)");
         if (p->r->kind == OPENAI_COMPLETION && member(p, "suffix"))
                 refuse(p, "suffix", "suffix is not currently supported (parameter=suffix)");
 }
