@@ -1,7 +1,22 @@
-/* arena.c - chunks in a list, newest first; a chunk doubles the last one's size up to a bound. */
+/* arena.c - chunks in a list, newest first; a chunk doubles the last one's size up to a bound.
+ *
+ * Under AddressSanitizer what is not handed out is poisoned, so that a use after arena_reset() or past an allocation's
+ * rounded end is reported as it would be for malloc. */
 #include "base/arena.h"
 #include <stdio.h>
 #include <stdlib.h>
+
+#if !defined(__SANITIZE_ADDRESS__) && defined(__has_feature) /* clang */
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(ptr, size)   ((void)(ptr), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(ptr, size) ((void)(ptr), (void)(size))
+#endif
 
 #define CHUNK_FIRST 1024u
 #define CHUNK_LARGE (256u << 10)
@@ -21,14 +36,13 @@ static struct arena_chunk *add_chunk(struct arena *a, size_t at_least) {
                 size = CHUNK_LARGE;
         if (size < at_least)
                 size = at_least;
-        if (size > SIZE_MAX - sizeof(*c))
-                return NULL;
         c = malloc(sizeof(*c) + size);
         if (!c)
                 return NULL;
         c->older = a->chunks;
         c->size = size;
         c->used = 0;
+        ASAN_POISON_MEMORY_REGION(c->data, size);
         a->chunks = c;
         return c;
 }
@@ -38,7 +52,7 @@ void *arena_alloc(struct arena *a, size_t size) {
         size_t rounded = size ? (size + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1) : ALIGNMENT;
         void *memory;
 
-        if (rounded < size || (a->limit && (rounded > a->limit || a->used > a->limit - rounded)))
+        if (size > PTRDIFF_MAX - 4096 || (a->limit && (rounded > a->limit || a->used > a->limit - rounded)))
                 return NULL;
         if (!c || c->size - c->used < rounded)
                 c = add_chunk(a, rounded);
@@ -47,7 +61,8 @@ void *arena_alloc(struct arena *a, size_t size) {
         memory = c->data + c->used;
         c->used += rounded;
         a->used += rounded;
-        return memset(memory, 0, rounded);
+        ASAN_UNPOISON_MEMORY_REGION(memory, size ? size : 1);
+        return memset(memory, 0, size ? size : 1);
 }
 
 void *arena_array(struct arena *a, size_t count, size_t size) {
@@ -93,10 +108,16 @@ static void free_chunks(struct arena_chunk *c) {
 }
 
 void arena_reset(struct arena *a) {
-        if (a->chunks) {
-                free_chunks(a->chunks->older);
-                a->chunks->older = NULL;
-                a->chunks->used = 0;
+        struct arena_chunk *newest = a->chunks;
+
+        if (newest && newest->size <= CHUNK_LARGE) {
+                free_chunks(newest->older);
+                newest->older = NULL;
+                newest->used = 0;
+                ASAN_POISON_MEMORY_REGION(newest->data, newest->size);
+        } else {
+                free_chunks(newest);
+                a->chunks = NULL;
         }
         a->used = 0;
 }

@@ -22,7 +22,8 @@ void *arena_array(struct arena *a, size_t count, size_t size);
 struct slice arena_copy(struct arena *a, struct slice s);
 char *arena_printf(struct arena *a, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Free everything but the newest chunk, which is reused. */
+/* Forget all allocations. The newest chunk is kept for reuse unless it is large (over 256 KiB), so that one big request
+ * does not hold its memory for the rest of a connection's life. */
 void arena_reset(struct arena *a);
 void arena_free(struct arena *a);
 

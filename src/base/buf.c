@@ -1,6 +1,7 @@
 /* buf.c - see buf.h. */
 #include "base/buf.h"
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -119,8 +120,8 @@ void buf_add_double(struct buf *b, double value) {
                 buf_add_str(b, "null");
                 return;
         }
-        /* 15 digits are enough for most, 17 for all. */
-        for (int digits = 15; digits <= 17; digits++) {
+        /* 15 digits are enough for most, 17 for all. Subnormal numbers have fewer bits and may do with one. */
+        for (int digits = fabs(value) < DBL_MIN ? 1 : 15; digits <= 17; digits++) {
                 snprintf(text, sizeof(text), "%.*g", digits, value);
                 if (strtod(text, NULL) == value)
                         break;

@@ -27,6 +27,7 @@ void buf_reset(struct buf *b);
 char *buf_reserve(struct buf *b, size_t more);
 void buf_commit(struct buf *b, size_t written);
 
+/* What is appended may not lie in b itself: growing moves it. */
 void buf_append(struct buf *b, const void *ptr, size_t len);
 void buf_add(struct buf *b, struct slice s);
 void buf_add_str(struct buf *b, const char *text);
@@ -35,7 +36,8 @@ void buf_printf(struct buf *b, const char *format, ...) __attribute__((format(pr
 void buf_vprintf(struct buf *b, const char *format, va_list args);
 void buf_add_u64(struct buf *b, uint64_t value);
 void buf_add_i64(struct buf *b, int64_t value);
-/* The shortest decimal that reads back as the same double; JSON syntax. NaN and infinities are written as null. */
+/* A decimal of the fewest digits that reads back as the same double; JSON syntax, always with '.' or 'e' so that it stays
+ * a float. NaN and infinities are written as null. */
 void buf_add_double(struct buf *b, double value);
 
 /* Drop the first `n` bytes (n <= len) by moving the rest to the front. */

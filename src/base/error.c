@@ -4,13 +4,15 @@
 #include <string.h>
 
 int error_set(struct error *e, int code, const char *format, ...) {
+        struct error made;
         va_list args;
 
         if (!e)
                 return code;
         va_start(args, format);
-        vsnprintf(e->text, sizeof(e->text), format, args);
+        vsnprintf(made.text, sizeof(made.text), format, args);
         va_end(args);
+        strcpy(e->text, made.text);
         return code;
 }
 

@@ -10,7 +10,8 @@ struct error {
         char text[1024]; /* NUL-terminated; empty when nothing was said */
 };
 
-/* Set the text and return `code`, so that a failing function can `return error_set(e, -EINVAL, "…")`. e may be NULL. */
+/* Set the text and return `code`, so that a failing function can `return error_set(e, -EINVAL, "…")`. e may be NULL; the
+ * arguments may include the text that e holds. Beyond the room in e the text is cut. */
 int error_set(struct error *e, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* Put "context: " in front of the text that is there, and return `code`. */
 int error_prefix(struct error *e, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));

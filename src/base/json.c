@@ -246,8 +246,13 @@ void json_add_string(struct buf *b, struct slice s) {
 
 void json_add_value(struct buf *b, yyjson_val *v) {
         size_t len;
-        char *text = yyjson_val_write(v, YYJSON_WRITE_NOFLAG, &len);
+        char *text;
 
+        if (!v) {
+                buf_add_str(b, "null");
+                return;
+        }
+        text = yyjson_val_write(v, YYJSON_WRITE_NOFLAG, &len);
         if (text)
                 buf_append(b, text, len);
         else
@@ -255,35 +260,45 @@ void json_add_value(struct buf *b, yyjson_val *v) {
         free(text);
 }
 
-static void before_value(struct json_writer *w) {
+static bool in_object(const struct json_writer *w) {
+        return w->is_object >> w->depth & 1;
+}
+
+/* The comma before the next item of the container that is open. Outside of any there are none. */
+static void before_item(struct json_writer *w) {
         uint64_t bit = 1ull << w->depth;
 
-        if (w->after_key)
-                w->after_key = false;
-        else {
-                if (w->depth && w->has_items & bit)
-                        buf_add_char(w->out, ',');
-                w->has_items |= bit;
-        }
+        if (w->depth && w->has_items & bit)
+                buf_add_char(w->out, ',');
+        w->has_items |= bit;
+}
+
+static void before_value(struct json_writer *w) {
+        assert(w->after_key == in_object(w)); /* a member has a key, an element has none */
+        if (!w->after_key)
+                before_item(w);
+        w->after_key = false;
 }
 
 void json_open(struct json_writer *w, char bracket) {
-        assert(w->depth < 63);
+        assert(w->depth < 63 && (bracket == '{' || bracket == '['));
         before_value(w);
         buf_add_char(w->out, bracket);
         w->depth++;
         w->has_items &= ~(1ull << w->depth);
+        w->is_object &= ~(1ull << w->depth);
+        w->is_object |= (uint64_t)(bracket == '{') << w->depth;
 }
 
 void json_close(struct json_writer *w, char bracket) {
-        assert(w->depth > 0 && !w->after_key);
+        assert(w->depth > 0 && !w->after_key && bracket == (in_object(w) ? '}' : ']'));
         w->depth--;
         buf_add_char(w->out, bracket);
 }
 
 void json_key_slice(struct json_writer *w, struct slice key) {
-        assert(w->depth > 0 && !w->after_key);
-        before_value(w);
+        assert(w->depth > 0 && !w->after_key && in_object(w));
+        before_item(w);
         json_add_string(w->out, key);
         buf_add_char(w->out, ':');
         w->after_key = true;

@@ -32,7 +32,7 @@ struct slice json_get_slice(yyjson_val *object, const char *key);
 
 /* A quoted string. Invalid UTF-8 becomes U+FFFD; control characters, quote and backslash are escaped. */
 void json_add_string(struct buf *b, struct slice s);
-/* The value as compact JSON. */
+/* The value as compact JSON; NULL writes null. Integers beyond 64 bits come out as the doubles they were read as. */
 void json_add_value(struct buf *b, yyjson_val *v);
 
 /* Writes nested JSON with commas in the right places.
@@ -44,6 +44,7 @@ void json_add_value(struct buf *b, yyjson_val *v);
 struct json_writer {
         struct buf *out;
         uint64_t has_items; /* bit d: the container at depth d has an item */
+        uint64_t is_object; /* bit d: the container at depth d is an object */
         unsigned depth;     /* at most 63 */
         bool after_key;
 };

@@ -35,38 +35,50 @@ static void write_whole(int fd, const char *text, size_t len) {
         }
 }
 
-/* Control characters would let a peer's text forge lines or drive the terminal. */
+/* Control characters would let a peer's text forge lines or drive the terminal; U+0080..U+009F do so too in UTF-8. */
 static void make_printable(char *text) {
-        for (; *text; text++)
-                if ((unsigned char)*text < 0x20 || *text == 0x7f)
-                        *text = ' ';
-}
-
-static void format_human(struct buf *line, const struct log *l, enum log_level level, const char *message) {
-        static const char *const colors[] = {"\033[2m", "", "\033[33m", "\033[31m"};
-        time_t now = time(NULL);
-        struct tm t;
-        char clock[16];
-
-        localtime_r(&now, &t);
-        strftime(clock, sizeof(clock), "%H:%M:%S", &t);
-        buf_printf(line, "%s%s %s%s%s%s%s\n", l->color ? colors[level] : "", clock, l->component ? l->component : "",
-            l->component ? ": " : "",
-            level == LOG_INFO    ? ""
-            : level == LOG_DEBUG ? ""
-                                 : names[level],
-            level >= LOG_WARN ? ": " : "", message);
-        if (l->color && *colors[level]) {
-                line->len--;
-                buf_add_str(line, "\033[0m\n");
+        for (unsigned char *c = (unsigned char *)text; *c; c++) {
+                if (*c < 0x20 || *c == 0x7f)
+                        *c = ' ';
+                else if (*c == 0xc2 && c[1] >= 0x80 && c[1] <= 0x9f)
+                        c[0] = c[1] = ' ';
         }
 }
 
-static void format_json(struct buf *line, const struct log *l, enum log_level level, const char *message) {
+/* Shorten to at most `len` bytes, "…" included, at the border of a character. */
+static void cut(char *text, size_t len) {
+        len = len > sizeof("…") - 1 ? len - (sizeof("…") - 1) : 0;
+        while (len && ((unsigned char)text[len] & 0xc0) == 0x80)
+                len--;
+        strcpy(text + len, "…");
+}
+
+static void format_human(struct buf *line, const struct log *l, enum log_level level, time_t now, const char *message) {
+        static const char *const colors[] = {"\033[2m", "", "\033[33m", "\033[31m"};
+        const char *color = l->color ? colors[level] : "";
+        char clock[16] = "";
+        struct tm t;
+
+        if (localtime_r(&now, &t))
+                strftime(clock, sizeof(clock), "%H:%M:%S ", &t);
+        buf_add_str(line, color);
+        buf_add_str(line, clock);
+        if (l->component)
+                buf_printf(line, "%s: ", l->component);
+        if (level >= LOG_WARN)
+                buf_printf(line, "%s: ", names[level]);
+        buf_add_str(line, message);
+        if (*color)
+                buf_add_str(line, "\033[0m");
+        buf_add_char(line, '\n');
+}
+
+static void format_json(
+    struct buf *line, const struct log *l, enum log_level level, uint64_t wall_ns, const char *message) {
         struct json_writer w = {.out = line};
         char clock[CLOCK_TEXT_MAX];
 
-        clock_text(clock_wall_ns(), clock);
+        clock_text(wall_ns, clock);
         json_open(&w, '{');
         json_key(&w, "time");
         json_str(&w, clock);
@@ -82,8 +94,18 @@ static void format_json(struct buf *line, const struct log *l, enum log_level le
         buf_add_char(line, '\n');
 }
 
+static void format_line(
+    struct buf *line, const struct log *l, enum log_level level, uint64_t wall_ns, const char *message) {
+        buf_reset(line);
+        if (l->format == LOG_HUMAN)
+                format_human(line, l, level, (time_t)(wall_ns / NS_PER_S), message);
+        else
+                format_json(line, l, level, wall_ns, message);
+}
+
 void log_write(const struct log *l, enum log_level level, const char *format, ...) {
         char message[LOG_LINE_MAX];
+        uint64_t now;
         struct buf line = {0};
         va_list args;
         int n;
@@ -96,14 +118,25 @@ void log_write(const struct log *l, enum log_level level, const char *format, ..
         if (n < 0)
                 return;
         if ((size_t)n >= sizeof(message))
-                strcpy(message + sizeof(message) - sizeof("…"), "…");
+                cut(message, sizeof(message) - 1);
         make_printable(message);
-        if (l->format == LOG_HUMAN)
-                format_human(&line, l, level, message);
-        else
-                format_json(&line, l, level, message);
+        now = clock_wall_ns();
+        format_line(&line, l, level, now, message);
+        if (line.len > LOG_LINE_MAX) {
+                /* Every byte of the message makes at least one of the line, so that this cuts enough. */
+                size_t excess = line.len - LOG_LINE_MAX, len = strlen(message);
+
+                cut(message, len > excess ? len - excess : 0);
+                format_line(&line, l, level, now, message);
+        }
         if (buf_ok(&line))
                 write_whole(l->fd, line.ptr, line.len);
+        else { /* out of memory, which is when a word matters: without its dress */
+                size_t len = strlen(message);
+
+                message[len] = '\n'; /* where the NUL was */
+                write_whole(l->fd, message, len + 1);
+        }
         buf_free(&line);
 }
 

@@ -21,6 +21,8 @@ void histogram_free(struct histogram *h) {
 void histogram_add(struct histogram *h, double value) {
         size_t low = 0, high = h->count_bounds;
 
+        if (isnan(value))
+                return;
         while (low < high) { /* the first bound that is not below the value */
                 size_t middle = (low + high) / 2;
 

@@ -2,6 +2,7 @@
 #include "base/options.h"
 #include "base/buf.h"
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -95,7 +96,7 @@ static int parse_size(struct slice text, int64_t *ret_value) {
         number *= factor;
         if (number < -0x1p62 || number > 0x1p62)
                 return -ERANGE;
-        *ret_value = (int64_t)number;
+        *ret_value = (int64_t)round(number); /* 0.57k is 570, though the product is 569.99… */
         return 0;
 }
 
@@ -172,10 +173,10 @@ static int parse_flag(struct parser *p, const struct option *o, const char *inli
         return 0;
 }
 
-static int parse_ignored(struct parser *p, const struct option *o) {
+static int parse_ignored(struct parser *p, const struct option *o, bool complete) {
         const char *dropped;
 
-        while (take_value(p, &dropped))
+        while (o->value && !complete && take_value(p, &dropped))
                 ;
         return list_add(&p->result->ignored, &p->result->count_ignored, o->name);
 }
@@ -187,8 +188,7 @@ static int parse_option(struct parser *p, const struct option *o, const char *in
         if (o->kind == OPTION_FLAG)
                 return parse_flag(p, o, inline_value, negated);
         if (o->kind == OPTION_IGNORED)
-                return inline_value || negated ? list_add(&p->result->ignored, &p->result->count_ignored, o->name)
-                                               : parse_ignored(p, o);
+                return parse_ignored(p, o, inline_value || negated);
         if (inline_value)
                 return store_value(p, o, inline_value);
         if (!take_value(p, &value))
@@ -200,18 +200,20 @@ static int parse_option(struct parser *p, const struct option *o, const char *in
         return r;
 }
 
+static int add_positional(struct parser *p, const char *word) {
+        if (p->result->count_positional == p->set->max_positional)
+                return error_set(p->e, -EINVAL, "`%.100s` is one argument too many; usage: %s", word, p->set->usage);
+        return list_add(&p->result->positional, &p->result->count_positional, word);
+}
+
 static int parse_word(struct parser *p, const char *word) {
         struct slice name, value_part;
         const char *inline_value = NULL;
         const struct option *o;
         bool negated = false;
 
-        if (word[0] != '-' || !word[1]) {
-                if (p->result->count_positional == p->set->max_positional)
-                        return error_set(
-                            p->e, -EINVAL, "`%.100s` is one argument too many; usage: %s", word, p->set->usage);
-                return list_add(&p->result->positional, &p->result->count_positional, word);
-        }
+        if (word[0] != '-' || !word[1])
+                return add_positional(p, word);
         if (!strcmp(word, "-h") || !strcmp(word, "--help")) {
                 p->result->help = true;
                 return 0;
@@ -237,22 +239,17 @@ int options_parse(const struct option_set *set, int argc, char **argv, void *tar
         bool only_positional = false;
         int r = 0;
 
-        for (; r == 0 && p.at < argc; p.at++) {
-                if (!only_positional && !strcmp(argv[p.at], "--")) {
-                        only_positional = true;
-                        continue;
-                }
+        for (; r == 0 && !result.help && p.at < argc; p.at++) {
                 if (only_positional)
-                        r = result.count_positional < set->max_positional
-                                ? list_add(&result.positional, &result.count_positional, argv[p.at])
-                                : error_set(e, -EINVAL, "`%.100s` is one argument too many; usage: %s", argv[p.at],
-                                      set->usage);
+                        r = add_positional(&p, argv[p.at]);
+                else if (!strcmp(argv[p.at], "--"))
+                        only_positional = true;
                 else
                         r = parse_word(&p, argv[p.at]);
         }
         if (r < 0) {
                 options_result_free(&result);
-                return r;
+                return r == -ENOMEM ? error_set(e, r, "out of memory") : r;
         }
         *ret_result = result;
         return 0;
@@ -274,11 +271,20 @@ void options_list_free(struct option_list *l) {
 #define HELP_COLUMN 34u
 #define HELP_WIDTH  100u
 
+/* How wide UTF-8 text is on a terminal, were all its characters narrow. */
+static size_t columns(struct slice s) {
+        size_t n = 0;
+
+        for (size_t i = 0; i < s.len; i++)
+                n += ((unsigned char)s.ptr[i] & 0xc0) != 0x80;
+        return n;
+}
+
 static void wrap(struct buf *out, const char *text, size_t column, size_t indent) {
         struct slice rest = slice_str(text), word;
 
         while (slice_split(&rest, ' ', &word)) {
-                if (column + 1 + word.len > HELP_WIDTH && column > indent) {
+                if (column + 1 + columns(word) > HELP_WIDTH && column > indent) {
                         buf_printf(out, "\n%*s", (int)indent, "");
                         column = indent;
                 } else if (column > indent) {
@@ -286,10 +292,12 @@ static void wrap(struct buf *out, const char *text, size_t column, size_t indent
                         column++;
                 }
                 buf_add(out, word);
-                column += word.len;
+                column += columns(word);
         }
         buf_add_char(out, '\n');
 }
+
+static const struct option help_option = {.name = "help", .letter = 'h', .kind = OPTION_FLAG, .help = "this text"};
 
 void options_help(const struct option_set *set, struct buf *out) {
         buf_printf(out, "usage: %s\n\n", set->usage);
@@ -297,8 +305,8 @@ void options_help(const struct option_set *set, struct buf *out) {
                 wrap(out, set->about, 0, 0);
                 buf_add_char(out, '\n');
         }
-        for (size_t i = 0; i < set->count; i++) {
-                const struct option *o = &set->options[i];
+        for (size_t i = 0; i < set->count + 1; i++) {
+                const struct option *o = i < set->count ? &set->options[i] : &help_option;
                 const char *value = o->value ? o->value : o->choices;
                 size_t begin = out->len, column;
 
@@ -310,7 +318,7 @@ void options_help(const struct option_set *set, struct buf *out) {
                         buf_printf(out, "      --%s", o->name);
                 if (o->kind != OPTION_FLAG && value)
                         buf_printf(out, " %s%s", value, o->kind == OPTION_LIST ? "…" : "");
-                column = out->len - begin;
+                column = columns(slice_sub(buf_slice(out), begin, out->len));
                 if (column + 2 > HELP_COLUMN) {
                         buf_add_char(out, '\n');
                         column = 0;

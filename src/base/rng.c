@@ -1,5 +1,6 @@
 /* rng.c - see rng.h. */
 #include "base/rng.h"
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/random.h>
@@ -38,8 +39,10 @@ double rng_unit(struct rng *r) {
 }
 
 uint64_t rng_below(struct rng *r, uint64_t bound) {
-        uint64_t limit = UINT64_MAX - (UINT64_MAX % bound + 1) % bound, x;
+        uint64_t limit, x;
 
+        assert(bound > 0);
+        limit = UINT64_MAX - (UINT64_MAX % bound + 1) % bound; /* the last of a whole number of rounds */
         do
                 x = rng_u64(r);
         while (x > limit);

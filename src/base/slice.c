@@ -1,7 +1,7 @@
 /* slice.c - see slice.h. */
 #include "base/slice.h"
 #include <errno.h>
-#include <locale.h>
+#include <math.h>
 #include <stdlib.h>
 
 static char lower(char c) {
@@ -26,7 +26,7 @@ bool slice_starts(struct slice s, struct slice prefix) {
 }
 
 bool slice_ends(struct slice s, struct slice suffix) {
-        return s.len >= suffix.len && slice_eq(slice_of(s.ptr + (s.len - suffix.len), suffix.len), suffix);
+        return s.len >= suffix.len && slice_eq(slice_sub(s, s.len - suffix.len, s.len), suffix);
 }
 
 int slice_cmp(struct slice a, struct slice b) {
@@ -159,6 +159,8 @@ int slice_to_double(struct slice s, double *ret_value) {
         value = strtod(text, &end);
         if (*end)
                 return -EINVAL;
+        if (isinf(value))
+                return -ERANGE;
         *ret_value = value;
         return 0;
 }

@@ -65,7 +65,8 @@ struct slice slice_trim(struct slice s);
 int slice_to_u64(struct slice s, uint64_t *ret_value);
 /* As slice_to_u64 with an optional leading '-'. */
 int slice_to_i64(struct slice s, int64_t *ret_value);
-/* A JSON-style decimal number, the whole slice; "inf" and "nan" are refused. Returns 0 or -EINVAL. */
+/* A decimal number as in JSON (leading zeros are taken), the whole slice. Returns 0, -EINVAL (also for "inf", "nan", hex) or
+ * -ERANGE (beyond the largest double). */
 int slice_to_double(struct slice s, double *ret_value);
 
 /* A NUL-terminated malloc'd copy, or NULL when memory is out. A NUL inside is copied as it is. */

@@ -43,11 +43,11 @@ static void a_parser_says_that_memory_is_out(void **state) {
                 int r;
 
                 do {
-                        fail_from(n++, 0);
+                        failmalloc_from(n++, 0);
                         r = parse_all(CODEC_REQUEST, buf_slice(&b), step);
-                        fail_never();
-                        assert_int_equal(r, failed_once ? -ENOMEM : 1);
-                } while (failed_once);
+                        failmalloc_off();
+                        assert_int_equal(r, failmalloc_failed() ? -ENOMEM : 1);
+                } while (failmalloc_failed());
                 assert_true(n > 3);
         }
         buf_free(&b);
@@ -62,7 +62,7 @@ static void a_splitter_says_that_memory_is_out(void **state) {
                 struct sse *s;
                 int r = 0, events = 0;
 
-                fail_from(n++, 0);
+                failmalloc_from(n++, 0);
                 s = sse_new();
                 for (size_t at = 0; s && r >= 0 && at < stream.len; at += 10) {
                         struct slice in = slice_sub(stream, at, at + 10), event;
@@ -70,10 +70,10 @@ static void a_splitter_says_that_memory_is_out(void **state) {
                         while ((r = sse_next(s, &in, &event)) > 0)
                                 events++;
                 }
-                fail_never();
-                assert_true(failed_once ? !s || r == -ENOMEM : events == 2);
+                failmalloc_off();
+                assert_true(failmalloc_failed() ? !s || r == -ENOMEM : events == 2);
                 sse_free(s);
-        } while (failed_once);
+        } while (failmalloc_failed());
         assert_true(n > 2);
 }
 
@@ -98,7 +98,7 @@ static int exchange(long n, long run, struct slice big) {
 
         net_open(&net);
         server_options.context = &app;
-        fail_from(n, run);
+        failmalloc_from(n, run);
         begun = http_server_new(&net.loop, &server_options, &app.server, NULL) == 0 &&
                 http_server_listen(app.server, &at, &app.port, NULL) == 0 &&
                 http_client_new(&net.loop, &client_options, &client, NULL) == 0;
@@ -121,7 +121,7 @@ static int exchange(long n, long run, struct slice big) {
                 UNTIL(&net, r[i].ends);
                 complete += r[i].failure == HTTP_OK && r[i].status == 200;
         }
-        fail_never();
+        failmalloc_off();
         if (client)
                 client_close(&net, client);
         if (app.server)
@@ -142,7 +142,7 @@ static void an_exchange_survives_any_allocation_that_fails(void **state) {
                 n = 0;
                 do
                         exchange(n++, runs[i], big);
-                while (failed_once);
+                while (failmalloc_failed());
                 /* Without a failure all four complete. */
                 assert_int_equal(exchange(100000, 0, big), 4);
         }
