@@ -2,7 +2,7 @@
  * that find reasoning and tool calls in what the model wrote.
  *
  * A struct tokenizer and a struct chat_format never change after loading and may be used by several threads at once.
- * Everything read from files or requests is hostile until checked; limits stand in tokenizer.c. */
+ * Everything read from files or requests is hostile until checked; limits stand beside what they limit. */
 #pragma once
 #include "base/arena.h"
 #include "base/buf.h"
@@ -13,11 +13,15 @@
 
 struct tokenizer;
 
-/* Read DIR/tokenizer.json and DIR/tokenizer_config.json. -ENOENT, -EINVAL (says what is not supported), -ENOMEM. */
+/* Read DIR/tokenizer.json and, where it is there, DIR/tokenizer_config.json. -EINVAL (says what is wrong or not
+ * supported), -ENOMEM, or why a file cannot be read (-ENOENT …). */
 int tokenizer_load(const char *dir, struct tokenizer **ret_tokenizer, struct error *e);
 void tokenizer_free(struct tokenizer *t);
 uint32_t tokenizer_size(const struct tokenizer *t); /* highest known id + 1 */
-int64_t tokenizer_bos(const struct tokenizer *t);   /* -1: none */
+/* Bytes of the longest token: a text of n bytes has at least n / this tokens, which refuses a text that is far too long
+ * before any work is spent on it (not where an added token takes white space along; none of the released ones does). */
+uint32_t tokenizer_longest(const struct tokenizer *t);
+int64_t tokenizer_bos(const struct tokenizer *t); /* -1: none */
 int64_t tokenizer_eos(const struct tokenizer *t);
 bool tokenizer_adds_bos(const struct tokenizer *t);
 bool tokenizer_is_special(const struct tokenizer *t, uint32_t id); /* dropped by skip_special_tokens */
@@ -32,9 +36,15 @@ struct token_list {
         uint32_t *ids; /* in the arena given */
         size_t count;
 };
-enum tokenize_mode { TOKENIZE_PLAIN, TOKENIZE_ADD_SPECIAL /* BOS in front where the tokenizer adds one */ };
-/* Added tokens in the text are recognised. Invalid UTF-8 reads as U+FFFD. Appends nothing on failure. 0 or -ENOMEM,
- * -E2BIG (beyond TOKENIZER_TEXT_MAX). */
+/* Bytes. A million tokens of dense text are 5 MB; the worst text takes about 30 times its size while it is encoded. */
+#define TOKENIZER_TEXT_MAX (16u << 20)
+
+enum tokenize_mode {
+        TOKENIZE_PLAIN,
+        TOKENIZE_ADD_SPECIAL /* BOS in front (and EOS behind) where the tokenizer adds one */
+};
+/* Added tokens in the text are recognised. Invalid UTF-8 reads as U+FFFD. 0, -ENOMEM, -E2BIG (beyond TOKENIZER_TEXT_MAX,
+ * or a pattern of the file would take too long on this text). */
 int tokenizer_encode(const struct tokenizer *t, struct slice text, enum tokenize_mode mode, struct arena *arena,
     struct token_list *ret_list);
 /* The text of ids; bytes that are no UTF-8 become U+FFFD. Errors are those of the buf. */
@@ -57,9 +67,9 @@ enum chat_family { CHAT_NONE, CHAT_V2, CHAT_V3, CHAT_R1, CHAT_V31 };
 
 struct chat_format {
         enum chat_family family;
-        bool lists_tools;       /* the template prints `tools` into the system part */
+        bool lists_tools;           /* the template prints `tools` into the system part */
         bool reads_enable_thinking; /* chat_template_kwargs.enable_thinking counts too */
-        bool r1_opens_think;    /* the generation prompt ends in <think> */
+        bool r1_opens_think;        /* the generation prompt ends in <think> */
 };
 
 /* Recognise the family from the chat template text of tokenizer_config.json in DIR. CHAT_NONE when there is no template
@@ -96,9 +106,9 @@ struct output_piece {
 };
 struct output_parser_options {
         enum reasoning_parser reasoning;
-        enum tool_parser tools; /* TOOLS_NONE unless the request has tools and tool_choice is not "none" */
+        enum tool_parser tools;   /* TOOLS_NONE unless the request has tools and tool_choice is not "none" */
         bool starts_in_reasoning; /* the prompt ended in <think> */
-        bool thinking; /* chat_template_kwargs, for REASONING_DEEPSEEK_V3 */
+        bool thinking;            /* chat_template_kwargs, for REASONING_DEEPSEEK_V3 */
 };
 struct output_parser *output_parser_new(const struct output_parser_options *options); /* NULL: memory */
 void output_parser_free(struct output_parser *p);
