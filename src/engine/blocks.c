@@ -1,5 +1,6 @@
 /* blocks.c - see blocks.h. Everything is an index into arrays made at the start: no allocation per block. */
 #include "engine/blocks.h"
+#include "engine/form.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -15,16 +16,23 @@ struct block {
 
 struct blocks {
         uint32_t count, block_tokens, available;
-        bool caching;
-        uint64_t seed;
+        enum prefix_caching caching;
+        uint8_t key[16];
         uint32_t first, last; /* free list, oldest release first */
         uint32_t *buckets;
         uint32_t bucket_mask;
-        uint32_t *tokens; /* [count][block_tokens]: contents of registered blocks */
         struct block *items;
+        struct link *message; /* what is hashed for one block, with its tokens behind it */
 };
 
-struct blocks *blocks_new(uint32_t count, uint32_t block_tokens, bool caching, uint64_t seed) {
+/* A block's name covers the name of the one before it, the form of its rows, and its tokens. */
+struct link {
+        struct hash128 parent;
+        uint32_t naive; /* rows, with PREFIX_EXACT; else 0 */
+        uint32_t tokens[];
+};
+
+struct blocks *blocks_new(uint32_t count, uint32_t block_tokens, enum prefix_caching caching, const uint8_t key[16]) {
         struct blocks *b = calloc(1, sizeof(*b));
         uint32_t buckets = 16;
 
@@ -37,14 +45,14 @@ struct blocks *blocks_new(uint32_t count, uint32_t block_tokens, bool caching, u
             .block_tokens = block_tokens,
             .available = count,
             .caching = caching,
-            .seed = seed,
             .first = 0,
             .last = count - 1,
             .bucket_mask = buckets - 1};
+        memcpy(b->key, key, sizeof(b->key));
         b->items = calloc(count, sizeof(*b->items));
         b->buckets = malloc(buckets * sizeof(*b->buckets));
-        b->tokens = caching ? malloc((size_t)count * block_tokens * sizeof(*b->tokens)) : NULL;
-        if (!b->items || !b->buckets || (caching && !b->tokens)) {
+        b->message = malloc(sizeof(*b->message) + block_tokens * sizeof(uint32_t));
+        if (!b->items || !b->buckets || !b->message) {
                 blocks_free(b);
                 return NULL;
         }
@@ -62,7 +70,7 @@ void blocks_free(struct blocks *b) {
                 return;
         free(b->items);
         free(b->buckets);
-        free(b->tokens);
+        free(b->message);
         free(b);
 }
 
@@ -127,28 +135,32 @@ static void drop_one(struct blocks *b, uint32_t id) {
 /* ---- what blocks remember ---------------------------------------------------------------------------------------------- */
 
 static struct hash128 chain_start(const struct blocks *b, struct slice salt) {
-        return hash128(salt, b->seed);
+        uint8_t key[16];
+
+        /* A key of its own: no salt is ever hashed like a link. */
+        memcpy(key, b->key, sizeof(key));
+        key[0] ^= 1;
+        return siphash128(salt, key);
 }
 
-static struct hash128 chain_next(const struct blocks *b, struct hash128 parent, const uint32_t *tokens) {
-        /* The parent's hash seeds the child's: XXH3 mixes a 64-bit seed, so both halves are folded in one after the other. */
-        struct slice bytes = slice_of(tokens, b->block_tokens * sizeof(*tokens));
-        struct hash128 inner = hash128(bytes, parent.lo ^ b->seed);
-        uint64_t both[4] = {inner.lo, inner.hi, parent.lo, parent.hi};
+static struct hash128 chain_next(
+    const struct blocks *b, struct hash128 parent, const struct block_source *source, size_t at) {
+        size_t bytes = b->block_tokens * sizeof(uint32_t);
 
-        return hash128(slice_of(both, sizeof(both)), b->seed);
+        b->message->parent = parent;
+        b->message->naive = b->caching == PREFIX_EXACT
+                                ? naive_rows(source->prompt, (uint32_t)(at * b->block_tokens), b->block_tokens)
+                                : 0;
+        memcpy(b->message->tokens, source->tokens + at * b->block_tokens, bytes);
+        return siphash128(slice_of(b->message, offsetof(struct link, tokens) + bytes), b->key);
 }
 
-static uint32_t find_block(const struct blocks *b, struct hash128 hash, const uint32_t *tokens) {
+static uint32_t find_block(const struct blocks *b, struct hash128 hash) {
         uint32_t id = b->buckets[hash.lo & b->bucket_mask];
 
-        while (id != BLOCK_NONE) {
-                if (hash128_eq(b->items[id].hash, hash) &&
-                    memcmp(b->tokens + (size_t)id * b->block_tokens, tokens, b->block_tokens * sizeof(*tokens)) == 0)
-                        return id;
+        while (id != BLOCK_NONE && !hash128_eq(b->items[id].hash, hash))
                 id = b->items[id].chained;
-        }
-        return BLOCK_NONE;
+        return id;
 }
 
 static void forget_one(struct blocks *b, uint32_t id) {
@@ -163,72 +175,74 @@ static void forget_one(struct blocks *b, uint32_t id) {
         b->items[id].registered = false;
 }
 
-static void remember(struct blocks *b, uint32_t id, struct hash128 hash, const uint32_t *tokens) {
+static void remember(struct blocks *b, uint32_t id, struct hash128 hash) {
         uint32_t *bucket = &b->buckets[hash.lo & b->bucket_mask];
 
         b->items[id].hash = hash;
         b->items[id].registered = true;
         b->items[id].chained = *bucket;
         *bucket = id;
-        memcpy(b->tokens + (size_t)id * b->block_tokens, tokens, b->block_tokens * sizeof(*tokens));
 }
 
 /* ---- tables ------------------------------------------------------------------------------------------------------------ */
 
-static int reserve(void **items, size_t *capacity, size_t needed, size_t size) {
-        size_t grown_to = *capacity ? *capacity : 16;
-        void *grown;
+int block_table_reserve(struct block_table *t, uint32_t block_tokens, size_t tokens) {
+        size_t needed = (tokens + block_tokens - 1) / block_tokens;
+        uint32_t *grown;
 
-        if (needed <= *capacity)
+        if (needed <= t->capacity)
                 return 0;
-        while (grown_to < needed)
-                grown_to *= 2;
-        grown = realloc(*items, grown_to * size);
+        grown = realloc(t->ids, needed * sizeof(*grown));
         if (!grown)
                 return -ENOMEM;
-        *items = grown;
-        *capacity = grown_to;
+        t->ids = grown;
+        t->capacity = needed;
         return 0;
 }
 
-static int reserve_ids(struct block_table *t, size_t count) {
-        return reserve((void **)&t->ids, &t->capacity, count, sizeof(*t->ids));
-}
-
-/* The chain's hashes for the first `count` whole blocks of `tokens`. */
-static int extend_hashes(
-    struct blocks *b, struct block_table *t, const uint32_t *tokens, size_t count, struct slice salt) {
-        if (reserve((void **)&t->hashes, &t->hashes_capacity, count, sizeof(*t->hashes)) < 0)
-                return -ENOMEM;
-        for (; t->hashed < count; t->hashed++)
-                t->hashes[t->hashed] = chain_next(b, t->hashed ? t->hashes[t->hashed - 1] : chain_start(b, salt),
-                    tokens + t->hashed * b->block_tokens);
-        return 0;
-}
-
-int64_t blocks_find(struct blocks *b, struct block_table *t, const uint32_t *tokens, size_t count, struct slice salt) {
-        size_t most = count ? (count - 1) / b->block_tokens : 0;
-
+void block_table_free(struct block_table *t) {
         assert(t->count == 0);
-        if (!b->caching || most == 0)
-                return 0;
-        if (reserve_ids(t, most) < 0)
-                return -ENOMEM;
-        for (size_t i = 0; i < most; i++) {
-                uint32_t id;
+        free(t->ids);
+        free(t->hashes);
+        *t = (struct block_table){0};
+}
 
-                if (extend_hashes(b, t, tokens, i + 1, salt) < 0) {
-                        blocks_release(b, t);
+/* The chain's hashes for the first `count` whole blocks. */
+static int extend_hashes(struct blocks *b, struct block_table *t, const struct block_source *source, size_t count) {
+        if (count > t->hashes_capacity) {
+                size_t capacity = t->hashes_capacity * 2 > count ? t->hashes_capacity * 2 : count;
+                struct hash128 *grown = realloc(t->hashes, capacity * sizeof(*grown));
+
+                if (!grown)
                         return -ENOMEM;
-                }
-                id = find_block(b, t->hashes[i], tokens + i * b->block_tokens);
-                if (id == BLOCK_NONE)
-                        break;
-                hold_one(b, id);
-                t->ids[t->count++] = id;
+                t->hashes = grown;
+                t->hashes_capacity = capacity;
         }
+        for (; t->hashed < count; t->hashed++)
+                t->hashes[t->hashed] = chain_next(
+                    b, t->hashed ? t->hashes[t->hashed - 1] : chain_start(b, source->salt), source, t->hashed);
+        return 0;
+}
+
+size_t blocks_find(
+    struct blocks *b, struct block_table *t, const struct block_source *source, size_t count, size_t spare) {
+        size_t most = count ? (count - 1) / b->block_tokens : 0, found = 0;
+
+        assert(t->count == 0 && most <= t->capacity);
+        if (b->caching == PREFIX_OFF)
+                return 0;
+        for (; found < most; found++) {
+                if (extend_hashes(b, t, source, found + 1) < 0)
+                        break;
+                t->ids[found] = find_block(b, t->hashes[found]);
+                if (t->ids[found] == BLOCK_NONE)
+                        break;
+        }
+        found -= spare < found ? spare : found;
+        for (; t->count < found; t->count++)
+                hold_one(b, t->ids[t->count]);
         t->registered = t->count;
-        return (int64_t)(t->count * b->block_tokens);
+        return t->count * b->block_tokens;
 }
 
 int blocks_grow(struct blocks *b, struct block_table *t, size_t tokens) {
@@ -238,8 +252,7 @@ int blocks_grow(struct blocks *b, struct block_table *t, size_t tokens) {
                 return 0;
         if (needed - t->count > b->available)
                 return -ENOSPC;
-        if (reserve_ids(t, needed) < 0)
-                return -ENOMEM;
+        assert(needed <= t->capacity);
         while (t->count < needed) {
                 uint32_t id = b->first;
 
@@ -251,36 +264,24 @@ int blocks_grow(struct blocks *b, struct block_table *t, size_t tokens) {
         return 0;
 }
 
-void blocks_register(
-    struct blocks *b, struct block_table *t, const uint32_t *tokens, size_t computed, struct slice salt) {
+void blocks_register(struct blocks *b, struct block_table *t, const struct block_source *source, size_t computed) {
         size_t full = computed / b->block_tokens;
 
-        if (!b->caching || full <= t->registered)
+        if (b->caching == PREFIX_OFF || full <= t->registered)
                 return;
         assert(full <= t->count);
-        if (extend_hashes(b, t, tokens, full, salt) < 0)
+        if (extend_hashes(b, t, source, full) < 0)
                 return; /* out of memory: these blocks are not found again, nothing else */
-        for (; t->registered < full; t->registered++) {
-                size_t i = t->registered;
-
-                /* Two sequences may have computed the same prefix side by side: the first one is remembered. */
-                if (find_block(b, t->hashes[i], tokens + i * b->block_tokens) == BLOCK_NONE)
-                        remember(b, t->ids[i], t->hashes[i], tokens + i * b->block_tokens);
-        }
+        /* Two sequences may have computed the same prefix side by side: the first one is remembered. */
+        for (; t->registered < full; t->registered++)
+                if (find_block(b, t->hashes[t->registered]) == BLOCK_NONE)
+                        remember(b, t->ids[t->registered], t->hashes[t->registered]);
 }
 
 void blocks_release(struct blocks *b, struct block_table *t) {
         while (t->count)
                 drop_one(b, t->ids[--t->count]);
         t->registered = 0;
-        t->hashed = 0;
-}
-
-void block_table_free(struct block_table *t) {
-        assert(t->count == 0);
-        free(t->ids);
-        free(t->hashes);
-        *t = (struct block_table){0};
 }
 
 /* ---- figures ----------------------------------------------------------------------------------------------------------- */

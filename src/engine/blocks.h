@@ -5,8 +5,15 @@
  * holder let go, until it is taken for something else: the free list is in order of release, tails of a sequence first, so
  * the least recently used prefix ends goes first (vLLM v1/core/kv_cache_utils).
  *
- * Prefixes of strangers must not meet by a chosen collision: the chain of 128-bit hashes starts from a random seed that
- * never leaves the process, and a hit also compares the block's own tokens. Pure: no I/O, no clock. One thread. */
+ * Prefixes of strangers must not meet: the chain of hashes is 128-bit SipHash under a key that is drawn at the start and
+ * never leaves the process, so nobody can choose tokens (or salts) that collide, and 2^-128 per pair is left to chance.
+ *
+ * Output rows are computed in the absorbed form (form.h), a prompt's in the naive one. A block of one sequence's output that
+ * serves as another's prompt therefore saves the work, as in vLLM, but its bits are not those that computing the prompt
+ * would give. Where that matters, PREFIX_EXACT makes the form part of the name: then a hit never changes a bit, and
+ * outputs are found again only by the sequence that made them. Blocks of prompt rows are exact either way.
+ *
+ * Pure: no I/O, no clock. One thread. */
 #pragma once
 #include "base/hash.h"
 #include "base/slice.h"
@@ -15,31 +22,43 @@ struct blocks;
 
 #define BLOCK_NONE UINT32_MAX
 
+enum prefix_caching { PREFIX_OFF, PREFIX_ON, PREFIX_EXACT };
+
+/* What a sequence's positions hold. Tokens may only be appended while a table refers to them. */
+struct block_source {
+        const uint32_t *tokens;
+        uint32_t prompt;   /* how many of them are the prompt */
+        struct slice salt; /* prefixes are shared only under equal salts */
+};
+
 /* The blocks of one sequence. A zeroed table is empty. */
 struct block_table {
         uint32_t *ids;
         size_t count, capacity;
-        struct hash128 *hashes; /* of the first `hashed` blocks' chains */
+        struct hash128 *hashes; /* of the first `hashed` blocks' chains; kept when blocks are let go */
         size_t hashed, hashes_capacity;
         size_t registered; /* blocks whose registration was tried */
 };
 
-/* NULL when memory is out. */
-struct blocks *blocks_new(uint32_t count, uint32_t block_tokens, bool caching, uint64_t seed);
+/* `key` is the secret that names are made with: random bytes, or fixed ones in tests. NULL when memory is out. */
+struct blocks *blocks_new(uint32_t count, uint32_t block_tokens, enum prefix_caching caching, const uint8_t key[16]);
 void blocks_free(struct blocks *b); /* NULL is fine */
 
-/* Hold the longest registered prefix of tokens[0..count), whole blocks only and never the last token (its logits are
- * needed), in an empty table. Returns the number of tokens found, a multiple of block_tokens, or -ENOMEM. `salt` keeps
- * tenants apart: prefixes are shared only under equal salts. */
-int64_t blocks_find(struct blocks *b, struct block_table *t, const uint32_t *tokens, size_t count, struct slice salt);
-/* Hold enough blocks for `tokens` positions. 0, -ENOSPC (nothing changed), -ENOMEM. */
+/* Room for the blocks of `tokens` positions, so that blocks_find() and blocks_grow() never allocate ids. 0 or -ENOMEM. */
+int block_table_reserve(struct block_table *t, uint32_t block_tokens, size_t tokens);
+void block_table_free(struct block_table *t); /* after blocks_release */
+
+/* Hold the longest registered prefix of the first `count` tokens in an empty table: whole blocks only, never the last token
+ * (its logits are needed), and without the last `spare` blocks of what matches. Returns the number of tokens found, a
+ * multiple of block_tokens. Out of memory for hashes, less is found. */
+size_t blocks_find(
+    struct blocks *b, struct block_table *t, const struct block_source *source, size_t count, size_t spare);
+/* Hold enough blocks for `tokens` positions. 0, or -ENOSPC with nothing changed. */
 int blocks_grow(struct blocks *b, struct block_table *t, size_t tokens);
 /* The first `computed` positions are in the cache now: register the blocks they fill. */
-void blocks_register(
-    struct blocks *b, struct block_table *t, const uint32_t *tokens, size_t computed, struct slice salt);
-/* Let go of everything; the table is empty (its memory stays for reuse). */
+void blocks_register(struct blocks *b, struct block_table *t, const struct block_source *source, size_t computed);
+/* Let go of everything, last block first; the table is empty (memory and hashes stay for its next use). */
 void blocks_release(struct blocks *b, struct block_table *t);
-void block_table_free(struct block_table *t); /* after blocks_release */
 
 uint32_t blocks_total(const struct blocks *b);
 uint32_t blocks_available(const struct blocks *b); /* unheld, remembered or not */

@@ -1,14 +1,20 @@
 /* core.h - the inside of a struct engine (private to engine/).
  *
  * The front (one thread) and the engine thread meet in `mailbox` only: commands in, outputs out, behind one lock that is held
- * for list operations. Everything below `engine thread` is touched by that thread alone once it runs. */
+ * for list operations. Everything below `engine thread` is touched by that thread alone once it runs; while it samples, each
+ * worker of the compute touches the requests of its own jobs. */
 #pragma once
+#include "engine/form.h"
 #include "engine/metrics.h"
+#include "engine/request.h"
+#include <pthread.h>
+
+#define DRAFTS_MAX 8u
 
 struct command {
         enum { COMMAND_SUBMIT, COMMAND_ABORT, COMMAND_RESET_CACHE } kind;
-        struct sequence *sequence; /* SUBMIT: handed over */
-        engine_id id;              /* ABORT */
+        struct request *request; /* SUBMIT: handed over */
+        engine_id id;            /* ABORT */
         struct command *next;
 };
 
@@ -17,13 +23,30 @@ struct mailbox {
         pthread_cond_t work;  /* for the engine thread: commands, stopping */
         pthread_cond_t reply; /* for the front: cache_reset_done, ended */
         struct command *first, *last;
-        struct engine_output *out_first, *out_last;
+        struct output *out_first, *out_last;
         uint32_t queued; /* submitted and not yet ended */
-        bool stopping, abort_all, ended, failed;
+        bool started, stopping, abort_all, ended; /* the thread's life */
         bool cache_reset_done, cache_was_reset;
 };
 
+/* A request as the front knows it, from its submission until its last output is taken. */
+struct ticket {
+        engine_id id;
+        bool forgotten;
+        struct ticket *next;
+};
+
 #define ID_BUCKETS 4096u
+
+/* One planned sequence in the second half of a step. */
+struct job {
+        struct request *request; /* NULL: it has ended */
+        const float *logits;     /* of its first wanted row; NULL: none are wanted */
+        uint32_t first, rows;    /* as planned; after sampling: as verified */
+        uint32_t drafts;         /* among the rows */
+        bool ends;               /* the rows reach the sequence's end: a token comes out */
+        struct output *output;   /* new tokens */
+};
 
 struct engine {
         struct engine_options options;
@@ -31,35 +54,37 @@ struct engine {
         struct mailbox mailbox;
         struct engine_metrics metrics;
         pthread_t thread;
-        bool started;
-        engine_id next_id;    /* front thread */
-        engine_id *forgotten; /* front thread: ids whose outputs are dropped; owned */
-        size_t forgotten_count, forgotten_capacity;
+        bool started; /* front thread: to be joined */
+        engine_id last_id;                  /* front thread */
+        struct ticket *tickets[ID_BUCKETS]; /* front thread */
+        uint32_t forgotten;                 /* front thread: tickets that are */
 
         /* engine thread */
         struct kv_cache kv;
         struct blocks *blocks;
         struct scheduler scheduler;
-        struct sampler_scratch scratch;
-        struct sequence *by_id[ID_BUCKETS];
+        struct request *by_id[ID_BUCKETS];
+        struct output *outbox_first, *outbox_last; /* of this step, not yet in the mailbox */
+        uint32_t outbox_ends;
         uint64_t seed;
         uint32_t *tokens, *logit_rows; /* of the step */
         struct model_span *spans;
+        struct job *jobs;
+        size_t job_count;
         float *logits, *hidden, *draft_hidden;
         size_t logits_capacity;          /* rows */
-        struct engine_token *new_tokens; /* of one sequence in one step */
-        struct openai_logprob *tops;
+        struct sampler_scratch *scratch; /* for every worker */
+        unsigned workers;
 };
 
 /* loop.c */
 void *engine_thread(void *engine);
-/* Steps until nothing is queued; for the thread and for tests that want no thread. Returns false when nothing was done. */
+/* Take commands, compute one step if there is anything to compute, tell. False when nothing was done. The engine thread, or
+ * a test that runs none. */
 bool engine_step(struct engine *g);
-void sequence_free(struct sequence *q);
 
-/* output.c: new tokens (may be none) and, unless FINISH_NONE, the end of the sequence. */
-void output_post(struct engine *g, struct sequence *q, const struct engine_token *tokens, uint32_t count,
-    enum finish_reason finish, int64_t stop_id, const char *error);
+/* sample.c: tokens out of the step's logits, every job on some worker. */
+void sample_step(struct engine *g);
 
 /* draft.c: propose tokens for the next step from the hidden states of this one. 0 or what the model returned. */
 int draft_step(struct engine *g);

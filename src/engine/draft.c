@@ -2,39 +2,68 @@
  *
  * The module runs over the very rows that the step has verified, with each row's hidden state and the token that follows
  * it, so that its own layer of the cache has every position. The last row's best token is the first draft; for further ones
- * the module is fed its own output, one row per sequence. Drafts are ordinary rows of the next step. */
+ * the module is fed its own output, one row per sequence. Drafts are ordinary rows of the next step.
+ *
+ * The module runs draft_tokens times after every step, if with no rows: its experts may be shared with other engines. */
 #include "engine/core.h"
-#include <assert.h>
 
-/* Sequences that go on, and where their last row of the draft step is. */
-static size_t gather_rows(struct engine *g, struct model_step *step) {
+/* The last computed row's follower is the newest token: a draft can be made of it. */
+static bool decodes(const struct sequence *s) {
+        return s->computed + 1 == s->count;
+}
+
+/* No more drafts than tokens that may still come beside the one that is sure. */
+static bool wants_draft(const struct request *q) {
+        return q->sequence.count + q->sequence.drafts + 1 < q->max_count;
+}
+
+/* The rows that were verified, of sequences that go on: hidden states move together in place. */
+static void gather_rows(struct engine *g, struct model_step *step) {
         size_t width = g->config->hidden, from = 0, kept = 0;
 
-        for (size_t i = 0; i < g->scheduler.plan_count; i++) {
-                const struct scheduled *p = &g->scheduler.plan[i];
+        for (size_t i = 0; i < g->job_count; i++) {
+                const struct job *j = &g->jobs[i];
                 uint32_t computed_rows = g->spans[i].rows; /* as they lie in hidden */
-                struct sequence *q = p->sequence;
 
-                if (q) {
-                        /* plan[i].rows was cut to the verified ones; the row after the last known token has no follower. */
+                if (j->request) {
+                        const struct sequence *s = &j->request->sequence;
+
                         memmove(
-                            g->hidden + step->rows * width, g->hidden + from * width, p->rows * width * sizeof(float));
-                        for (uint32_t k = 0; k < p->rows; k++)
-                                g->tokens[step->rows + k] = q->tokens[p->first + k + 1];
-                        g->spans[kept] = (struct model_span){.blocks = q->table.ids,
-                            .first = p->first,
-                            .rows = p->rows,
-                            .naive = naive_rows(q->prompt, p->first, p->rows)};
-                        step->rows += p->rows;
-                        g->scheduler.plan[kept] = *p;
-                        if (q->computed + 1 == q->count)
+                            g->hidden + step->rows * width, g->hidden + from * width, j->rows * width * sizeof(float));
+                        memcpy(g->tokens + step->rows, s->tokens + j->first + 1, j->rows * sizeof(*g->tokens));
+                        g->spans[kept] = (struct model_span){.blocks = s->table.ids,
+                            .first = j->first,
+                            .rows = j->rows,
+                            .naive = naive_rows(s->prompt, j->first, j->rows)};
+                        step->rows += j->rows;
+                        if (decodes(s))
                                 g->logit_rows[step->logit_count++] = (uint32_t)step->rows - 1;
-                        kept++;
+                        g->jobs[kept++] = *j;
                 }
                 from += computed_rows;
         }
-        g->scheduler.plan_count = kept;
-        return kept;
+        g->job_count = step->span_count = kept;
+}
+
+/* One further row per decoding sequence: the draft just made at the next position, with the module's own hidden state. The
+ * last rows of the pass before are in logit_rows. */
+static void gather_next(struct engine *g, struct model_step *step) {
+        size_t width = g->config->hidden, n = 0;
+
+        for (size_t i = 0; i < g->job_count; i++) {
+                const struct sequence *s = &g->jobs[i].request->sequence;
+                uint32_t next = s->count - 1 + s->drafts;
+
+                if (!decodes(s))
+                        continue;
+                memcpy(g->hidden + n * width, g->draft_hidden + g->logit_rows[n] * width, width * sizeof(float));
+                /* A sequence that wants no further draft goes along with its last token: its row is written again. */
+                g->tokens[n] = s->tokens[next];
+                g->spans[n++] = (struct model_span){.blocks = s->table.ids, .first = next - 1, .rows = 1};
+        }
+        for (size_t i = 0; i < n; i++)
+                g->logit_rows[i] = (uint32_t)i;
+        step->rows = step->span_count = step->logit_count = n;
 }
 
 static uint32_t best(const float *x, uint32_t n) {
@@ -46,72 +75,35 @@ static uint32_t best(const float *x, uint32_t n) {
         return at;
 }
 
-static bool decodes(const struct sequence *q) {
-        return q->computed + 1 == q->count;
-}
-
-/* No more drafts than tokens that may still come beside the one that is sure. */
-static bool wants_draft(const struct sequence *q) {
-        return decodes(q) && q->count + q->drafts + 1 < q->max_count;
-}
-
-/* Append each sequence's best token as a draft. Rows of logits are in the order of the decoding sequences. */
+/* Append each decoding sequence's best token as a draft. */
 static void add_drafts(struct engine *g) {
         const float *row = g->logits;
 
-        for (size_t i = 0; i < g->scheduler.plan_count; i++) {
-                struct sequence *q = g->scheduler.plan[i].sequence;
+        for (size_t i = 0; i < g->job_count; i++) {
+                struct sequence *s = &g->jobs[i].request->sequence;
 
-                if (!decodes(q))
+                if (!decodes(s))
                         continue;
-                if (wants_draft(q)) {
-                        q->tokens[q->count + q->drafts] = best(row, g->config->vocab);
-                        q->drafts++;
-                }
+                if (wants_draft(g->jobs[i].request))
+                        s->tokens[s->count + s->drafts++] = best(row, g->config->vocab);
                 row += g->config->vocab;
         }
 }
 
-/* One further row per decoding sequence: the draft just made at the next position, with the module's own hidden state. */
-static void gather_next(struct engine *g, struct model_step *step, const uint32_t *last_rows) {
-        size_t width = g->config->hidden, n = 0;
-
-        step->rows = step->span_count = step->logit_count = 0;
-        for (size_t i = 0; i < g->scheduler.plan_count; i++) {
-                struct sequence *q = g->scheduler.plan[i].sequence;
-
-                if (!decodes(q))
-                        continue;
-                memcpy(g->hidden + n * width, g->draft_hidden + last_rows[n] * width, width * sizeof(float));
-                /* A sequence that wants no further draft goes along with its last token: its row is written again later. */
-                g->tokens[n] = q->tokens[q->count - 1 + q->drafts];
-                g->spans[n] = (struct model_span){.blocks = q->table.ids, .first = q->count - 2 + q->drafts, .rows = 1};
-                n++;
-        }
-        for (size_t i = 0; i < n; i++)
-                g->logit_rows[i] = (uint32_t)i;
-        step->rows = step->span_count = step->logit_count = n;
-}
-
 int draft_step(struct engine *g) {
         struct model_step step = {.tokens = g->tokens, .spans = g->spans, .logit_rows = g->logit_rows};
-        int r;
 
-        step.span_count = gather_rows(g, &step);
-        if (step.span_count == 0)
-                return 0;
         for (uint32_t k = 0; k < g->options.draft_tokens; k++) {
-                if (k)
-                        gather_next(g, &step, g->logit_rows);
-                if (step.rows == 0)
-                        return 0;
-                assert(step.logit_count <= g->logits_capacity || step.logit_count <= step.span_count);
+                int r;
+
+                if (k == 0)
+                        gather_rows(g, &step);
+                else
+                        gather_next(g, &step);
                 r = model_draft(g->options.model, &g->kv, &step, g->hidden, g->logits, g->draft_hidden);
                 if (r < 0)
                         return r;
                 add_drafts(g);
-                if (step.logit_count == 0)
-                        return 0;
         }
         return 0;
 }

@@ -1,13 +1,14 @@
 /* engine.c - the front's side of the engine: making it, submitting, aborting, taking outputs. */
 #include "base/clock.h"
+#include "base/hash.h"
+#include "base/rng.h"
 #include "engine/core.h"
-#include "os/os.h"
 #include <assert.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 
 #define MAX_WAITING_DEFAULT 10000u
-#define DRAFTS_MAX          8u
 
 /* ---- making ------------------------------------------------------------------------------------------------------------- */
 
@@ -18,9 +19,11 @@ static int check_options(const struct engine_options *o, struct error *e) {
         if (!o->chunked_prefill && o->max_batched_tokens < o->max_model_len)
                 return error_set(e, -EINVAL,
                     "max-num-batched-tokens (%u) is smaller than max-model-len (%u): without chunked prefill a long "
-                    "prompt could "
-                    "never run; raise it, or leave chunked prefill on",
+                    "prompt could never run; raise it, or leave chunked prefill on",
                     o->max_batched_tokens, o->max_model_len);
+        if (o->prefill_first && o->chunked_prefill)
+                return error_set(
+                    e, -EINVAL, "the prefill-first scheduler takes whole prompts: turn chunked prefill off");
         if (o->max_batched_tokens < o->max_seqs)
                 return error_set(e, -EINVAL, "max-num-batched-tokens (%u) is smaller than max-num-seqs (%u)",
                     o->max_batched_tokens, o->max_seqs);
@@ -33,30 +36,41 @@ static int check_options(const struct engine_options *o, struct error *e) {
         return 0;
 }
 
+/* How many blocks the cache gets. What all sequences at full length cannot fill is still worth having as prefix cache, but
+ * only so much. */
+static uint32_t count_blocks(const struct engine_options *o) {
+        size_t fit = o->kv_bytes / kv_cache_block_bytes(o->model, o->kv_type, o->block_tokens);
+        uint64_t each = ((uint64_t)o->max_model_len + o->draft_tokens + o->block_tokens - 1) / o->block_tokens;
+        uint64_t most = 4 * each * o->max_seqs;
+
+        if (o->kv_blocks)
+                return o->kv_blocks;
+        if (fit > most)
+                fit = most;
+        return fit < UINT32_MAX ? (uint32_t)fit : UINT32_MAX - 1;
+}
+
 static int make_cache(struct engine *g, struct error *e) {
         const struct engine_options *o = &g->options;
-        size_t block_bytes = kv_cache_block_bytes(o->model, o->kv_type, o->block_tokens);
-        uint32_t blocks = o->kv_blocks ? o->kv_blocks : (uint32_t)(o->kv_bytes / block_bytes);
-        uint32_t needed = (o->max_model_len + o->draft_tokens + o->block_tokens - 1) / o->block_tokens;
-        uint64_t most =
-            ((uint64_t)o->max_model_len + o->draft_tokens + o->block_tokens) / o->block_tokens * o->max_seqs;
+        uint32_t blocks = count_blocks(o);
+        enum prefix_caching caching = o->prefix_caching ? (o->exact_prefixes ? PREFIX_EXACT : PREFIX_ON) : PREFIX_OFF;
+        uint8_t key[16];
+        int r;
 
-        if (blocks < needed)
+        if ((uint64_t)blocks * o->block_tokens < (uint64_t)o->max_model_len + o->draft_tokens)
                 return error_set(e, -EINVAL,
                     "the KV cache has room for %llu tokens, but one request may have %u (max-model-len): give it more "
-                    "memory, or "
-                    "lower max-model-len",
+                    "memory, or lower max-model-len",
                     (unsigned long long)blocks * o->block_tokens, o->max_model_len);
-        /* What all sequences at full length cannot fill is still worth having as prefix cache, but only so much. */
-        if (!o->kv_blocks && blocks > 4 * most)
-                blocks = (uint32_t)(4 * most);
-        if (kv_cache_new(o->model, o->kv_type, o->block_tokens, blocks, &g->kv, e) < 0)
-                return -ENOMEM;
-        g->blocks = blocks_new(blocks, o->block_tokens, o->prefix_caching, hash_seed());
+        r = kv_cache_new(o->model, o->kv_type, o->block_tokens, blocks, &g->kv, e);
+        if (r < 0)
+                return r;
+        rng_secure(key, sizeof(key));
+        g->blocks = blocks_new(blocks, o->block_tokens, caching, key);
         return g->blocks ? 0 : error_set(e, -ENOMEM, "out of memory");
 }
 
-static int make_buffers(struct engine *g) {
+static int make_scheduler(struct engine *g) {
         const struct engine_options *o = &g->options;
         struct scheduler_options s = {.max_seqs = o->max_seqs,
             .max_batched_tokens = o->max_batched_tokens,
@@ -66,23 +80,56 @@ static int make_buffers(struct engine *g) {
             .prefill_first = o->prefill_first,
             .by_priority = o->policy == SCHEDULE_PRIORITY,
             .lookahead = o->draft_tokens};
-        size_t rows = o->max_batched_tokens;
+
+        return scheduler_init(&g->scheduler, &s, g->blocks);
+}
+
+static int make_buffers(struct engine *g) {
+        size_t rows = g->options.max_batched_tokens, width = g->config->hidden;
 
         g->tokens = calloc(rows, sizeof(*g->tokens));
         g->logit_rows = calloc(rows, sizeof(*g->logit_rows));
-        g->spans = calloc(o->max_seqs, sizeof(*g->spans));
-        g->new_tokens = calloc(DRAFTS_MAX + 1, sizeof(*g->new_tokens));
-        g->tops = calloc((DRAFTS_MAX + 1) * (size_t)g->config->vocab, sizeof(*g->tops));
-        if (o->draft_tokens) {
-                g->hidden = calloc(rows * g->config->hidden, sizeof(*g->hidden));
-                g->draft_hidden = calloc(rows * g->config->hidden, sizeof(*g->draft_hidden));
+        g->spans = calloc(g->options.max_seqs, sizeof(*g->spans));
+        g->jobs = calloc(g->options.max_seqs, sizeof(*g->jobs));
+        if (!g->tokens || !g->logit_rows || !g->spans || !g->jobs)
+                return -ENOMEM;
+        if (g->options.draft_tokens) {
+                g->hidden = calloc(rows * width, sizeof(*g->hidden));
+                g->draft_hidden = calloc(rows * width, sizeof(*g->draft_hidden));
                 if (!g->hidden || !g->draft_hidden)
                         return -ENOMEM;
         }
-        if (!g->tokens || !g->logit_rows || !g->spans || !g->new_tokens || !g->tops ||
-            sampler_scratch_init(&g->scratch, g->config->vocab) < 0)
+        g->scratch = calloc(compute_threads(g->options.compute), sizeof(*g->scratch));
+        if (!g->scratch)
                 return -ENOMEM;
-        return scheduler_init(&g->scheduler, &s, g->blocks);
+        for (; g->workers < compute_threads(g->options.compute); g->workers++)
+                if (sampler_scratch_init(&g->scratch[g->workers], g->config->vocab) < 0)
+                        return -ENOMEM;
+        return 0;
+}
+
+static int make_metrics(struct engine *g) {
+        const struct engine_options *o = &g->options;
+        struct engine_cache_facts facts = {.block_tokens = o->block_tokens,
+            .blocks = blocks_total(g->blocks),
+            .max_model_len = o->max_model_len,
+            .draft_tokens = o->draft_tokens,
+            .dtype = o->kv_type == KV_F32 ? "float32" : "bfloat16",
+            .prefix_caching = o->prefix_caching};
+
+        return metrics_init(&g->metrics, &facts);
+}
+
+/* Deadlines are of the monotonic clock: setting the wall clock must not cut a drain short. */
+static void make_mailbox(struct mailbox *m) {
+        pthread_condattr_t attributes;
+
+        pthread_condattr_init(&attributes);
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+        pthread_mutex_init(&m->lock, NULL);
+        pthread_cond_init(&m->work, &attributes);
+        pthread_cond_init(&m->reply, &attributes);
+        pthread_condattr_destroy(&attributes);
 }
 
 int engine_new(const struct engine_options *options, struct engine **ret_engine, struct error *e) {
@@ -99,17 +146,10 @@ int engine_new(const struct engine_options *options, struct engine **ret_engine,
                 g->options.max_waiting = MAX_WAITING_DEFAULT;
         g->config = model_config(options->model);
         g->seed = (uint64_t)options->seed;
-        pthread_mutex_init(&g->mailbox.lock, NULL);
-        pthread_cond_init(&g->mailbox.work, NULL);
-        pthread_cond_init(&g->mailbox.reply, NULL);
-        r = metrics_init(&g->metrics, options->max_model_len);
-        if (r == 0)
-                r = make_cache(g, e);
-        if (r == 0) {
-                r = make_buffers(g);
-                if (r < 0)
-                        error_set(e, r, "out of memory");
-        }
+        make_mailbox(&g->mailbox);
+        r = make_cache(g, e);
+        if (r == 0 && (make_metrics(g) < 0 || make_scheduler(g) < 0 || make_buffers(g) < 0))
+                r = error_set(e, -ENOMEM, "out of memory");
         if (r < 0) {
                 engine_free(g);
                 return r;
@@ -128,6 +168,9 @@ int engine_start(struct engine *g) {
         r = pthread_create(&g->thread, NULL, engine_thread, g);
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         g->started = r == 0;
+        pthread_mutex_lock(&g->mailbox.lock);
+        g->mailbox.started = g->started;
+        pthread_mutex_unlock(&g->mailbox.lock);
         return -r;
 }
 
@@ -138,7 +181,7 @@ void engine_stop(struct engine *g, unsigned deadline_ms) {
 
         if (!g->started)
                 return;
-        clock_gettime(CLOCK_REALTIME, &until);
+        clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_sec += deadline_ms / 1000;
         until.tv_nsec += (long)(deadline_ms % 1000) * 1000000;
         if (until.tv_nsec >= 1000000000) {
@@ -157,29 +200,41 @@ void engine_stop(struct engine *g, unsigned deadline_ms) {
         g->started = false;
 }
 
-void engine_free(struct engine *g) {
-        if (!g)
-                return;
-        assert(!g->started);
+static void free_requests(struct engine *g) {
         while (g->mailbox.first) {
                 struct command *c = g->mailbox.first;
 
                 g->mailbox.first = c->next;
-                if (c->sequence)
-                        sequence_free(c->sequence);
+                request_free(c->request);
                 free(c);
         }
-        for (size_t i = 0; i < ID_BUCKETS; i++)
+        for (size_t i = 0; i < ID_BUCKETS; i++) {
                 while (g->by_id[i]) {
-                        struct sequence *q = g->by_id[i];
+                        struct request *q = g->by_id[i];
 
                         g->by_id[i] = q->next_in_bucket;
-                        scheduler_remove(&g->scheduler, q);
-                        sequence_free(q);
+                        scheduler_remove(&g->scheduler, &q->sequence);
+                        request_free(q);
                 }
-        engine_outputs_free(g, g->mailbox.out_first);
+                while (g->tickets[i]) {
+                        struct ticket *t = g->tickets[i];
+
+                        g->tickets[i] = t->next;
+                        free(t);
+                }
+        }
+        engine_outputs_free(g, (struct engine_output *)g->mailbox.out_first);
+}
+
+void engine_free(struct engine *g) {
+        if (!g)
+                return;
+        assert(!g->started);
+        free_requests(g);
         scheduler_free(&g->scheduler);
-        sampler_scratch_free(&g->scratch);
+        while (g->workers)
+                sampler_scratch_free(&g->scratch[--g->workers]);
+        free(g->scratch);
         blocks_free(g->blocks);
         kv_cache_free(&g->kv);
         metrics_free(&g->metrics);
@@ -189,92 +244,14 @@ void engine_free(struct engine *g) {
         free(g->tokens);
         free(g->logit_rows);
         free(g->spans);
-        free(g->new_tokens);
-        free(g->tops);
+        free(g->jobs);
         free(g->logits);
         free(g->hidden);
         free(g->draft_hidden);
-        free(g->forgotten);
         free(g);
 }
 
 /* ---- requests ----------------------------------------------------------------------------------------------------------- */
-
-static int copy_bytes(struct arena *a, const void **at, size_t bytes) {
-        void *copy;
-
-        if (!*at || !bytes)
-                return 0;
-        copy = arena_alloc(a, bytes);
-        if (!copy)
-                return -ENOMEM;
-        memcpy(copy, *at, bytes);
-        *at = copy;
-        return 0;
-}
-
-static size_t bad_sequences_length(const uint32_t *b) {
-        size_t n = 0;
-
-        while (b && b[n])
-                n += b[n] + 1;
-        return b ? n + 1 : 0;
-}
-
-static int copy_request(struct engine *g, struct sequence *q, const struct engine_request *r) {
-        uint64_t room = (uint64_t)r->prompt_count + r->sampling.max_tokens;
-
-        if (room > g->options.max_model_len)
-                room = g->options.max_model_len;
-        q->max_count = (uint32_t)room;
-        q->tokens = malloc((room + g->options.draft_tokens + 1) * sizeof(*q->tokens));
-        if (!q->tokens)
-                return -ENOMEM;
-        memcpy(q->tokens, r->prompt, r->prompt_count * sizeof(*q->tokens));
-        q->prompt = q->count = r->prompt_count;
-        q->priority = r->priority;
-        q->user = r->user;
-        q->arrival_ns = r->arrival_ns;
-        q->params = r->sampling;
-        q->bypass_cache = r->sampling.prompt_logprobs >= 0;
-        q->salt = arena_copy(&q->arena, r->cache_salt);
-        q->eos_count = r->eos_count < 8 ? r->eos_count : 8;
-        memcpy(q->eos, r->eos, q->eos_count * sizeof(*q->eos));
-        q->sampler.params = &q->params;
-        q->sampler.eos = q->eos;
-        q->sampler.eos_count = r->sampling.ignore_eos ? 0 : q->eos_count;
-        q->sampler.bad_sequences = r->bad_sequences;
-        if (!q->salt.ptr ||
-            copy_bytes(&q->arena, (const void **)&q->params.stop_ids, q->params.stop_id_count * sizeof(uint32_t)) < 0 ||
-            copy_bytes(&q->arena, (const void **)&q->params.bias, q->params.bias_count * sizeof(struct openai_bias)) <
-                0 ||
-            copy_bytes(&q->arena, (const void **)&q->params.allowed_ids, q->params.allowed_count * sizeof(uint32_t)) <
-                0 ||
-            copy_bytes(&q->arena, (const void **)&q->sampler.bad_sequences,
-                bad_sequences_length(r->bad_sequences) * sizeof(uint32_t)) < 0)
-                return -ENOMEM;
-        q->params.stop = NULL;
-        q->params.bad_words = NULL;
-        if (q->bypass_cache) {
-                uint32_t top = (uint32_t)r->sampling.prompt_logprobs;
-
-                q->prompt_tokens = calloc(q->prompt, sizeof(*q->prompt_tokens));
-                q->prompt_top = top ? calloc((size_t)q->prompt * top, sizeof(*q->prompt_top)) : NULL;
-                if (!q->prompt_tokens || (top && !q->prompt_top))
-                        return -ENOMEM;
-        }
-        return sampler_init(&q->sampler, r, g->config->vocab, g->seed ^ (q->id * 0x9e3779b97f4a7c15ull));
-}
-
-void sequence_free(struct sequence *q) {
-        block_table_free(&q->table);
-        sampler_done(&q->sampler);
-        arena_free(&q->arena);
-        free(q->prompt_tokens);
-        free(q->prompt_top);
-        free(q->tokens);
-        free(q);
-}
 
 /* Commands are few and small: one allocation each. -ENOMEM, -ESHUTDOWN, -EAGAIN leave everything as it was. */
 static int send_command(struct engine *g, struct command *c, bool counts) {
@@ -300,63 +277,63 @@ static int send_command(struct engine *g, struct command *c, bool counts) {
         return r;
 }
 
-int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id) {
-        struct sequence *q;
-        struct command *c;
-        int r;
+/* A request's own seed where it brings none: different for every request, the same in every run. */
+static uint64_t seed_of(const struct engine *g, engine_id id) {
+        uint64_t both[2] = {g->seed, id};
 
-        if (request->prompt_count < 1 || request->prompt_count >= g->options.max_model_len ||
-            request->sampling.max_tokens < 1)
-                return -EINVAL;
-        for (uint32_t i = 0; i < request->prompt_count; i++)
-                if (request->prompt[i] >= g->config->vocab)
-                        return -EINVAL;
-        q = calloc(1, sizeof(*q));
-        c = calloc(1, sizeof(*c));
-        r = q && c ? 0 : -ENOMEM;
+        return hash64(slice_of(both, sizeof(both)), 1);
+}
+
+int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id) {
+        engine_id id = g->last_id + 1;
+        struct request_limits limits = {.max_model_len = g->options.max_model_len,
+            .vocab = g->config->vocab,
+            .block_tokens = g->options.block_tokens,
+            .lookahead = g->options.draft_tokens,
+            .seed = seed_of(g, id)};
+        struct ticket *t = malloc(sizeof(*t)), **bucket = &g->tickets[id % ID_BUCKETS];
+        struct command *c = malloc(sizeof(*c));
+        struct request *q = NULL;
+        int r = t && c ? request_new(request, &limits, id, &q) : -ENOMEM;
+
         if (r == 0) {
-                q->state = SEQUENCE_DONE;
-                q->id = g->next_id + 1;
-                r = copy_request(g, q, request);
-        }
-        if (r == 0) {
-                *c = (struct command){.kind = COMMAND_SUBMIT, .sequence = q};
+                *c = (struct command){.kind = COMMAND_SUBMIT, .request = q};
+                *t = (struct ticket){.id = id, .next = *bucket};
                 q->queued_ns = clock_mono_ns();
                 r = send_command(g, c, true);
         }
         if (r < 0) {
-                if (q)
-                        sequence_free(q);
+                if (r == -EAGAIN)
+                        metrics_rejected(&g->metrics);
+                request_free(q);
                 free(c);
-                if (r == -EAGAIN) {
-                        pthread_mutex_lock(&g->metrics.lock);
-                        g->metrics.figures.rejected++;
-                        pthread_mutex_unlock(&g->metrics.lock);
-                }
+                free(t);
                 return r;
         }
-        *ret_id = ++g->next_id;
+        *bucket = t;
+        g->last_id = *ret_id = id;
         return 0;
 }
 
-static void remember_forgotten(struct engine *g, engine_id id) {
-        if (g->forgotten_count == g->forgotten_capacity) {
-                size_t capacity = g->forgotten_capacity ? g->forgotten_capacity * 2 : 64;
-                engine_id *grown = realloc(g->forgotten, capacity * sizeof(*grown));
+static struct ticket **find_ticket(struct engine *g, engine_id id) {
+        struct ticket **at = &g->tickets[id % ID_BUCKETS];
 
-                if (!grown)
-                        abort(); /* an output to a caller that has gone would be worse */
-                g->forgotten = grown;
-                g->forgotten_capacity = capacity;
-        }
-        g->forgotten[g->forgotten_count++] = id;
+        while (*at && (*at)->id != id)
+                at = &(*at)->next;
+        return at;
 }
 
 void engine_abort(struct engine *g, engine_id id, bool forget) {
-        struct command *c = calloc(1, sizeof(*c));
+        struct ticket *t = *find_ticket(g, id);
+        struct command *c;
 
-        if (forget)
-                remember_forgotten(g, id);
+        if (!t)
+                return;
+        if (forget && !t->forgotten) {
+                t->forgotten = true;
+                g->forgotten++;
+        }
+        c = malloc(sizeof(*c));
         if (!c)
                 return; /* it runs to its end then */
         *c = (struct command){.kind = COMMAND_ABORT, .id = id};
@@ -365,21 +342,29 @@ void engine_abort(struct engine *g, engine_id id, bool forget) {
 
 /* ---- outputs ------------------------------------------------------------------------------------------------------------ */
 
-static bool is_forgotten(struct engine *g, const struct engine_output *o) {
-        for (size_t i = 0; i < g->forgotten_count; i++)
-                if (g->forgotten[i] == o->id) {
-                        if (o->finish != FINISH_NONE) /* the last of it: ids never come back */
-                                g->forgotten[i] = g->forgotten[--g->forgotten_count];
-                        return true;
-                }
-        return false;
+/* Is the front still to see it? A ticket ends with the last output. */
+static bool settle(struct engine *g, const struct engine_output *o) {
+        struct ticket **at, *t;
+        bool forgotten;
+
+        if (o->finish == FINISH_NONE && g->forgotten == 0)
+                return true;
+        at = find_ticket(g, o->id);
+        t = *at;
+        forgotten = t->forgotten;
+        if (o->finish != FINISH_NONE) {
+                *at = t->next;
+                g->forgotten -= forgotten;
+                free(t);
+        }
+        return !forgotten;
 }
 
 struct engine_output *engine_take(struct engine *g) {
         struct engine_output *list, *first = NULL, **last = &first;
 
         pthread_mutex_lock(&g->mailbox.lock);
-        list = g->mailbox.out_first;
+        list = (struct engine_output *)g->mailbox.out_first;
         g->mailbox.out_first = g->mailbox.out_last = NULL;
         pthread_mutex_unlock(&g->mailbox.lock);
         while (list) {
@@ -387,22 +372,20 @@ struct engine_output *engine_take(struct engine *g) {
 
                 list = o->next;
                 o->next = NULL;
-                if (g->forgotten_count && is_forgotten(g, o))
-                        free(o);
-                else {
+                if (settle(g, o)) {
                         *last = o;
                         last = &o->next;
-                }
+                } else
+                        engine_outputs_free(g, o);
         }
         return first;
 }
 
 void engine_outputs_free(struct engine *g, struct engine_output *list) {
-        (void)g;
         while (list) {
                 struct engine_output *next = list->next;
 
-                free(list);
+                output_free((struct output *)list);
                 list = next;
         }
 }
@@ -410,20 +393,23 @@ void engine_outputs_free(struct engine *g, struct engine_output *list) {
 /* ---- looking in --------------------------------------------------------------------------------------------------------- */
 
 void engine_load(const struct engine *g, struct engine_load *ret_load) {
-        struct engine *writable = (struct engine *)(uintptr_t)g; /* for its locks */
+        struct engine *locks = (struct engine *)(uintptr_t)g;
+        uint32_t queued;
 
-        pthread_mutex_lock(&writable->metrics.lock);
-        *ret_load = (struct engine_load){.running = g->metrics.figures.running,
-            .waiting = g->metrics.figures.waiting + g->metrics.figures.deferred,
-            .kv_usage = g->metrics.figures.kv_usage};
-        pthread_mutex_unlock(&writable->metrics.lock);
-        pthread_mutex_lock(&writable->mailbox.lock);
-        ret_load->healthy = !g->mailbox.failed;
-        pthread_mutex_unlock(&writable->mailbox.lock);
+        pthread_mutex_lock(&locks->mailbox.lock);
+        queued = g->mailbox.queued;
+        ret_load->healthy = g->mailbox.started && !g->mailbox.ended;
+        pthread_mutex_unlock(&locks->mailbox.lock);
+        pthread_mutex_lock(&locks->metrics.lock);
+        ret_load->running = g->metrics.figures.running;
+        ret_load->kv_usage = g->metrics.figures.kv_usage;
+        pthread_mutex_unlock(&locks->metrics.lock);
+        /* What the engine thread has not seen yet waits, too. */
+        ret_load->waiting = queued > ret_load->running ? queued - ret_load->running : 0;
 }
 
 void engine_metrics(struct engine *g, const char *labels, struct buf *out) {
-        metrics_write(&g->metrics, labels, g->options.draft_tokens > 0, g->options.draft_tokens, out);
+        metrics_write(&g->metrics, labels, out);
 }
 
 bool engine_reset_prefix_cache(struct engine *g) {
@@ -431,8 +417,10 @@ bool engine_reset_prefix_cache(struct engine *g) {
         struct command *c = calloc(1, sizeof(*c));
         bool done;
 
-        if (!c)
+        if (!c || !g->started) {
+                free(c);
                 return false;
+        }
         *c = (struct command){.kind = COMMAND_RESET_CACHE};
         pthread_mutex_lock(&m->lock);
         m->cache_reset_done = m->cache_was_reset = false;

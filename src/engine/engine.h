@@ -20,7 +20,9 @@ struct engine_options {
         uint32_t max_batched_tokens;  /* --max-num-batched-tokens */
         uint32_t long_prefill_tokens; /* --long-prefill-token-threshold, 0: off */
         bool chunked_prefill, prefix_caching;
-        bool prefill_first; /* whole prompts before decodes: vLLM-Ascend's old scheduler */
+        bool
+            exact_prefixes; /* share only blocks of prompt rows: a prefix hit never changes a bit (see engine/blocks.h) */
+        bool prefill_first; /* whole prompts before decodes: vLLM-Ascend's old scheduler; chunked_prefill is off then */
         enum { SCHEDULE_FCFS, SCHEDULE_PRIORITY } policy;
         uint32_t block_tokens;
         uint32_t kv_blocks; /* 0: what kv_bytes holds */
@@ -50,30 +52,33 @@ enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINI
 struct engine_request {
         const uint32_t *prompt;
         uint32_t prompt_count;           /* 1 .. max_model_len - 1 */
-        struct sampling_params sampling; /* arrays are copied; strings are not used here */
+        struct sampling_params sampling; /* arrays are copied; strings are not used here; max_tokens is at least 1 */
         const uint32_t *bad_sequences;   /* bad_words as ids: count, ids…, count, ids… ending in 0; NULL: none */
         const int64_t *eos;
         uint32_t eos_count;
         struct slice cache_salt;
         int32_t priority;    /* lower is served first under SCHEDULE_PRIORITY */
         uint64_t arrival_ns; /* clock_mono_ns() when the HTTP request came in */
-        void *user;          /* given back with every output */
+        uint32_t
+            params_n; /* n of the API request, in one of its sequences for vllm:request_params_n; 0 in the others */
+        void *user;   /* given back with every output */
 };
 
 typedef uint64_t engine_id; /* never reused in a process; 0 is none */
 
-/* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL. */
+/* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL (ids beyond
+ * the vocabulary, a prompt that leaves no room for a token). */
 int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id);
-/* Ask for an end with FINISH_ABORT; the final output still comes unless `forget`, which drops it (user is not touched
- * again after this returns). Unknown ids are ignored. */
+/* Ask for an end with FINISH_ABORT at the next step border; the final output still comes unless `forget`, which drops what
+ * is still to come (user is not touched again after this returns). Ids that are unknown or have ended are ignored. */
 void engine_abort(struct engine *g, engine_id id, bool forget);
 
 /* One token as it was sampled. */
 struct engine_token {
         uint32_t id;
-        float logprob; /* of the raw distribution; valid when logprobs were asked for */
-        uint32_t rank;
-        const struct openai_logprob *top; /* the best `top_count`, best first; NULL without logprobs */
+        float logprob;                    /* of the raw distribution; valid when logprobs were asked for */
+        uint32_t rank;                    /* how many tokens were at least as likely, itself included */
+        const struct openai_logprob *top; /* the best `top_count`, best first; NULL when none were asked for */
         uint32_t top_count;
 };
 
@@ -82,17 +87,20 @@ struct engine_output {
         void *user;
         const struct engine_token *tokens; /* new since the last output; may be none */
         uint32_t token_count;
-        enum finish_reason finish;                /* FINISH_NONE: more follows */
-        int64_t stop_id;                          /* FINISH_STOP: the stop_token_id that ended it, -1 for EOS */
-        const char *error;                        /* FINISH_ERROR: text for people, else NULL */
-        uint32_t cached_tokens;                   /* of the prompt, found in the prefix cache */
-        const struct engine_token *prompt_tokens; /* with prompt_logprobs, once, before or with the first token */
+        enum finish_reason finish; /* FINISH_NONE: more follows */
+        int64_t stop_id;           /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
+        const char *error;         /* FINISH_ERROR: text for people, else NULL */
+        uint32_t cached_tokens;    /* of the prompt, found in the prefix cache */
+        const struct engine_token
+            *prompt_tokens; /* with prompt_logprobs, once, with the first token; of the first only the
+                                                   * id is set */
         uint32_t prompt_token_count;
         uint64_t queued_ns, scheduled_ns, first_token_ns, last_token_ns; /* monotonic; 0: not yet */
         struct engine_output *next;                                      /* in the list of engine_take */
 };
 
-/* All outputs since the last call, oldest first, or NULL. Free with engine_outputs_free(). Front thread. */
+/* All outputs since the last call, oldest first, or NULL. Free with engine_outputs_free(). Front thread. What is not taken
+ * is bounded by the max_tokens of the requests that were accepted. */
 struct engine_output *engine_take(struct engine *g);
 void engine_outputs_free(struct engine *g, struct engine_output *list);
 
@@ -101,7 +109,7 @@ void engine_outputs_free(struct engine *g, struct engine_output *list);
 struct engine_load {
         uint32_t running, waiting;
         double kv_usage; /* 0..1 */
-        bool healthy;    /* false: the engine thread has ended with an error */
+        bool healthy;    /* the engine thread runs */
 };
 void engine_load(const struct engine *g, struct engine_load *ret_load); /* any thread */
 /* vLLM's metrics in the Prometheus text format, `labels` such as model_name="x",engine="0". Any thread. */

@@ -1,60 +1,89 @@
 /* loop.c - the engine thread: take commands, compose a step, run the model, sample, tell.
  *
- * One step in order: scheduler_plan() says which rows; model_forward() computes them; for every sequence whose rows reach
- * its end the sampler gives a token (or verifies drafts and gives several); ends are told and freed; draft_step() proposes
- * tokens for the next step. */
+ * One step in order: scheduler_plan() says which rows; model_forward() computes them; sample_step() gives tokens to every
+ * sequence whose rows reach its end (or verifies drafts and gives several); take_results() counts, registers and ends;
+ * draft_step() proposes tokens for the next step. All that is told goes to the front at once at the end. */
 #include "base/clock.h"
 #include "engine/core.h"
 #include <errno.h>
 #include <stdlib.h>
 
-/* Nothing can be planned though something waits (blocks are held elsewhere): look again after so long. */
-#define STARVED_NS (20 * NS_PER_MS)
+/* ---- telling ---------------------------------------------------------------------------------------------------------------- */
 
-/* ---- sequences by id ----------------------------------------------------------------------------------------------------- */
+static void tell(struct engine *g, const struct request *q, struct output *o) {
+        o->public.cached_tokens = q->sequence.cached;
+        o->public.queued_ns = q->queued_ns;
+        o->public.scheduled_ns = q->scheduled_ns;
+        o->public.first_token_ns = q->first_token_ns;
+        o->public.last_token_ns = q->last_token_ns;
+        o->public.next = NULL;
+        if (g->outbox_last)
+                g->outbox_last->public.next = &o->public;
+        else
+                g->outbox_first = o;
+        g->outbox_last = o;
+        g->outbox_ends += o->public.finish != FINISH_NONE;
+}
 
-static struct sequence **find_by_id(struct engine *g, engine_id id) {
-        struct sequence **at = &g->by_id[id % ID_BUCKETS];
+/* Hand everything told since the last call to the front. */
+static void send_outbox(struct engine *g) {
+        struct mailbox *m = &g->mailbox;
+
+        if (!g->outbox_first)
+                return;
+        pthread_mutex_lock(&m->lock);
+        if (m->out_last)
+                m->out_last->public.next = &g->outbox_first->public;
+        else
+                m->out_first = g->outbox_first;
+        m->out_last = g->outbox_last;
+        m->queued -= g->outbox_ends;
+        pthread_mutex_unlock(&m->lock);
+        g->outbox_first = g->outbox_last = NULL;
+        g->outbox_ends = 0;
+        if (g->options.wake)
+                g->options.wake(g->options.wake_context);
+}
+
+/* ---- requests ---------------------------------------------------------------------------------------------------------------- */
+
+static struct request **find_by_id(struct engine *g, engine_id id) {
+        struct request **at = &g->by_id[id % ID_BUCKETS];
 
         while (*at && (*at)->id != id)
                 at = &(*at)->next_in_bucket;
         return at;
 }
 
-/* The one end of a sequence: tell it, count it, free everything it holds. */
-static void finish(struct engine *g, struct sequence *q, const struct engine_token *tokens, uint32_t count,
-    enum finish_reason reason, int64_t stop_id, const char *error) {
-        struct sequence **at = find_by_id(g, q->id);
-
-        output_post(g, q, tokens, count, reason, stop_id, error);
-        metrics_finished(&g->metrics, q, reason, clock_mono_ns());
-        *at = q->next_in_bucket;
-        scheduler_remove(&g->scheduler, q);
-        sequence_free(q);
+/* The one end of a request: tell it, count it, free everything it holds. */
+static void finish(struct engine *g, struct request *q, struct output *o) {
+        tell(g, q, o);
+        metrics_finished(&g->metrics, q, o->public.finish, clock_mono_ns());
+        *find_by_id(g, q->id) = q->next_in_bucket;
+        scheduler_remove(&g->scheduler, &q->sequence);
+        request_free(q);
 }
 
-/* ---- commands ------------------------------------------------------------------------------------------------------------ */
-
-static void admit_sequence(struct engine *g, struct sequence *q) {
-        struct sequence **bucket = &g->by_id[q->id % ID_BUCKETS];
+static void admit_request(struct engine *g, struct request *q) {
+        struct request **bucket = &g->by_id[q->id % ID_BUCKETS];
 
         q->next_in_bucket = *bucket;
         *bucket = q;
-        if (scheduler_add(&g->scheduler, q) < 0)
-                finish(g, q, NULL, 0, FINISH_ERROR, -1, "out of memory");
+        if (scheduler_add(&g->scheduler, &q->sequence) < 0)
+                finish(g, q, output_last(q, FINISH_ERROR, "out of memory"));
 }
 
-static void abort_sequence(struct engine *g, engine_id id) {
-        struct sequence *q = *find_by_id(g, id);
+static void abort_request(struct engine *g, engine_id id) {
+        struct request *q = *find_by_id(g, id);
 
         if (q)
-                finish(g, q, NULL, 0, FINISH_ABORT, -1, NULL);
+                finish(g, q, output_last(q, FINISH_ABORT, NULL));
 }
 
-static void abort_everything(struct engine *g, enum finish_reason reason, const char *error) {
+static void abort_everything(struct engine *g) {
         for (size_t i = 0; i < ID_BUCKETS; i++)
                 while (g->by_id[i])
-                        finish(g, g->by_id[i], NULL, 0, reason, -1, error);
+                        finish(g, g->by_id[i], output_last(g->by_id[i], FINISH_ABORT, NULL));
 }
 
 static void reset_cache(struct engine *g) {
@@ -67,6 +96,7 @@ static void reset_cache(struct engine *g) {
         pthread_mutex_unlock(&g->mailbox.lock);
 }
 
+/* True when there were any. */
 static bool run_commands(struct engine *g) {
         struct command *list;
         bool any;
@@ -82,10 +112,10 @@ static bool run_commands(struct engine *g) {
                 list = c->next;
                 switch (c->kind) {
                 case COMMAND_SUBMIT:
-                        admit_sequence(g, c->sequence);
+                        admit_request(g, c->request);
                         break;
                 case COMMAND_ABORT:
-                        abort_sequence(g, c->id);
+                        abort_request(g, c->id);
                         break;
                 case COMMAND_RESET_CACHE:
                         reset_cache(g);
@@ -96,17 +126,16 @@ static bool run_commands(struct engine *g) {
         return any;
 }
 
-/* ---- one step ------------------------------------------------------------------------------------------------------------ */
+/* ---- the model ---------------------------------------------------------------------------------------------------------------- */
 
-static bool reaches_end(const struct scheduled *s) {
-        return s->first + s->rows == s->sequence->count + s->sequence->drafts;
-}
+/* Rows whose logits are wanted, from the end of the span: all of a prompt that is to be reported, those from the last known
+ * token on where the span reaches the sequence's end, else none. */
+static uint32_t wanted_rows(const struct job *j) {
+        const struct sequence *s = &j->request->sequence;
 
-/* Rows of `s` whose logits are wanted, from the end: with prompt log-probabilities all that predict a prompt token too. */
-static uint32_t logit_rows_of(const struct scheduled *s) {
-        if (s->sequence->bypass_cache && s->first < s->sequence->prompt)
-                return s->rows;
-        return reaches_end(s) ? s->sequence->drafts + 1 : 0;
+        if (s->all_prompt_rows && j->first < s->prompt)
+                return j->rows;
+        return j->ends ? j->drafts + 1 : 0;
 }
 
 static int reserve_logits(struct engine *g, size_t rows) {
@@ -122,268 +151,161 @@ static int reserve_logits(struct engine *g, size_t rows) {
         return 0;
 }
 
-static int run_model(struct engine *g) {
+/* A job for every planned sequence, and the model's step. */
+static void prepare_step(struct engine *g, struct model_step *step) {
         const struct scheduler *s = &g->scheduler;
-        struct model_step step = {
-            .tokens = g->tokens, .spans = g->spans, .span_count = s->plan_count, .logit_rows = g->logit_rows};
-        int r;
 
+        *step = (struct model_step){
+            .tokens = g->tokens, .spans = g->spans, .span_count = s->plan_count, .logit_rows = g->logit_rows};
+        g->job_count = s->plan_count;
         for (size_t i = 0; i < s->plan_count; i++) {
                 const struct scheduled *p = &s->plan[i];
-                uint32_t wanted = logit_rows_of(p);
+                struct sequence *q = p->sequence;
+                struct job *j = &g->jobs[i];
 
-                g->spans[i] = (struct model_span){.blocks = p->sequence->table.ids,
+                *j = (struct job){.request = request_of(q),
                     .first = p->first,
                     .rows = p->rows,
-                    .naive = naive_rows(p->sequence->prompt, p->first, p->rows)};
-                memcpy(g->tokens + step.rows, p->sequence->tokens + p->first, p->rows * sizeof(*g->tokens));
-                for (uint32_t k = p->rows - wanted; k < p->rows; k++)
-                        g->logit_rows[step.logit_count++] = (uint32_t)step.rows + k;
-                step.rows += p->rows;
+                    .drafts = q->drafts,
+                    .ends = p->first + p->rows == q->count + q->drafts};
+                g->spans[i] = (struct model_span){.blocks = q->table.ids,
+                    .first = p->first,
+                    .rows = p->rows,
+                    .naive = naive_rows(q->prompt, p->first, p->rows)};
+                memcpy(g->tokens + step->rows, q->tokens + p->first, p->rows * sizeof(*g->tokens));
+                for (uint32_t k = p->rows - wanted_rows(j); k < p->rows; k++)
+                        g->logit_rows[step->logit_count++] = (uint32_t)step->rows + k;
+                step->rows += p->rows;
         }
+}
+
+static int compute_step(struct engine *g) {
+        struct model_step step;
+        const float *logits;
+        int r;
+
+        prepare_step(g, &step);
         r = reserve_logits(g, step.logit_count);
-        return r < 0 ? r : model_forward(g->options.model, &g->kv, &step, g->logits, g->hidden);
-}
+        if (r == 0)
+                r = model_forward(g->options.model, &g->kv, &step, g->logits, g->hidden);
+        if (r < 0)
+                return r;
+        logits = g->logits;
+        for (size_t i = 0; i < g->job_count; i++) {
+                uint32_t wanted = wanted_rows(&g->jobs[i]);
 
-/* ---- tokens -------------------------------------------------------------------------------------------------------------- */
-
-/* The reasons to end after a new last token, in vLLM's order. *ret_stop_id is set for a stop token. */
-static enum finish_reason check_end(const struct sequence *q, int64_t *ret_stop_id) {
-        uint32_t last = q->tokens[q->count - 1];
-
-        if (q->count - q->prompt >= q->params.min_tokens) {
-                for (uint32_t i = 0; i < q->eos_count && !q->params.ignore_eos; i++)
-                        if (q->eos[i] == last)
-                                return FINISH_STOP;
-                for (uint32_t i = 0; i < q->params.stop_id_count; i++)
-                        if (q->params.stop_ids[i] == last) {
-                                *ret_stop_id = last;
-                                return FINISH_STOP;
-                        }
+                g->jobs[i].logits = wanted ? logits : NULL;
+                logits += (size_t)wanted * g->config->vocab;
         }
-        return q->count >= q->max_count ? FINISH_LENGTH : FINISH_NONE;
+        return 0;
 }
 
-static void describe_token(
-    struct engine *g, const struct sequence *q, const float *logits, struct engine_token *t, uint32_t at) {
-        *t = (struct engine_token){.id = q->tokens[q->count - 1]};
-        if (q->params.logprobs < 0)
+/* ---- after the model ----------------------------------------------------------------------------------------------------------- */
+
+/* Count rows and tokens, end what has ended. A job is cut to its verified rows, and loses its request when that ended. */
+static void take_result(struct engine *g, struct job *j, uint64_t now) {
+        struct request *q = j->request;
+        struct engine_output *o = j->output ? &j->output->public : NULL;
+
+        if (o && o->token_count) { /* the row of the last known token, and one for every draft that was right */
+                j->rows = j->rows - j->drafts + o->token_count - 1;
+                metrics_tokens(&g->metrics, q, o->token_count, j->drafts, now);
+        }
+        /* After an error nobody knows what the rows are worth: they are not to be found as a prefix. */
+        if (!o || o->finish != FINISH_ERROR)
+                scheduler_advance(&g->scheduler, &q->sequence, j->rows);
+        if (!o)
                 return;
-        t->top_count =
-            (uint32_t)q->params.logprobs < g->config->vocab ? (uint32_t)q->params.logprobs : g->config->vocab;
-        t->top = g->tops + (size_t)at * g->config->vocab;
-        sampler_logprobs(logits, g->config->vocab, t->id, t->top_count, &t->logprob, &t->rank,
-            (struct openai_logprob *)(uintptr_t)t->top);
-}
-
-/* One row's logits to the next token; *ret_accepted tells whether it is the draft that stood there. */
-static uint32_t choose(struct engine *g, struct sequence *q, const float *logits, bool has_draft, bool *ret_accepted) {
-        uint32_t draft = q->tokens[q->count], token;
-        struct distribution d;
-
-        if (!has_draft || q->params.temperature < 1e-5f) {
-                token = sampler_next(&q->sampler, &g->scratch, logits, q->tokens, q->count, q->count - q->prompt);
-                *ret_accepted = has_draft && token == draft;
-                return token;
+        if (o->finish == FINISH_NONE) {
+                tell(g, q, j->output);
+                return;
         }
-        /* Speculative sampling with a draft that is certain of itself: accept with the target's probability, else draw
-         * from what is left. The output has exactly the target's distribution. */
-        d = sampler_distribution(&q->sampler, &g->scratch, logits, q->tokens, q->count, q->count - q->prompt);
-        *ret_accepted = rng_unit(&q->sampler.rng) < distribution_probability(&d, draft);
-        return *ret_accepted ? draft : distribution_draw_without(&d, draft, rng_unit(&q->sampler.rng));
-}
-
-static void count_tokens(struct engine *g, struct sequence *q, uint32_t count, uint32_t drafts, uint64_t now) {
-        pthread_mutex_lock(&g->metrics.lock);
-        g->metrics.figures.generation_tokens += count;
-        if (!q->first_token_ns) {
-                q->first_token_ns = now;
-                g->metrics.figures.prompt_tokens += q->prompt;
-                g->metrics.figures.prompt_cached += q->cached;
-                histogram_add(&g->metrics.histograms[H_TTFT], (double)(now - q->arrival_ns) / NS_PER_S);
-        } else
-                histogram_add(&g->metrics.histograms[H_ITL], (double)(now - q->last_token_ns) / NS_PER_S);
-        if (drafts) {
-                g->metrics.figures.drafts++;
-                g->metrics.figures.draft_tokens += drafts;
-                g->metrics.figures.accepted_tokens += count - 1;
-                for (uint32_t i = 0; i + 1 < count && i < 8; i++)
-                        g->metrics.figures.accepted_at[i]++;
-        }
-        pthread_mutex_unlock(&g->metrics.lock);
-        q->last_token_ns = now;
-}
-
-/* Rows that reach the end of a sequence: sample, verifying drafts on the way. */
-static void take_tokens(struct engine *g, const struct scheduled *s, const float *logits, uint64_t now) {
-        struct sequence *q = s->sequence;
-        uint32_t drafts = q->drafts, n = 0;
-        enum finish_reason reason = FINISH_NONE;
-        int64_t stop_id = -1;
-        bool accepted = true;
-
-        q->drafts = 0;
-        while (accepted && n <= drafts && reason == FINISH_NONE) {
-                const float *row = logits + (size_t)n * g->config->vocab;
-                uint32_t token = choose(g, q, row, n < drafts, &accepted);
-
-                q->tokens[q->count++] = token;
-                sampler_count(&q->sampler, token);
-                describe_token(g, q, row, &g->new_tokens[n], n);
-                reason = check_end(q, &stop_id);
-                n++;
-        }
-        /* The first row belongs to the last known token; every accepted draft's row counts too. */
-        scheduler_advance(&g->scheduler, q, s->rows - drafts + n - 1);
-        count_tokens(g, q, n, drafts, now);
-        if (reason == FINISH_NONE)
-                output_post(g, q, g->new_tokens, n, FINISH_NONE, -1, NULL);
-        else
-                finish(g, q, g->new_tokens, n, reason, stop_id, NULL);
-}
-
-/* Rows inside the prompt of a request that wants their log-probabilities: row i speaks about token i + 1. */
-static void take_prompt_logprobs(struct engine *g, const struct scheduled *s, const float *logits) {
-        struct sequence *q = s->sequence;
-        uint32_t top = (uint32_t)q->params.prompt_logprobs;
-
-        if (top > g->config->vocab)
-                top = g->config->vocab;
-        q->prompt_tokens[0].id = q->tokens[0];
-        for (uint32_t i = s->first; i < s->first + s->rows && i + 1 < q->prompt; i++) {
-                struct engine_token *t = &q->prompt_tokens[i + 1];
-                struct openai_logprob *at =
-                    top ? q->prompt_top + (size_t)(i + 1) * (uint32_t)q->params.prompt_logprobs : NULL;
-
-                *t = (struct engine_token){.id = q->tokens[i + 1], .top = at, .top_count = top};
-                sampler_logprobs(logits + (size_t)(i - s->first) * g->config->vocab, g->config->vocab, t->id, top,
-                    &t->logprob, &t->rank, at);
-        }
+        finish(g, q, j->output);
+        j->request = NULL;
 }
 
 static void take_results(struct engine *g) {
         uint64_t now = clock_mono_ns();
-        const float *logits = g->logits;
 
-        for (size_t i = 0; i < g->scheduler.plan_count; i++) {
-                struct scheduled s = g->scheduler.plan[i];
-                uint32_t wanted = logit_rows_of(&s), last = s.sequence->drafts + 1;
-                bool end = reaches_end(&s);
-
-                if (s.sequence->bypass_cache && s.first < s.sequence->prompt)
-                        take_prompt_logprobs(g, &s, logits);
-                if (end) {
-                        /* After this the sequence may be gone: what draft_step() asks of it is marked here. */
-                        uint32_t before = s.sequence->count;
-                        engine_id id = s.sequence->id;
-
-                        take_tokens(g, &s, logits + (size_t)(wanted - last) * g->config->vocab, now);
-                        if (*find_by_id(g, id)) {
-                                uint32_t emitted = s.sequence->count - before;
-
-                                g->scheduler.plan[i].rows = s.rows - (last - 1) + emitted - 1;
-                        } else
-                                g->scheduler.plan[i].sequence = NULL;
-                } else
-                        scheduler_advance(&g->scheduler, s.sequence, s.rows);
-                logits += (size_t)wanted * g->config->vocab;
-        }
+        for (size_t i = 0; i < g->job_count; i++)
+                take_result(g, &g->jobs[i], now);
 }
 
-/* ---- the loop ------------------------------------------------------------------------------------------------------------ */
+/* What was to be computed in this step is lost; who waits, or was not in it, is not touched. */
+static void fail_step(struct engine *g, int code) {
+        log_error(g->options.log, "a step failed: %s; its %zu requests are ended", strerror(-code), g->job_count);
+        for (size_t i = 0; i < g->job_count; i++)
+                if (g->jobs[i].request)
+                        finish(g, g->jobs[i].request,
+                            output_last(g->jobs[i].request, FINISH_ERROR, "the engine could not compute a step"));
+}
 
 static void note_scheduled(struct engine *g) {
         uint64_t now = clock_mono_ns();
 
-        for (size_t i = 0; i < g->scheduler.plan_count; i++)
-                if (!g->scheduler.plan[i].sequence->scheduled_ns)
-                        g->scheduler.plan[i].sequence->scheduled_ns = now;
-}
+        for (size_t i = 0; i < g->scheduler.plan_count; i++) {
+                struct request *q = request_of(g->scheduler.plan[i].sequence);
 
-static void publish(struct engine *g) {
-        struct engine_figures *f = &g->metrics.figures;
-
-        pthread_mutex_lock(&g->metrics.lock);
-        f->running = (uint32_t)g->scheduler.running_count;
-        f->waiting = (uint32_t)g->scheduler.waiting_count;
-        f->kv_usage = blocks_usage(g->blocks);
-        f->prefix_queries = g->scheduler.prefix_queries;
-        f->prefix_hits = g->scheduler.prefix_hits;
-        f->preemptions = g->scheduler.preemptions;
-        if (g->scheduler.plan_rows)
-                histogram_add(&g->metrics.histograms[H_ITERATION_TOKENS], g->scheduler.plan_rows);
-        pthread_mutex_unlock(&g->metrics.lock);
+                if (!q->scheduled_ns)
+                        q->scheduled_ns = now;
+        }
 }
 
 bool engine_step(struct engine *g) {
-        bool commands = run_commands(g);
-        int r;
+        bool any = run_commands(g);
+        int r = 0;
 
         scheduler_plan(&g->scheduler);
-        if (g->scheduler.plan_count == 0) {
-                publish(g);
-                return commands;
+        if (g->scheduler.plan_count) {
+                any = true;
+                note_scheduled(g);
+                r = compute_step(g);
+                if (r == 0) {
+                        sample_step(g);
+                        take_results(g);
+                        if (g->options.draft_tokens)
+                                r = draft_step(g);
+                }
+                if (r < 0)
+                        fail_step(g, r);
         }
-        note_scheduled(g);
-        r = run_model(g);
-        if (r == 0) {
-                take_results(g);
-                if (g->options.draft_tokens)
-                        r = draft_step(g);
-        }
-        if (r < 0) {
-                log_error(g->options.log, "a step failed: %s; all requests are ended", strerror(-r));
-                abort_everything(g, FINISH_ERROR, "the engine could not compute a step");
-        }
-        publish(g);
-        return true;
+        metrics_step(&g->metrics, &g->scheduler);
+        send_outbox(g);
+        return any;
 }
+
+/* ---- the loop ------------------------------------------------------------------------------------------------------------------ */
 
 static bool has_work(const struct engine *g) {
         return g->scheduler.running_count || g->scheduler.waiting_count;
 }
 
-/* Sleep until there is something to do. Returns false when the engine is to end. */
-static bool wait_for_work(struct engine *g, bool idle) {
+/* Sleep until there is something to do; `stuck`: what there is cannot go on before a command comes. False: end. */
+static bool wait_for_work(struct engine *g, bool stuck) {
         struct mailbox *m = &g->mailbox;
-        bool go_on;
+        bool work = has_work(g), go_on;
 
         pthread_mutex_lock(&m->lock);
-        if (idle && has_work(g) && !m->first && !m->abort_all) {
-                struct timespec until;
-
-                clock_gettime(CLOCK_REALTIME, &until);
-                until.tv_nsec += STARVED_NS;
-                if (until.tv_nsec >= 1000000000) {
-                        until.tv_sec++;
-                        until.tv_nsec -= 1000000000;
-                }
-                pthread_cond_timedwait(&m->work, &m->lock, &until);
-        } else
-                while (!has_work(g) && !m->first && !m->stopping && !m->abort_all)
-                        pthread_cond_wait(&m->work, &m->lock);
-        go_on = !(m->abort_all || (m->stopping && !has_work(g) && !m->first));
+        while ((!work || stuck) && !m->first && !m->abort_all && !(m->stopping && !work))
+                pthread_cond_wait(&m->work, &m->lock);
+        go_on = !m->abort_all && (work || m->first);
         pthread_mutex_unlock(&m->lock);
         return go_on;
 }
 
 void *engine_thread(void *engine) {
         struct engine *g = engine;
-        bool idle = false;
+        bool stuck = false;
 
-        while (wait_for_work(g, idle)) {
-                idle = !engine_step(g);
-                if (g->options.wake)
-                        g->options.wake(g->options.wake_context);
-        }
+        while (wait_for_work(g, stuck))
+                stuck = !engine_step(g);
         run_commands(g);
-        abort_everything(g, FINISH_ABORT, NULL);
-        publish(g);
+        abort_everything(g);
+        metrics_step(&g->metrics, &g->scheduler);
+        send_outbox(g);
         pthread_mutex_lock(&g->mailbox.lock);
         g->mailbox.ended = true;
         pthread_cond_broadcast(&g->mailbox.reply);
         pthread_mutex_unlock(&g->mailbox.lock);
-        if (g->options.wake)
-                g->options.wake(g->options.wake_context);
         return NULL;
 }

@@ -1,4 +1,7 @@
-/* metrics.c - see metrics.h. Names, kinds and buckets are vLLM 0.32's, so that its dashboards and routers work unchanged. */
+/* metrics.c - see metrics.h. Names, kinds and buckets are vLLM 0.32's, so that its dashboards and routers work unchanged.
+ *
+ * Left out: estimates of floating point operations and bytes of a GPU, the multi-modal cache, and the "_created" gauges that
+ * Python's client library adds. */
 #include "engine/metrics.h"
 #include "base/clock.h"
 #include <errno.h>
@@ -12,6 +15,7 @@ static const double itl_bounds[] = {
 static const double request_bounds[] = {
     0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 static const double iteration_bounds[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+static const double n_bounds[] = {1, 2, 5, 10, 20};
 static const double preemption_bounds[] = {1, 2, 3, 4, 5, 10, 20};
 
 #define FIXED(a) a, sizeof(a) / sizeof(*(a))
@@ -27,6 +31,7 @@ static const struct {
         FIXED(iteration_bounds)},
     [H_MAX_GENERATION_TOKENS] = {"vllm:request_max_num_generation_tokens",
         "Histogram of maximum number of requested generation tokens.", NULL, 0},
+    [H_PARAMS_N] = {"vllm:request_params_n", "Histogram of the n request parameter.", FIXED(n_bounds)},
     [H_PARAMS_MAX_TOKENS] = {"vllm:request_params_max_tokens", "Histogram of the max_tokens request parameter.", NULL,
         0},
     [H_TTFT] = {"vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", FIXED(ttft_bounds)},
@@ -66,22 +71,19 @@ static double *make_125(uint32_t max, size_t *ret_count) {
         return bounds;
 }
 
-int metrics_init(struct engine_metrics *m, uint32_t max_model_len) {
+int metrics_init(struct engine_metrics *m, const struct engine_cache_facts *facts) {
         size_t count = 0;
 
-        *m = (struct engine_metrics){0};
+        *m = (struct engine_metrics){.facts = *facts};
         pthread_mutex_init(&m->lock, NULL);
-        m->bounds = make_125(max_model_len, &count);
+        m->bounds = make_125(facts->max_model_len, &count);
         if (!m->bounds)
-                goto fail;
+                return -ENOMEM;
         for (int i = 0; i < H_COUNT; i++)
                 if (histogram_init(&m->histograms[i], histograms[i].bounds ? histograms[i].bounds : m->bounds,
                         histograms[i].bounds ? histograms[i].count : count) < 0)
-                        goto fail;
+                        return -ENOMEM;
         return 0;
-fail:
-        metrics_free(m);
-        return -ENOMEM;
 }
 
 void metrics_free(struct engine_metrics *m) {
@@ -92,36 +94,77 @@ void metrics_free(struct engine_metrics *m) {
         pthread_mutex_destroy(&m->lock);
 }
 
-void metrics_observe(struct engine_metrics *m, enum engine_histogram h, double value) {
-        pthread_mutex_lock(&m->lock);
-        histogram_add(&m->histograms[h], value);
-        pthread_mutex_unlock(&m->lock);
-}
-
 static double seconds(uint64_t from, uint64_t to) {
         return from && to > from ? (double)(to - from) / NS_PER_S : 0;
 }
 
-void metrics_finished(struct engine_metrics *m, const struct sequence *q, enum finish_reason reason, uint64_t now) {
-        uint32_t outputs = q->count - q->prompt;
+void metrics_tokens(struct engine_metrics *m, struct request *q, uint32_t tokens, uint32_t drafts, uint64_t now) {
+        struct engine_figures *f = &m->figures;
+
+        pthread_mutex_lock(&m->lock);
+        f->generation_tokens += tokens;
+        if (!q->first_token_ns) {
+                q->first_token_ns = now;
+                f->prompt_tokens += q->sequence.prompt;
+                f->prompt_cached += q->sequence.cached;
+                histogram_add(&m->histograms[H_TTFT], seconds(q->arrival_ns, now));
+        } else
+                histogram_add(&m->histograms[H_ITL], seconds(q->last_token_ns, now));
+        q->last_token_ns = now;
+        if (drafts) {
+                f->drafts++;
+                f->draft_tokens += drafts;
+                f->accepted_tokens += tokens - 1;
+                for (uint32_t i = 0; i + 1 < tokens; i++)
+                        f->accepted_at[i]++;
+        }
+        pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_finished(struct engine_metrics *m, const struct request *q, enum finish_reason reason, uint64_t now) {
+        const struct sequence *s = &q->sequence;
+        uint32_t outputs = s->count - s->prompt;
 
         pthread_mutex_lock(&m->lock);
         m->figures.finished[reason]++;
         histogram_add(&m->histograms[H_E2E], seconds(q->arrival_ns, now));
-        histogram_add(&m->histograms[H_PROMPT_TOKENS], q->prompt);
+        histogram_add(&m->histograms[H_PROMPT_TOKENS], s->prompt);
         histogram_add(&m->histograms[H_GENERATION_TOKENS], outputs);
         histogram_add(&m->histograms[H_MAX_GENERATION_TOKENS], outputs);
         histogram_add(&m->histograms[H_PARAMS_MAX_TOKENS], q->params.max_tokens);
-        histogram_add(&m->histograms[H_PREEMPTIONS], q->preemptions);
+        histogram_add(&m->histograms[H_PREEMPTIONS], s->preemptions);
+        if (q->params_n)
+                histogram_add(&m->histograms[H_PARAMS_N], q->params_n);
         if (q->scheduled_ns) {
                 histogram_add(&m->histograms[H_QUEUE], seconds(q->queued_ns, q->scheduled_ns));
                 histogram_add(&m->histograms[H_INFERENCE], seconds(q->scheduled_ns, q->last_token_ns));
                 histogram_add(&m->histograms[H_PREFILL], seconds(q->scheduled_ns, q->first_token_ns));
                 histogram_add(&m->histograms[H_DECODE], seconds(q->first_token_ns, q->last_token_ns));
-                histogram_add(&m->histograms[H_KV_COMPUTED], q->prompt - q->cached);
+                histogram_add(&m->histograms[H_KV_COMPUTED], s->prompt - s->cached);
         }
         if (outputs > 1)
                 histogram_add(&m->histograms[H_TPOT], seconds(q->first_token_ns, q->last_token_ns) / (outputs - 1));
+        pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_rejected(struct engine_metrics *m) {
+        pthread_mutex_lock(&m->lock);
+        m->figures.rejected++;
+        pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_step(struct engine_metrics *m, const struct scheduler *s) {
+        struct engine_figures *f = &m->figures;
+
+        pthread_mutex_lock(&m->lock);
+        f->running = (uint32_t)s->running_count;
+        f->waiting = (uint32_t)s->waiting_count;
+        f->kv_usage = blocks_usage(s->blocks);
+        f->prefix_queries = s->prefix_queries;
+        f->prefix_hits = s->prefix_hits;
+        f->preemptions = s->preemptions;
+        if (s->plan_rows)
+                histogram_add(&m->histograms[H_ITERATION_TOKENS], s->plan_rows);
         pthread_mutex_unlock(&m->lock);
 }
 
@@ -137,12 +180,36 @@ static void gauge(struct buf *out, const char *name, const char *labels, const c
         metrics_sample(out, name, labels, value);
 }
 
+/* One sample with a label more. */
 static void sample_with(
     struct buf *out, const char *name, const char *labels, const char *key, const char *value, double v) {
-        char all[1024];
+        struct buf all = {0};
 
-        snprintf(all, sizeof(all), "%s%s%s=\"%s\"", labels, *labels ? "," : "", key, value);
-        metrics_sample(out, name, all, v);
+        buf_add_str(&all, labels);
+        metrics_label(&all, key, slice_str(value));
+        buf_add_char(&all, 0);
+        if (buf_ok(&all))
+                metrics_sample(out, name, all.ptr, v);
+        else
+                out->failed = true;
+        buf_free(&all);
+}
+
+static void write_cache_config(const struct engine_cache_facts *c, const char *labels, struct buf *out) {
+        const char *caching = c->prefix_caching ? "True" : "False";
+        struct buf all = {0};
+
+        buf_printf(&all,
+            "%s%sblock_size=\"%u\",cache_dtype=\"%s\",enable_prefix_caching=\"%s\",num_cpu_blocks=\"0\","
+            "num_gpu_blocks=\"%u\",kv_cache_size_tokens=\"%llu\"",
+            labels, *labels ? "," : "", c->block_tokens, c->dtype, caching, c->blocks,
+            (unsigned long long)c->blocks * c->block_tokens);
+        metrics_describe(out, "vllm:cache_config_info", METRIC_GAUGE, "Information of the LLMEngine CacheConfig");
+        if (buf_ok(&all))
+                metrics_sample(out, "vllm:cache_config_info", all.ptr, 1);
+        else
+                out->failed = true;
+        buf_free(&all);
 }
 
 static void write_gauges(const struct engine_figures *f, const char *labels, struct buf *out) {
@@ -189,6 +256,12 @@ static void write_counters(const struct engine_figures *f, const char *labels, s
             (double)f->prompt_external);
         counter(out, "vllm:prompt_tokens_cached_total", labels, "Number of cached prompt tokens (local + external).",
             (double)(f->prompt_cached + f->prompt_external));
+        metrics_describe(out, "vllm:prompt_tokens_cached_by_source_total", METRIC_COUNTER,
+            "Prefix-cache hit tokens by the cache tier that supplied them.");
+        sample_with(
+            out, "vllm:prompt_tokens_cached_by_source_total", labels, "source", "device", (double)f->prefix_hits);
+        sample_with(
+            out, "vllm:prompt_tokens_cached_by_source_total", labels, "source", "p2p", (double)f->external_hits);
         counter(out, "vllm:generation_tokens_total", labels, "Number of generation tokens processed.",
             (double)f->generation_tokens);
         metrics_describe(
@@ -220,16 +293,16 @@ static void write_speculative(
         }
 }
 
-void metrics_write(
-    struct engine_metrics *m, const char *labels, bool speculative, uint32_t draft_tokens, struct buf *out) {
+void metrics_write(struct engine_metrics *m, const char *labels, struct buf *out) {
         pthread_mutex_lock(&m->lock);
         write_gauges(&m->figures, labels, out);
         write_counters(&m->figures, labels, out);
-        if (speculative)
-                write_speculative(&m->figures, labels, draft_tokens, out);
+        if (m->facts.draft_tokens)
+                write_speculative(&m->figures, labels, m->facts.draft_tokens, out);
         for (int i = 0; i < H_COUNT; i++) {
                 metrics_describe(out, histograms[i].name, METRIC_HISTOGRAM, histograms[i].help);
                 metrics_histogram(out, histograms[i].name, labels, &m->histograms[i]);
         }
+        write_cache_config(&m->facts, labels, out);
         pthread_mutex_unlock(&m->lock);
 }

@@ -1,5 +1,6 @@
 /* sampler.c - see sampler.h. */
 #include "engine/sampler.h"
+#include "base/hash.h"
 #include <assert.h>
 #include <errno.h>
 #include <math.h>
@@ -7,12 +8,17 @@
 
 #define GREEDY_BELOW 1e-5f
 
+/* Nothing so far below the best can come out: even 2^20 tokens at e^-60 together weigh less than 2^-53 of the best, the
+ * resolution of a draw. */
+#define NEGLIGIBLE -60.0f
+
 int sampler_scratch_init(struct sampler_scratch *s, uint32_t vocab) {
         *s = (struct sampler_scratch){.vocab = vocab};
         s->work = malloc(vocab * sizeof(*s->work));
-        s->candidates = malloc(vocab * sizeof(*s->candidates));
-        s->probabilities = malloc(vocab * sizeof(*s->probabilities));
-        if (s->work && s->candidates && s->probabilities)
+        s->ids = malloc(vocab * sizeof(*s->ids));
+        s->weights = malloc(vocab * sizeof(*s->weights));
+        s->select = malloc(vocab * sizeof(*s->select));
+        if (s->work && s->ids && s->weights && s->select)
                 return 0;
         sampler_scratch_free(s);
         return -ENOMEM;
@@ -20,48 +26,97 @@ int sampler_scratch_init(struct sampler_scratch *s, uint32_t vocab) {
 
 void sampler_scratch_free(struct sampler_scratch *s) {
         free(s->work);
-        free(s->candidates);
-        free(s->probabilities);
+        free(s->ids);
+        free(s->weights);
+        free(s->select);
         *s = (struct sampler_scratch){0};
+}
+
+/* ---- what penalties look at: distinct ids, however large the vocabulary ---------------------------------------------------- */
+
+struct seen_token {
+        uint32_t id;
+        bool used, in_prompt;
+        uint32_t count; /* in the output */
+};
+
+static struct seen_token *find_seen(const struct sampler_state *s, uint32_t id) {
+        uint32_t mask = s->seen_capacity - 1, at = (id * 0x9e3779b1u) & mask;
+
+        while (s->seen[at].used && s->seen[at].id != id)
+                at = (at + 1) & mask;
+        return &s->seen[at];
+}
+
+static int grow_seen(struct sampler_state *s) {
+        struct sampler_state bigger = {.seen_capacity = s->seen_capacity ? 2 * s->seen_capacity : 64};
+
+        bigger.seen = calloc(bigger.seen_capacity, sizeof(*bigger.seen));
+        if (!bigger.seen)
+                return -ENOMEM;
+        for (uint32_t i = 0; i < s->seen_capacity; i++)
+                if (s->seen[i].used)
+                        *find_seen(&bigger, s->seen[i].id) = s->seen[i];
+        free(s->seen);
+        s->seen = bigger.seen;
+        s->seen_capacity = bigger.seen_capacity;
+        return 0;
+}
+
+static struct seen_token *add_seen(struct sampler_state *s, uint32_t id) {
+        struct seen_token *t;
+
+        if (2 * (s->seen_count + 1) > s->seen_capacity && grow_seen(s) < 0)
+                return NULL;
+        t = find_seen(s, id);
+        if (!t->used) {
+                *t = (struct seen_token){.id = id, .used = true};
+                s->seen_count++;
+        }
+        return t;
 }
 
 static bool has_penalties(const struct sampling_params *p) {
         return p->repetition_penalty != 1 || p->frequency_penalty != 0 || p->presence_penalty != 0;
 }
 
-int sampler_init(struct sampler_state *s, const struct engine_request *r, uint32_t vocab, uint64_t seed) {
-        const struct sampling_params *p = s->params;
+int sampler_init(struct sampler_state *s, const uint32_t *prompt, uint32_t prompt_count, uint64_t seed) {
+        s->seed = s->params->has_seed ? (uint64_t)s->params->seed : seed;
+        s->seen = NULL;
+        s->seen_count = s->seen_capacity = 0;
+        if (!has_penalties(s->params))
+                return 0;
+        if (grow_seen(s) < 0)
+                return -ENOMEM;
+        /* Only the repetition penalty looks at the prompt. */
+        for (uint32_t i = 0; i < prompt_count && s->params->repetition_penalty != 1; i++) {
+                struct seen_token *t = add_seen(s, prompt[i]);
 
-        s->output_counts = NULL;
-        s->in_prompt = NULL;
-        rng_seed(&s->rng, p->has_seed ? (uint64_t)p->seed : seed);
-        if (!has_penalties(p))
-                return 0;
-        s->output_counts = calloc(vocab, sizeof(*s->output_counts));
-        if (!s->output_counts)
-                return -ENOMEM;
-        if (p->repetition_penalty == 1)
-                return 0;
-        s->in_prompt = calloc(vocab, sizeof(*s->in_prompt));
-        if (!s->in_prompt) {
-                sampler_done(s);
-                return -ENOMEM;
+                if (!t) {
+                        sampler_done(s);
+                        return -ENOMEM;
+                }
+                t->in_prompt = true;
         }
-        for (uint32_t i = 0; i < r->prompt_count; i++)
-                s->in_prompt[r->prompt[i]] = 1;
         return 0;
 }
 
 void sampler_done(struct sampler_state *s) {
-        free(s->output_counts);
-        free(s->in_prompt);
-        s->output_counts = NULL;
-        s->in_prompt = NULL;
+        free(s->seen);
+        s->seen = NULL;
+        s->seen_count = s->seen_capacity = 0;
 }
 
-void sampler_count(struct sampler_state *s, uint32_t id) {
-        if (s->output_counts && s->output_counts[id] < UINT16_MAX)
-                s->output_counts[id]++;
+int sampler_count(struct sampler_state *s, uint32_t id) {
+        struct seen_token *t;
+
+        if (!s->seen)
+                return 0;
+        t = add_seen(s, id);
+        if (!t)
+                return -ENOMEM;
+        t->count++;
+        return 0;
 }
 
 /* ---- changes of logits ------------------------------------------------------------------------------------------------- */
@@ -98,24 +153,27 @@ static void forbid_stops(const struct sampler_state *s, float *work, uint32_t vo
 static void penalise(const struct sampler_state *s, float *work, uint32_t vocab) {
         const struct sampling_params *p = s->params;
 
-        for (uint32_t i = 0; i < vocab; i++) {
-                uint16_t count = s->output_counts[i];
+        for (uint32_t i = 0; i < s->seen_capacity; i++) {
+                const struct seen_token *t = &s->seen[i];
+                float *x = &work[t->id];
 
-                if (p->repetition_penalty != 1 && (count || s->in_prompt[i]))
-                        work[i] = work[i] > 0 ? work[i] / p->repetition_penalty : work[i] * p->repetition_penalty;
-                if (count)
-                        work[i] -= p->frequency_penalty * (float)count + p->presence_penalty;
+                if (!t->used || t->id >= vocab)
+                        continue;
+                if (p->repetition_penalty != 1)
+                        *x = *x > 0 ? *x / p->repetition_penalty : *x * p->repetition_penalty;
+                if (t->count)
+                        *x -= p->frequency_penalty * (float)t->count + p->presence_penalty;
         }
 }
 
-/* True when work differs from the raw logits. */
-static bool adjust(const struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
+/* The logits as the request wants them: `logits` itself when it changes nothing, else scratch->work. */
+static const float *adjust(const struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
     const uint32_t *tokens, size_t count, size_t outputs) {
         const struct sampling_params *p = s->params;
         bool forbid = outputs < p->min_tokens && (s->eos_count || p->stop_id_count);
 
-        if (!p->allowed_ids && !s->bad_sequences && !forbid && !p->bias_count && !s->output_counts)
-                return false;
+        if (!p->allowed_ids && !s->bad_sequences && !forbid && !p->bias_count && !s->seen_count)
+                return logits;
         if (p->allowed_ids)
                 keep_allowed(p, scratch->work, logits, scratch->vocab);
         else
@@ -126,235 +184,279 @@ static bool adjust(const struct sampler_state *s, struct sampler_scratch *scratc
         for (uint32_t i = 0; i < p->bias_count; i++)
                 if (p->bias[i].id < scratch->vocab)
                         scratch->work[p->bias[i].id] += p->bias[i].bias;
-        if (s->output_counts)
-                penalise(s, scratch->work, scratch->vocab);
-        return true;
+        penalise(s, scratch->work, scratch->vocab);
+        return scratch->work;
 }
 
-/* ---- filters ----------------------------------------------------------------------------------------------------------- */
-
-static uint32_t argmax(const float *x, uint32_t n) {
+/* The likeliest, lowest id first among equals. A row that is no numbers is told by its first value being none. */
+static int find_best(const float *x, uint32_t n, uint32_t *ret_best) {
         uint32_t best = 0;
 
         for (uint32_t i = 1; i < n; i++)
                 if (x[i] > x[best])
                         best = i;
-        return best;
+        if (isnan(x[best]) || x[best] == INFINITY)
+                return -EDOM;
+        if (x[best] == -INFINITY)
+                return -ENODATA;
+        *ret_best = best;
+        return 0;
 }
 
-/* The k-th largest of x[0..n) (1 <= k <= n), which is reordered: three-way selection, so that ties cost nothing. */
+/* ---- filters ----------------------------------------------------------------------------------------------------------- */
+
+/* Order x[low..high) as: greater than the pivot, equal, less. */
+static void partition(float *x, size_t low, size_t high, float pivot, size_t *ret_greater, size_t *ret_less) {
+        size_t greater = low, at = low, less = high;
+
+        while (at < less) {
+                float value = x[at];
+
+                if (value > pivot) {
+                        x[at++] = x[greater];
+                        x[greater++] = value;
+                } else if (value < pivot) {
+                        x[at] = x[--less];
+                        x[less] = value;
+                } else
+                        at++;
+        }
+        *ret_greater = greater;
+        *ret_less = less;
+}
+
+/* The k-th largest of x[0..n), 1 <= k <= n. Reorders x. */
 static float kth_largest(float *x, size_t n, size_t k) {
-        size_t low = 0, high = n; /* the answer is in x[low..high) */
+        size_t low = 0, high = n, greater, less;
 
         for (;;) {
                 float pivot = x[low + (high - low) / 2];
-                size_t greater = low, at = low, less = high;
 
-                while (at < less) {
-                        float value = x[at];
-
-                        if (value > pivot) {
-                                x[at++] = x[greater];
-                                x[greater++] = value;
-                        } else if (value < pivot) {
-                                x[at] = x[--less];
-                                x[less] = value;
-                        } else
-                                at++;
-                }
-                if (k - 1 < greater)
+                partition(x, low, high, pivot, &greater, &less);
+                if (k <= greater)
                         high = greater;
-                else if (k - 1 < less)
+                else if (k <= less)
                         return pivot;
                 else
                         low = less;
         }
 }
 
-/* Candidates are ids of `scratch->candidates` whose weights exp(logit - max) stand in `scratch->probabilities`. */
-static uint32_t keep_top_k(struct sampler_scratch *scratch, const float *logits, uint32_t count, uint32_t k) {
-        float *copy = (float *)scratch->probabilities;
-        float cut;
+/* The smallest weight among the largest of x[0..n) that together reach `wanted`, and how many of exactly that weight are
+ * needed (0: all of x). Selection instead of a sort: a flat distribution over 129,280 tokens costs no more than a few
+ * passes. Reorders x. */
+static float weight_at_mass(float *x, size_t n, double wanted, size_t *ret_needed) {
+        size_t low = 0, high = n, greater, less;
+        double before = 0; /* mass of what is larger than x[low..high) */
+
+        while (low < high) {
+                float pivot = x[low + (high - low) / 2];
+                double larger = 0, equal;
+
+                partition(x, low, high, pivot, &greater, &less);
+                for (size_t i = low; i < greater; i++)
+                        larger += x[i];
+                equal = (double)pivot * (double)(less - greater);
+                if (before + larger >= wanted && greater > low)
+                        high = greater;
+                else if (before + larger + equal >= wanted) {
+                        size_t needed = (size_t)ceil((wanted - before - larger) / pivot);
+
+                        *ret_needed = needed < 1 ? 1 : needed > less - greater ? less - greater : needed;
+                        return pivot;
+                } else {
+                        before += larger + equal;
+                        low = less;
+                }
+        }
+        *ret_needed = 0;
+        return 0;
+}
+
+/* Ids whose logit may come out: all but the negligible, at most the k best (and their equals). */
+static uint32_t list_candidates(
+    struct sampler_scratch *s, const float *x, float best, const struct sampling_params *p) {
+        float cut = best + NEGLIGIBLE * p->temperature;
+        uint32_t n = 0;
+
+        if (p->top_k > 0 && (uint32_t)p->top_k < s->vocab) {
+                float kth;
+
+                memcpy(s->select, x, s->vocab * sizeof(*x));
+                kth = kth_largest(s->select, s->vocab, (uint32_t)p->top_k);
+                if (kth > cut)
+                        cut = kth;
+        }
+        for (uint32_t i = 0; i < s->vocab; i++)
+                if (x[i] >= cut && x[i] > -INFINITY)
+                        s->ids[n++] = i;
+        return n;
+}
+
+static uint32_t keep_top_p(struct sampler_scratch *s, uint32_t count, double total, double top_p) {
+        size_t needed;
         uint32_t kept = 0;
+        float cut;
 
-        if (k == 0 || k >= count)
+        memcpy(s->select, s->weights, count * sizeof(*s->weights));
+        cut = weight_at_mass(s->select, count, total * top_p, &needed);
+        if (needed == 0)
                 return count;
-        for (uint32_t i = 0; i < count; i++)
-                copy[i] = logits[scratch->candidates[i]];
-        cut = kth_largest(copy, count, k);
-        for (uint32_t i = 0; i < count; i++)
-                if (logits[scratch->candidates[i]] >= cut)
-                        scratch->candidates[kept++] = scratch->candidates[i];
+        for (uint32_t i = 0; i < count; i++) {
+                if (s->weights[i] < cut || (s->weights[i] == cut && needed == 0))
+                        continue;
+                needed -= s->weights[i] == cut;
+                s->ids[kept] = s->ids[i];
+                s->weights[kept++] = s->weights[i];
+        }
         return kept;
 }
 
-struct candidate {
-        double weight;
-        uint32_t id;
-};
+/* min_p, then top_p over the candidates. Top_k came first here, last there: both keep the best so many, so that the smaller
+ * set wins in either order, and it spares the exponentials. */
+static void weigh(struct sampler_scratch *s, const float *x, float best, const struct sampling_params *p,
+    struct distribution *ret_distribution) {
+        uint32_t listed = list_candidates(s, x, best, p), n = 0;
+        double total = 0;
 
-static int by_weight(const void *pa, const void *pb) {
-        const struct candidate *a = pa, *b = pb;
+        for (uint32_t i = 0; i < listed; i++) {
+                float weight = expf((x[s->ids[i]] - best) / p->temperature);
 
-        if (a->weight != b->weight)
-                return a->weight > b->weight ? -1 : 1;
-        return a->id < b->id ? -1 : a->id > b->id;
+                if (weight < p->min_p)
+                        continue;
+                s->ids[n] = s->ids[i];
+                s->weights[n++] = weight;
+                total += weight;
+        }
+        if (p->top_p < 1) {
+                n = keep_top_p(s, n, total, p->top_p);
+                total = 0;
+                for (uint32_t i = 0; i < n; i++)
+                        total += s->weights[i];
+        }
+        *ret_distribution = (struct distribution){s->ids, s->weights, n, total};
 }
 
-/* Keep the smallest set of likeliest candidates whose mass reaches top_p: one stays when the mass before it is below.
- * Sorting 129,280 candidates for the few that count would cost more than the model's head, so only those above a falling
- * cut are sorted, until their mass suffices. Weights need not sum to 1. */
-static uint32_t keep_top_p(struct sampler_scratch *scratch, uint32_t count, double top_p) {
-        double total = 0, wanted, mass = 0;
-        struct candidate *list;
-        uint32_t listed = 0, kept = 0;
+int sampler_distribution(const struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
+    const uint32_t *tokens, size_t count, size_t outputs, struct distribution *ret_distribution) {
+        const float *x = adjust(s, scratch, logits, tokens, count, outputs);
+        uint32_t best;
+        int r = find_best(x, scratch->vocab, &best);
 
-        for (uint32_t i = 0; i < count; i++)
-                total += scratch->probabilities[i];
-        wanted = total * top_p;
-        list = malloc(count * sizeof(*list));
-        if (!list)
-                return count; /* out of memory: sampling from all is the lesser harm */
-        for (double cut = 1e-2; mass < wanted; cut *= 1e-3) {
-                listed = 0;
-                mass = 0;
-                if (cut < 1e-300)
-                        cut = 0;
-                for (uint32_t i = 0; i < count; i++)
-                        if (scratch->probabilities[i] >= cut) {
-                                list[listed++] = (struct candidate){scratch->probabilities[i], scratch->candidates[i]};
-                                mass += scratch->probabilities[i];
-                        }
-                if (cut == 0)
-                        break;
+        if (r < 0)
+                return r;
+        if (s->params->temperature >= GREEDY_BELOW)
+                weigh(scratch, x, x[best], s->params, ret_distribution);
+        else {
+                scratch->ids[0] = best;
+                scratch->weights[0] = 1;
+                *ret_distribution = (struct distribution){scratch->ids, scratch->weights, 1, 1};
         }
-        qsort(list, listed, sizeof(*list), by_weight);
-        mass = 0;
-        while (kept < listed && (kept == 0 || mass < wanted)) {
-                mass += list[kept].weight;
-                scratch->candidates[kept] = list[kept].id;
-                scratch->probabilities[kept] = list[kept].weight;
-                kept++;
-        }
-        free(list);
-        return kept;
-}
-
-struct distribution sampler_distribution(const struct sampler_state *s, struct sampler_scratch *scratch,
-    const float *logits, const uint32_t *tokens, size_t count, size_t outputs) {
-        const struct sampling_params *p = s->params;
-        const float *x = adjust(s, scratch, logits, tokens, count, outputs) ? scratch->work : logits;
-        uint32_t best = argmax(x, scratch->vocab), n = 0;
-        double total = 0, min_weight = p->min_p;
-
-        if (p->temperature < GREEDY_BELOW || isinf(x[best])) {
-                scratch->candidates[0] = best;
-                scratch->probabilities[0] = 1;
-                return (struct distribution){scratch->candidates, scratch->probabilities, 1};
-        }
-        for (uint32_t i = 0; i < scratch->vocab; i++)
-                if (x[i] > -INFINITY &&
-                    (min_weight <= 0 || exp(((double)x[i] - x[best]) / p->temperature) >= min_weight))
-                        scratch->candidates[n++] = i;
-        if (p->top_k > 0)
-                n = keep_top_k(scratch, x, n, (uint32_t)p->top_k);
-        for (uint32_t i = 0; i < n; i++)
-                scratch->probabilities[i] = exp(((double)x[scratch->candidates[i]] - x[best]) / p->temperature);
-        if (p->top_p < 1)
-                n = keep_top_p(scratch, n, p->top_p);
-        for (uint32_t i = 0; i < n; i++)
-                total += scratch->probabilities[i];
-        for (uint32_t i = 0; i < n; i++)
-                scratch->probabilities[i] /= total;
-        return (struct distribution){scratch->candidates, scratch->probabilities, n};
+        return 0;
 }
 
 /* ---- draws ------------------------------------------------------------------------------------------------------------- */
 
 uint32_t distribution_draw(const struct distribution *d, double unit) {
-        double sum = 0;
+        double sum = 0, wanted = unit * d->total;
+        uint32_t last = 0;
 
         assert(d->count > 0);
         for (uint32_t i = 0; i < d->count; i++) {
-                sum += d->probabilities[i];
-                if (unit < sum)
+                sum += d->weights[i];
+                if (wanted < sum)
                         return d->ids[i];
+                if (d->weights[i] > 0)
+                        last = i;
         }
-        /* The probabilities sum to 1 but for rounding: the last one that can come out. */
-        for (uint32_t i = d->count; i-- > 0;)
-                if (d->probabilities[i] > 0)
-                        return d->ids[i];
-        return d->ids[0];
+        return d->ids[last]; /* unit * total was rounded up to total */
 }
 
-double distribution_probability(const struct distribution *d, uint32_t id) {
-        for (uint32_t i = 0; i < d->count; i++)
-                if (d->ids[i] == id)
-                        return d->probabilities[i];
-        return 0;
+static double draw_unit(uint64_t seed, uint64_t position) {
+        uint64_t both[2] = {seed, position};
+
+        return (double)(hash64(slice_of(both, sizeof(both)), 0) >> 11) * 0x1p-53;
 }
 
-uint32_t distribution_draw_without(const struct distribution *d, uint32_t id, double unit) {
-        double left = 1 - distribution_probability(d, id), sum = 0;
-        uint32_t last = id;
-
-        for (uint32_t i = 0; i < d->count; i++) {
-                if (d->ids[i] == id || d->probabilities[i] <= 0)
-                        continue;
-                last = d->ids[i];
-                sum += d->probabilities[i];
-                if (unit * left < sum)
-                        return last;
-        }
-        return last;
-}
-
-uint32_t sampler_next(struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
-    const uint32_t *tokens, size_t count, size_t outputs) {
+int sampler_next(const struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
+    const uint32_t *tokens, size_t count, size_t outputs, uint32_t *ret_token) {
         struct distribution d;
+        int r;
 
         if (s->params->temperature < GREEDY_BELOW)
-                return argmax(
-                    adjust(s, scratch, logits, tokens, count, outputs) ? scratch->work : logits, scratch->vocab);
-        d = sampler_distribution(s, scratch, logits, tokens, count, outputs);
-        return distribution_draw(&d, rng_unit(&s->rng));
+                return find_best(adjust(s, scratch, logits, tokens, count, outputs), scratch->vocab, ret_token);
+        r = sampler_distribution(s, scratch, logits, tokens, count, outputs, &d);
+        if (r == 0)
+                *ret_token = distribution_draw(&d, draw_unit(s->seed, count));
+        return r;
 }
 
 /* ---- log-probabilities ------------------------------------------------------------------------------------------------- */
 
-/* Insert into a list of the best, kept best first; ties keep the lower id, which comes first. */
-static uint32_t insert_top(struct openai_logprob *top, uint32_t held, uint32_t room, uint32_t id, float logit) {
-        uint32_t at;
+/* Worse: less likely, or as likely with a higher id. */
+static bool is_worse(const struct openai_logprob *a, const struct openai_logprob *b) {
+        return a->logprob < b->logprob || (a->logprob == b->logprob && a->id > b->id);
+}
 
-        if (held == room && !(logit > top[held - 1].logprob))
-                return held;
-        at = held < room ? held++ : held - 1;
-        while (at > 0 && logit > top[at - 1].logprob) {
-                top[at] = top[at - 1];
-                at--;
+/* top[0..n) is a heap with the worst at its root; the item at `at` may be better than its children. */
+static void sift_down(struct openai_logprob *top, uint32_t n, uint32_t at) {
+        struct openai_logprob item = top[at];
+
+        for (;;) {
+                uint32_t child = 2 * at + 1;
+
+                if (child >= n)
+                        break;
+                if (child + 1 < n && is_worse(&top[child + 1], &top[child]))
+                        child++;
+                if (!is_worse(&top[child], &item))
+                        break;
+                top[at] = top[child];
+                at = child;
         }
-        top[at] = (struct openai_logprob){.id = id, .logprob = logit};
-        return held;
+        top[at] = item;
+}
+
+/* The `n` best of the row, best first: a heap of the best so far, so that asking for the whole vocabulary is no more than a
+ * sort. */
+static void find_top(const float *logits, uint32_t vocab, struct openai_logprob *top, uint32_t n) {
+        for (uint32_t i = 0; i < n; i++)
+                top[i] = (struct openai_logprob){.id = i, .logprob = logits[i]};
+        for (uint32_t i = n / 2; i-- > 0;)
+                sift_down(top, n, i);
+        for (uint32_t i = n; n && i < vocab; i++)
+                if (logits[i] > top[0].logprob) {
+                        top[0] = (struct openai_logprob){.id = i, .logprob = logits[i]};
+                        sift_down(top, n, 0);
+                }
+        for (uint32_t left = n; left > 1;) {
+                struct openai_logprob worst = top[0];
+
+                top[0] = top[--left];
+                top[left] = worst;
+                sift_down(top, left, 0);
+        }
 }
 
 void sampler_logprobs(const float *logits, uint32_t vocab, uint32_t id, uint32_t top, float *ret_logprob,
     uint32_t *ret_rank, struct openai_logprob *ret_top) {
-        float best = logits[argmax(logits, vocab)];
+        float best = -INFINITY;
         double sum = 0, norm;
-        uint32_t rank = 1, held = 0;
+        uint32_t rank = 0;
 
-        if (top > vocab)
-                top = vocab;
+        for (uint32_t i = 0; i < vocab; i++)
+                best = logits[i] > best ? logits[i] : best;
         for (uint32_t i = 0; i < vocab; i++) {
-                sum += exp((double)logits[i] - best);
-                rank += logits[i] > logits[id];
-                if (top)
-                        held = insert_top(ret_top, held, top, i, logits[i]);
+                sum += expf(logits[i] - best);
+                rank += logits[i] >= logits[id];
         }
         norm = best + log(sum);
         *ret_logprob = (float)(logits[id] - norm);
         *ret_rank = rank;
-        for (uint32_t i = 0; i < held; i++) {
+        if (top > vocab)
+                top = vocab;
+        find_top(logits, vocab, ret_top, top);
+        for (uint32_t i = 0; i < top; i++) {
                 ret_top[i].logprob = (float)(ret_top[i].logprob - norm);
                 ret_top[i].rank = i + 1;
         }

@@ -4,11 +4,17 @@
  * logit_bias, penalties (repetition, frequency, presence); temperature below 1e-5 means the likeliest token, else logits are
  * divided by it; then min_p, top_k (ties at the cut stay), top_p (the best always stays); then one draw.
  *
- * The draw walks the candidates in one fixed order with one number of the sequence's own generator, so a seeded request gives
- * the same tokens whatever else runs. Pure; one thread per scratch. */
+ * The draw for the token at position p of a sequence is a function of (seed, p) and the distribution alone, and walks the
+ * candidates by ascending id. So a seeded request gives the same text whatever else runs, after preemption, and when
+ * another engine continues it; and drafts can be verified by drawing as if there were none: the token that the target draws
+ * equals a draft d with the target's own P(d), and is distributed as the target without d when it differs, which is what
+ * speculative sampling asks for. Text with drafts is text without.
+ *
+ * Pure. A state belongs to one sequence, a scratch to one thread at a time. */
 #pragma once
-#include "base/rng.h"
 #include "engine/engine.h"
+
+struct seen_token; /* an id that penalties look at */
 
 /* What sampling one sequence needs to remember. */
 struct sampler_state {
@@ -16,48 +22,49 @@ struct sampler_state {
         const uint32_t *bad_sequences; /* as in struct engine_request */
         const int64_t *eos;
         uint32_t eos_count;
-        struct rng rng;
-        uint16_t *output_counts; /* [vocab], only with penalties */
-        uint8_t *in_prompt;      /* [vocab], only with a repetition penalty */
+        uint64_t seed;
+        struct seen_token *seen; /* hash table of the distinct ids so far; only with penalties */
+        uint32_t seen_count, seen_capacity;
 };
 
-/* Buffers for one step's sampling, shared by all sequences. */
+/* Buffers for sampling one row, [vocab] each. */
 struct sampler_scratch {
         uint32_t vocab;
-        float *work;           /* [vocab] */
-        uint32_t *candidates;  /* [vocab] */
-        double *probabilities; /* [vocab] */
+        float *work;    /* logits as changed by the request */
+        uint32_t *ids;  /* candidates, ascending */
+        float *weights; /* exp((logit - best) / temperature) of each */
+        float *select;  /* reordered copies */
 };
 
 int sampler_scratch_init(struct sampler_scratch *s, uint32_t vocab); /* 0 or -ENOMEM */
 void sampler_scratch_free(struct sampler_scratch *s);
 
-/* `seed` is used when the request has none of its own. 0 or -ENOMEM. */
-int sampler_init(struct sampler_state *s, const struct engine_request *r, uint32_t vocab, uint64_t seed);
+/* The members above `seed` are set; `seed` is used when the request has none of its own. 0 or -ENOMEM. */
+int sampler_init(struct sampler_state *s, const uint32_t *prompt, uint32_t prompt_count, uint64_t seed);
 void sampler_done(struct sampler_state *s);
-/* A token became part of the output: penalties count it. */
-void sampler_count(struct sampler_state *s, uint32_t id);
+/* A token became part of the output: penalties count it. 0 or -ENOMEM. */
+int sampler_count(struct sampler_state *s, uint32_t id);
 
-/* The distribution after every filter: candidates with probabilities that sum to 1, greedy: one with probability 1.
- * `tokens` is prompt and output so far, `outputs` how many of them are output (min_tokens, bad words). The result points
- * into the scratch and is valid until its next use. */
+/* What a token is drawn from after every filter: an id's probability is its weight / total. Points into the scratch,
+ * valid until its next use. */
 struct distribution {
-        const uint32_t *ids;
-        const double *probabilities;
+        const uint32_t *ids; /* ascending */
+        const float *weights;
         uint32_t count;
+        double total;
 };
-struct distribution sampler_distribution(const struct sampler_state *s, struct sampler_scratch *scratch,
-    const float *logits, const uint32_t *tokens, size_t count, size_t outputs);
+/* `tokens` is prompt and output so far, `outputs` how many of them are output. Returns 0, or -EDOM when the logits are no
+ * numbers, -ENODATA when the request forbids every token. */
+int sampler_distribution(const struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
+    const uint32_t *tokens, size_t count, size_t outputs, struct distribution *ret_distribution);
+/* `unit` in [0, 1). */
 uint32_t distribution_draw(const struct distribution *d, double unit);
-double distribution_probability(const struct distribution *d, uint32_t id);
-/* Draw from the distribution without `id`, for a rejected draft; `id` itself when nothing else is left. */
-uint32_t distribution_draw_without(const struct distribution *d, uint32_t id, double unit);
 
-/* The next token: sampler_distribution and a draw, with a short way when only the likeliest can come out. */
-uint32_t sampler_next(struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
-    const uint32_t *tokens, size_t count, size_t outputs);
+/* The next token: one draw from that distribution, with a short way when only the likeliest can come out. */
+int sampler_next(const struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
+    const uint32_t *tokens, size_t count, size_t outputs, uint32_t *ret_token);
 
-/* Log-probability of `id` under softmax(logits), its 1-based rank, and the `top` best into ret_top (best first, ties by
- * lower id). */
+/* Log-probability of `id` under softmax(logits), its rank (how many are at least as likely, as vLLM counts), and the `top`
+ * best into ret_top (best first, ties by lower id), at most `vocab`. */
 void sampler_logprobs(const float *logits, uint32_t vocab, uint32_t id, uint32_t top, float *ret_logprob,
     uint32_t *ret_rank, struct openai_logprob *ret_top);

@@ -7,15 +7,18 @@
 int scheduler_init(struct scheduler *s, const struct scheduler_options *options, struct blocks *blocks) {
         *s = (struct scheduler){.options = *options, .blocks = blocks};
         s->running = calloc(options->max_seqs, sizeof(struct sequence *));
+        s->victims = calloc(options->max_seqs, sizeof(struct sequence *));
         s->plan = calloc(options->max_seqs, sizeof(*s->plan));
-        if (s->running && s->plan)
+        if (s->running && s->victims && s->plan)
                 return 0;
         scheduler_free(s);
         return -ENOMEM;
 }
 
 void scheduler_free(struct scheduler *s) {
+        assert(s->running_count == 0 && s->waiting_count == 0);
         free(s->running);
+        free(s->victims);
         free(s->waiting);
         free(s->plan);
         *s = (struct scheduler){0};
@@ -23,6 +26,8 @@ void scheduler_free(struct scheduler *s) {
 
 /* ---- waiting: a heap, so that ten thousand queued requests cost nothing per step ------------------------------------------ */
 
+/* Who comes first. A preempted sequence keeps its order, which is lower than that of all who were never admitted: with
+ * FCFS it stands in front. */
 static bool before(const struct scheduler *s, const struct sequence *a, const struct sequence *b) {
         if (s->options.by_priority && a->priority != b->priority)
                 return a->priority < b->priority;
@@ -31,7 +36,7 @@ static bool before(const struct scheduler *s, const struct sequence *a, const st
 
 static void place(struct scheduler *s, struct sequence *q, size_t at) {
         s->waiting[at] = q;
-        q->heap_at = at;
+        q->queue_at = at;
 }
 
 static void sift_up(struct scheduler *s, size_t at) {
@@ -62,15 +67,14 @@ static void sift_down(struct scheduler *s, size_t at) {
         place(s, q, at);
 }
 
+/* Every running sequence may be preempted: there is always room for all of them. */
 static int reserve_waiting(struct scheduler *s) {
-        size_t capacity = s->waiting_capacity ? s->waiting_capacity * 2 : 64;
+        size_t needed = s->waiting_count + s->options.max_seqs + 1;
+        size_t capacity = s->waiting_capacity * 2 > needed ? s->waiting_capacity * 2 : needed;
         struct sequence **grown;
 
-        /* Every running sequence may be preempted: there is always room for all of them. */
-        if (s->waiting_count + s->options.max_seqs + 1 <= s->waiting_capacity)
+        if (needed <= s->waiting_capacity)
                 return 0;
-        while (capacity < s->waiting_count + s->options.max_seqs + 1)
-                capacity *= 2;
         grown = realloc(s->waiting, capacity * sizeof(struct sequence *));
         if (!grown)
                 return -ENOMEM;
@@ -83,11 +87,11 @@ static void push_waiting(struct scheduler *s, struct sequence *q) {
         assert(s->waiting_count < s->waiting_capacity);
         q->state = SEQUENCE_WAITING;
         place(s, q, s->waiting_count++);
-        sift_up(s, q->heap_at);
+        sift_up(s, q->queue_at);
 }
 
 static void remove_waiting(struct scheduler *s, struct sequence *q) {
-        size_t at = q->heap_at;
+        size_t at = q->queue_at;
 
         assert(at < s->waiting_count && s->waiting[at] == q);
         s->waiting_count--;
@@ -95,127 +99,166 @@ static void remove_waiting(struct scheduler *s, struct sequence *q) {
                 return;
         place(s, s->waiting[s->waiting_count], at);
         sift_up(s, at);
-        sift_down(s, s->waiting[at]->heap_at);
+        sift_down(s, s->waiting[at]->queue_at);
 }
 
 int scheduler_add(struct scheduler *s, struct sequence *q) {
         int r = reserve_waiting(s);
 
+        assert(q->state == SEQUENCE_IDLE && q->prompt > 0 && q->count >= q->prompt);
         if (r < 0)
                 return r;
         q->order = s->next_order++;
+        q->plan_at = NOT_PLANNED;
         push_waiting(s, q);
         return 0;
 }
 
-/* ---- running --------------------------------------------------------------------------------------------------------------- */
-
-static void remove_running(struct scheduler *s, const struct sequence *q) {
-        size_t at = 0;
-
-        while (s->running[at] != q)
-                at++;
-        s->running_count--;
-        memmove(&s->running[at], &s->running[at + 1], (s->running_count - at) * sizeof(*s->running));
-}
-
 void scheduler_remove(struct scheduler *s, struct sequence *q) {
-        switch (q->state) {
-        case SEQUENCE_WAITING:
+        if (q->state == SEQUENCE_WAITING)
                 remove_waiting(s, q);
-                break;
-        case SEQUENCE_RUNNING:
-                remove_running(s, q);
-                break;
-        default:
-                break;
+        else if (q->state == SEQUENCE_RUNNING) {
+                assert(s->running[q->queue_at] == q);
+                s->running[q->queue_at] = NULL;
+                s->running_count--;
         }
         blocks_release(s->blocks, &q->table);
-        q->state = SEQUENCE_DONE;
+        q->state = SEQUENCE_IDLE;
 }
 
-/* The running sequence that matters least: the last admitted, or by priority the worst of them all. */
-static struct sequence *choose_victim(struct scheduler *s) {
-        struct sequence *victim = s->running[s->running_count - 1];
+/* ---- rows ----------------------------------------------------------------------------------------------------------------- */
 
-        if (s->options.by_priority)
-                for (size_t i = 0; i < s->running_count; i++)
-                        if (before(s, victim, s->running[i]))
-                                victim = s->running[i];
-        return victim;
+static uint32_t at_most(uint32_t rows, uint32_t limit) {
+        return rows < limit ? rows : limit;
 }
 
-/* What was granted to the victim in this step goes back to the budget. */
-static uint32_t take_back(struct scheduler *s, const struct sequence *victim) {
-        for (size_t i = 0; i < s->plan_count; i++)
-                if (s->plan[i].sequence == victim) {
-                        uint32_t rows = s->plan[i].rows;
-
-                        s->plan_count--;
-                        memmove(&s->plan[i], &s->plan[i + 1], (s->plan_count - i) * sizeof(*s->plan));
-                        s->plan_rows -= rows;
-                        return rows;
-                }
-        return 0;
+static bool wants_all_rows(const struct sequence *q) {
+        return q->all_prompt_rows && q->computed < q->prompt;
 }
 
-static void preempt(struct scheduler *s, struct sequence *victim) {
-        remove_running(s, victim);
-        blocks_release(s->blocks, &victim->table);
-        victim->computed = 0;
-        victim->drafts = 0;
-        victim->preemptions++;
-        s->preemptions++;
-        push_waiting(s, victim);
+/* How many of the `rows` that it lacks a sequence may compute at once, whatever the budget. */
+static uint32_t chunk(const struct scheduler *s, const struct sequence *q, uint32_t rows) {
+        if (s->options.long_prefill_tokens)
+                rows = at_most(rows, s->options.long_prefill_tokens);
+        if (wants_all_rows(q))
+                rows = at_most(rows, s->all_rows_left);
+        return rows;
 }
 
 static void grant(struct scheduler *s, struct sequence *q, uint32_t rows) {
+        uint32_t end = q->computed + rows;
+
+        if (wants_all_rows(q))
+                s->all_rows_left -= rows;
+        if (end < q->count + q->drafts) /* drafts beyond the step are not verified: there are fewer then */
+                q->drafts = end > q->count ? end - q->count : 0;
+        q->plan_at = s->plan_count;
         s->plan[s->plan_count++] = (struct scheduled){q, q->computed, rows};
         s->plan_rows += rows;
 }
 
-/* Rows a sequence may take of the `rows` it needs. Prompt log-probabilities want the logits of every row, a vocabulary of
- * floats each: such prompts go in small chunks. */
-static uint32_t cap(const struct scheduler *s, const struct sequence *q, uint32_t rows, uint32_t budget) {
-        if (s->options.long_prefill_tokens && rows > s->options.long_prefill_tokens)
-                rows = s->options.long_prefill_tokens;
-        if (q->bypass_cache && rows > PROMPT_LOGPROB_ROWS)
-                rows = PROMPT_LOGPROB_ROWS;
-        return rows < budget ? rows : budget;
+/* ---- running --------------------------------------------------------------------------------------------------------------- */
+
+/* Close the gaps that ends and preemptions left in the running sequences. */
+static void compact_running(struct scheduler *s) {
+        size_t kept = 0;
+
+        for (size_t i = 0; i < s->running_slots; i++) {
+                struct sequence *q = s->running[i];
+
+                if (!q || q->state != SEQUENCE_RUNNING)
+                        continue;
+                q->queue_at = kept;
+                s->running[kept++] = q;
+        }
+        assert(kept == s->running_count);
+        s->running_slots = kept;
+}
+
+static void compact_plan(struct scheduler *s) {
+        size_t kept = 0;
+
+        for (size_t i = 0; i < s->plan_count; i++)
+                if (s->plan[i].sequence) {
+                        s->plan[i].sequence->plan_at = kept;
+                        s->plan[kept++] = s->plan[i];
+                }
+        s->plan_count = kept;
+}
+
+static int by_worth(const void *a, const void *b, void *scheduler) {
+        return before(scheduler, *(struct sequence *const *)a, *(struct sequence *const *)b) ? -1 : 1;
+}
+
+/* Line up who may be preempted in this step; made once, when the first one must go. */
+static void list_victims(struct scheduler *s) {
+        assert(s->running_count == s->running_slots); /* nobody has gone yet */
+        memcpy(s->victims, s->running, s->running_count * sizeof(*s->running));
+        s->victim_count = s->running_count;
+        if (s->options.by_priority)
+                qsort_r(s->victims, s->victim_count, sizeof(*s->victims), by_worth, s);
+}
+
+/* Send a sequence back to wait. Returns the rows that it had been granted in this step. */
+static uint32_t preempt(struct scheduler *s, struct sequence *q) {
+        uint32_t granted = 0;
+
+        if (q->plan_at != NOT_PLANNED) {
+                granted = s->plan[q->plan_at].rows;
+                s->plan[q->plan_at].sequence = NULL;
+                s->plan_rows -= granted;
+                q->plan_at = NOT_PLANNED;
+        }
+        blocks_release(s->blocks, &q->table);
+        q->computed = 0;
+        q->drafts = 0;
+        q->preemptions++;
+        s->preemptions++;
+        s->running_count--;
+        push_waiting(s, q);
+        return granted;
+}
+
+/* Blocks for `rows` more rows, at the cost of others, at last of q itself: then false. What others had been granted goes
+ * back to the budget. */
+static bool make_room(struct scheduler *s, struct sequence *q, uint32_t rows, uint32_t *budget) {
+        while (blocks_grow(s->blocks, &q->table, (size_t)q->computed + rows + s->options.lookahead) < 0) {
+                struct sequence *victim;
+
+                if (s->victim_count == 0)
+                        list_victims(s);
+                victim = s->victims[--s->victim_count];
+                *budget += preempt(s, victim);
+                if (victim == q)
+                        return false;
+        }
+        return true;
 }
 
 /* Give the running sequences their rows. Returns what is left of the budget; *ret_preempted tells whether one had to go. */
 static uint32_t plan_running(struct scheduler *s, uint32_t budget, bool *ret_preempted) {
-        for (size_t i = 0; i < s->running_count && budget > 0;) {
+        uint64_t preemptions = s->preemptions;
+
+        s->victim_count = 0;
+        for (size_t i = 0; i < s->running_slots && budget > 0; i++) {
                 struct sequence *q = s->running[i];
-                uint32_t rows = cap(s, q, q->count + q->drafts - q->computed, budget);
-                bool gone = false;
+                uint32_t rows;
 
-                if (rows == 0) {
-                        i++;
+                if (q->state != SEQUENCE_RUNNING)
+                        continue; /* preempted a moment ago */
+                rows = at_most(chunk(s, q, q->count + q->drafts - q->computed), budget);
+                rows = at_most(rows, s->options.max_model_len - 1 - q->computed);
+                if (rows == 0)
                         continue;
-                }
-                while (blocks_grow(s->blocks, &q->table, (size_t)q->computed + rows + s->options.lookahead) < 0) {
-                        struct sequence *victim = choose_victim(s);
-                        size_t at = 0;
-
-                        *ret_preempted = true;
-                        while (s->running[at] != victim)
-                                at++;
-                        budget += take_back(s, victim);
-                        preempt(s, victim);
-                        if (at < i)
-                                i--; /* q moved up by one */
-                        if (victim == q) {
-                                gone = true;
-                                break;
-                        }
-                }
-                if (gone)
-                        continue; /* the next one stands at i now; with FCFS there is none */
+                if (!make_room(s, q, rows, &budget))
+                        continue; /* by priority others come after it; vLLM ends the round here and may give an empty step */
                 grant(s, q, rows);
                 budget -= rows;
-                i++;
+        }
+        *ret_preempted = s->preemptions > preemptions;
+        if (*ret_preempted) {
+                compact_running(s);
+                compact_plan(s);
         }
         return budget;
 }
@@ -224,28 +267,26 @@ static uint32_t plan_running(struct scheduler *s, uint32_t budget, bool *ret_pre
 
 /* Look for a prefix and hold blocks for the first rows. Returns the rows, 0 when the sequence must go on waiting. */
 static uint32_t admit(struct scheduler *s, struct sequence *q, uint32_t budget) {
-        int64_t found =
-            q->bypass_cache && q->computed == 0 ? 0 : blocks_find(s->blocks, &q->table, q->tokens, q->count, q->salt);
-        uint32_t computed = found > 0 ? (uint32_t)found : 0, needed = q->count - computed, rows;
+        struct block_source source = {q->tokens, q->prompt, q->salt};
+        bool look = !q->all_prompt_rows;
+        uint32_t rows;
 
-        rows = s->options.long_prefill_tokens && needed > s->options.long_prefill_tokens
-                   ? s->options.long_prefill_tokens
-                   : needed;
-        if (!s->options.chunked_prefill && rows > budget)
-                rows = 0;
+        if (look)
+                q->computed =
+                    (uint32_t)blocks_find(s->blocks, &q->table, &source, q->count, s->options.lookahead ? 1 : 0);
+        rows = chunk(s, q, q->count - q->computed);
         if (rows > budget)
-                rows = budget;
-        if (rows == 0 || blocks_grow(s->blocks, &q->table, (size_t)computed + rows + s->options.lookahead) < 0) {
+                rows = s->options.chunked_prefill ? budget : 0;
+        if (rows == 0 || blocks_grow(s->blocks, &q->table, (size_t)q->computed + rows + s->options.lookahead) < 0) {
                 blocks_release(s->blocks, &q->table);
+                q->computed = 0;
                 return 0;
         }
-        if (!q->bypass_cache) {
-                s->prefix_queries += q->count;
-                s->prefix_hits += computed;
+        if (!q->admitted) {
+                q->cached = q->computed;
+                s->prefix_queries += look ? q->count : 0;
+                s->prefix_hits += q->computed;
         }
-        q->computed = computed;
-        if (!q->admitted)
-                q->cached = computed;
         q->admitted = true;
         return rows;
 }
@@ -259,7 +300,9 @@ static void plan_waiting(struct scheduler *s, uint32_t budget) {
                         return;
                 remove_waiting(s, q);
                 q->state = SEQUENCE_RUNNING;
-                s->running[s->running_count++] = q;
+                q->queue_at = s->running_slots;
+                s->running[s->running_slots++] = q;
+                s->running_count++;
                 grant(s, q, rows);
                 budget -= rows;
         }
@@ -269,8 +312,12 @@ void scheduler_plan(struct scheduler *s) {
         uint32_t budget = s->options.max_batched_tokens;
         bool preempted = false;
 
+        compact_running(s);
+        for (size_t i = 0; i < s->running_count; i++)
+                s->running[i]->plan_at = NOT_PLANNED;
         s->plan_count = 0;
         s->plan_rows = 0;
+        s->all_rows_left = ALL_ROWS_PER_STEP;
         if (s->options.prefill_first) {
                 plan_waiting(s, budget);
                 if (s->plan_count)
@@ -282,6 +329,8 @@ void scheduler_plan(struct scheduler *s) {
 }
 
 void scheduler_advance(struct scheduler *s, struct sequence *q, uint32_t rows) {
+        struct block_source source = {q->tokens, q->prompt, q->salt};
+
         q->computed += rows;
-        blocks_register(s->blocks, &q->table, q->tokens, q->computed, q->salt);
+        blocks_register(s->blocks, &q->table, &source, q->computed);
 }

@@ -2,63 +2,50 @@
  *
  * vLLM's V1 rules: RUNNING sequences first, in order, then WAITING ones, within one budget of tokens. A running sequence
  * takes its next token (and its drafts), or the next chunk of its prompt; when no KV block is free the last running sequence
- * is preempted: its blocks are freed, its tokens kept, and it waits in front to be computed again. With chunked prefill off
- * a prompt is taken whole or not at all. Nothing is reserved for tokens to come.
+ * (or the one of worst priority) is preempted: its blocks are freed, its tokens kept, and it waits in front to be computed
+ * again. Nothing is admitted in a step that preempted. With chunked prefill off a prompt is taken whole or not at all.
+ * Nothing is reserved for tokens to come.
  *
- * Pure: no I/O, no clock, no model. Work per step is proportional to the running sequences and those admitted, and to the
- * logarithm of those waiting. One thread. */
+ * Pure: no I/O, no clock, no model. A step costs as much as there are running sequences and admissions (times a logarithm
+ * where it preempts), however many wait. One thread. */
 #pragma once
 #include "engine/blocks.h"
-#include "engine/sampler.h"
 
-enum sequence_state {
-        SEQUENCE_WAITING,
-        SEQUENCE_REMOTE, /* waits for KV from another engine: holds blocks, takes no part in steps */
-        SEQUENCE_RUNNING,
-        SEQUENCE_DONE, /* in no queue */
-};
+enum sequence_state { SEQUENCE_IDLE /* in no queue */, SEQUENCE_WAITING, SEQUENCE_RUNNING };
 
-/* A request inside the engine. The scheduler uses the first part; the rest is the engine's. */
+/* One request as the scheduler sees it. Owned by the caller, who appends tokens between steps. Zeroed, then prompt, tokens,
+ * count, salt, priority and a reserved table are set. */
 struct sequence {
         enum sequence_state state;
-        uint64_t order; /* of arrival */
-        int32_t priority;
-        uint32_t *tokens;  /* prompt, then output, then drafts; owned by the engine, room for all it may hold */
-        uint32_t prompt;   /* tokens of the prompt */
+        int32_t priority;  /* lower is better */
+        uint64_t order;    /* of arrival */
+        uint32_t *tokens;  /* prompt, then output, then drafts */
+        uint32_t prompt;   /* tokens of the prompt, at least 1 */
         uint32_t count;    /* prompt + output */
         uint32_t drafts;   /* proposed after them, to be verified in the next step */
         uint32_t computed; /* positions whose KV is in the cache */
         uint32_t cached;   /* of the prompt, found at its first admission */
-        bool admitted;     /* was scheduled once: preemption does not make it new */
-        bool bypass_cache; /* prompt_logprobs: every prompt row must be computed */
+        uint32_t preemptions;
+        bool admitted; /* was scheduled once: preemption does not make it new */
+        bool
+            all_prompt_rows; /* the logits of every prompt row are wanted: no prefix is looked up, and chunks are small */
         struct slice salt;
         struct block_table table;
-        size_t heap_at; /* in the waiting heap */
-
-        engine_id id;
-        void *user;
-        struct sampler_state sampler;
-        struct sampling_params params;
-        struct arena arena; /* of the copies that params point to */
-        uint32_t max_count; /* prompt + max_tokens, within max_model_len */
-        bool prompt_logprobs_told;
-        int64_t eos[8];
-        uint32_t eos_count;
-        uint64_t arrival_ns, queued_ns, scheduled_ns, first_token_ns, last_token_ns;
-        uint32_t preemptions;
-        struct sequence *next_in_bucket;   /* the engine's index by id */
-        struct openai_logprob *prompt_top; /* gathered while the prompt is computed */
-        struct engine_token *prompt_tokens;
+        size_t queue_at; /* in running or in the waiting heap */
+        size_t plan_at;  /* in the plan of this step, or NOT_PLANNED */
 };
+#define NOT_PLANNED SIZE_MAX
 
-#define PROMPT_LOGPROB_ROWS 32u
+/* Rows in one step of sequences with all_prompt_rows: each means the logits of a whole vocabulary, half a megabyte. */
+#define ALL_ROWS_PER_STEP 256u
 
 struct scheduler_options {
-        uint32_t max_seqs, max_batched_tokens, long_prefill_tokens, max_model_len;
+        uint32_t max_seqs, max_batched_tokens, long_prefill_tokens /* 0: off */, max_model_len;
         bool chunked_prefill;
         bool prefill_first; /* vLLM-Ascend's old scheduler: whole prompts first, decodes only in steps without one */
         bool by_priority;
-        uint32_t lookahead; /* slots kept beyond a sequence's end for drafts */
+        uint32_t lookahead; /* slots kept beyond a sequence's rows for drafts; with drafts the last block of a prefix is
+                             * computed again: the draft module needs hidden states to start from */
 };
 
 struct scheduled {
@@ -69,39 +56,32 @@ struct scheduled {
 struct scheduler {
         struct scheduler_options options;
         struct blocks *blocks;
-        struct sequence **running; /* in order of admission */
-        size_t running_count;
+        struct sequence **running; /* in order of admission; NULL where one ended since the last plan */
+        size_t running_slots, running_count;
         struct sequence **waiting; /* heap by (priority, order) */
         size_t waiting_count, waiting_capacity;
+        struct sequence **victims; /* running sequences that may yet be preempted in this step, the first to go last */
+        size_t victim_count;
         struct scheduled *plan; /* of the current step */
         size_t plan_count;
         uint32_t plan_rows;
+        uint32_t all_rows_left; /* of ALL_ROWS_PER_STEP */
         uint64_t next_order;
         uint64_t preemptions, prefix_queries, prefix_hits; /* counters for metrics; the latter two in tokens */
 };
 
-int scheduler_init(
-    struct scheduler *s, const struct scheduler_options *options, struct blocks *blocks); /* 0 or -ENOMEM */
-void scheduler_free(struct scheduler *s);                                                 /* nothing may be queued */
+/* 0 or -ENOMEM. */
+int scheduler_init(struct scheduler *s, const struct scheduler_options *options, struct blocks *blocks);
+void scheduler_free(struct scheduler *s); /* nothing may be queued */
 
 /* Queue a new sequence. 0 or -ENOMEM. */
 int scheduler_add(struct scheduler *s, struct sequence *q);
-/* Take a sequence out of whatever queue it is in, free its blocks, make it DONE. */
+/* Take a sequence out of whatever queue it is in and free its blocks. Not between scheduler_plan() and the use of its plan,
+ * unless the plan's entry is dropped as well. */
 void scheduler_remove(struct scheduler *s, struct sequence *q);
 
-/* Compose the next step into plan, plan_count, plan_rows; none when there is nothing to do. Sequences that could not even
- * run alone are not expected: the engine refuses them at submission. */
+/* Compose the next step into plan, plan_count, plan_rows; none when nothing can be done. Drafts that do not fit the step are
+ * given up. A sequence that could not even run alone must not be added. */
 void scheduler_plan(struct scheduler *s);
-/* Rows of that plan were computed: count them and register full blocks. `rows` may be fewer for rejected drafts. */
+/* Rows of that plan were computed: count them and register full blocks. Fewer than planned when drafts were rejected. */
 void scheduler_advance(struct scheduler *s, struct sequence *q, uint32_t rows);
-
-/* Which attention form rows of a sequence take: positions before the last of the prompt the naive one, all others the
- * absorbed one. It depends on the position and the prompt alone, so that neither chunk borders, nor prefix hits, nor
- * preemption, nor a hand-off between engines (which recomputes the last prompt token) changes a bit. */
-static inline uint32_t naive_rows(uint32_t prompt, uint32_t first, uint32_t rows) {
-        uint32_t end = prompt - 1; /* a prompt has at least one token */
-
-        if (first >= end)
-                return 0;
-        return end - first < rows ? end - first : rows;
-}

@@ -1,0 +1,189 @@
+/* request.c - see request.h. */
+#include "engine/request.h"
+#include <errno.h>
+#include <stdlib.h>
+
+/* ---- copying what was submitted ------------------------------------------------------------------------------------------- */
+
+static int copy_array(struct arena *a, const void **at, size_t bytes) {
+        void *copy;
+
+        if (!*at || !bytes)
+                return 0;
+        copy = arena_alloc(a, bytes);
+        if (!copy)
+                return -ENOMEM;
+        memcpy(copy, *at, bytes);
+        *at = copy;
+        return 0;
+}
+
+static size_t bad_sequences_length(const uint32_t *b) {
+        size_t n = 0;
+
+        while (b && b[n])
+                n += b[n] + 1;
+        return b ? n + 1 : 0;
+}
+
+static int copy_params(struct request *q, const struct engine_request *from) {
+        struct sampling_params *p = &q->params;
+        int r;
+
+        *p = from->sampling;
+        q->sampler.params = p;
+        q->sampler.bad_sequences = from->bad_sequences;
+        r = copy_array(&q->arena, (const void **)&p->stop_ids, p->stop_id_count * sizeof(*p->stop_ids));
+        if (r == 0)
+                r = copy_array(&q->arena, (const void **)&p->bias, p->bias_count * sizeof(*p->bias));
+        if (r == 0)
+                r = copy_array(&q->arena, (const void **)&p->allowed_ids, p->allowed_count * sizeof(*p->allowed_ids));
+        if (r == 0)
+                r = copy_array(&q->arena, (const void **)&q->sampler.bad_sequences,
+                    bad_sequences_length(from->bad_sequences) * sizeof(uint32_t));
+        p->stop = NULL; /* strings are matched where text is made */
+        p->bad_words = NULL;
+        p->stop_count = p->bad_word_count = 0;
+        return r;
+}
+
+static int copy_tokens(struct request *q, const struct engine_request *from, const struct request_limits *limits) {
+        struct sequence *s = &q->sequence;
+        uint64_t room = (uint64_t)from->prompt_count + from->sampling.max_tokens;
+
+        if (room > limits->max_model_len)
+                room = limits->max_model_len;
+        q->max_count = (uint32_t)room;
+        s->tokens = malloc((room + limits->lookahead) * sizeof(*s->tokens));
+        if (!s->tokens)
+                return -ENOMEM;
+        memcpy(s->tokens, from->prompt, from->prompt_count * sizeof(*s->tokens));
+        s->prompt = s->count = from->prompt_count;
+        s->priority = from->priority;
+        s->all_prompt_rows = from->sampling.prompt_logprobs >= 0;
+        s->salt = arena_copy(&q->arena, from->cache_salt);
+        if (!s->salt.ptr)
+                return -ENOMEM;
+        return block_table_reserve(&s->table, limits->block_tokens, room + limits->lookahead);
+}
+
+static bool is_possible(const struct engine_request *r, const struct request_limits *limits) {
+        if (r->prompt_count < 1 || r->prompt_count >= limits->max_model_len || r->sampling.max_tokens < 1)
+                return false;
+        for (uint32_t i = 0; i < r->prompt_count; i++)
+                if (r->prompt[i] >= limits->vocab)
+                        return false;
+        return true;
+}
+
+int request_new(const struct engine_request *from, const struct request_limits *limits, engine_id id,
+    struct request **ret_request) {
+        struct request *q;
+        int r;
+
+        if (!is_possible(from, limits))
+                return -EINVAL;
+        q = calloc(1, sizeof(*q));
+        if (!q)
+                return -ENOMEM;
+        q->id = id;
+        q->user = from->user;
+        q->arrival_ns = from->arrival_ns;
+        q->params_n = from->params_n;
+        q->eos_count = from->eos_count < EOS_MAX ? from->eos_count : EOS_MAX;
+        if (q->eos_count)
+                memcpy(q->eos, from->eos, q->eos_count * sizeof(*q->eos));
+        q->sampler.eos = q->eos;
+        q->sampler.eos_count = q->eos_count;
+        r = copy_tokens(q, from, limits);
+        if (r == 0)
+                r = copy_params(q, from);
+        if (r == 0)
+                r = sampler_init(&q->sampler, q->sequence.tokens, q->sequence.prompt, limits->seed);
+        if (r == 0) {
+                q->last = output_new(q, 0, 0);
+                r = q->last ? 0 : -ENOMEM;
+        }
+        if (r < 0) {
+                request_free(q);
+                return r;
+        }
+        *ret_request = q;
+        return 0;
+}
+
+void request_free(struct request *q) {
+        if (!q)
+                return;
+        block_table_free(&q->sequence.table);
+        free(q->sequence.tokens);
+        sampler_done(&q->sampler);
+        arena_free(&q->arena);
+        free(q->report);
+        output_free(q->last);
+        free(q);
+}
+
+/* ---- the end --------------------------------------------------------------------------------------------------------------- */
+
+enum finish_reason request_check_end(const struct request *q, int64_t *ret_stop_id) {
+        const struct sequence *s = &q->sequence;
+        uint32_t last = s->tokens[s->count - 1];
+
+        if (s->count - s->prompt >= q->params.min_tokens) {
+                /* The first is the model's own end; further ones of generation_config.json count as stop tokens. */
+                for (uint32_t i = 0; i < q->eos_count && !q->params.ignore_eos; i++)
+                        if (q->eos[i] == last) {
+                                *ret_stop_id = i == 0 ? -1 : last;
+                                return FINISH_STOP;
+                        }
+                for (uint32_t i = 0; i < q->params.stop_id_count; i++)
+                        if (q->params.stop_ids[i] == last) {
+                                *ret_stop_id = last;
+                                return FINISH_STOP;
+                        }
+        }
+        return s->count >= q->max_count ? FINISH_LENGTH : FINISH_NONE;
+}
+
+/* ---- outputs --------------------------------------------------------------------------------------------------------------- */
+
+struct output *output_new(const struct request *q, uint32_t tokens, uint32_t top) {
+        size_t bytes =
+            sizeof(struct output) + tokens * (sizeof(struct engine_token) + top * sizeof(struct openai_logprob));
+        struct output *o = calloc(1, bytes);
+        struct openai_logprob *at;
+
+        if (!o)
+                return NULL;
+        at = (struct openai_logprob *)&o->tokens[tokens];
+        for (uint32_t i = 0; top && i < tokens; i++, at += top)
+                o->tokens[i].top = at;
+        o->public = (struct engine_output){.id = q->id, .user = q->user, .tokens = o->tokens, .stop_id = -1};
+        return o;
+}
+
+void output_free(struct output *o) {
+        if (!o)
+                return;
+        free(o->report);
+        free(o);
+}
+
+struct output *output_last(struct request *q, enum finish_reason finish, const char *error) {
+        struct output *o = q->last;
+
+        q->last = NULL;
+        o->public.finish = finish;
+        o->public.error = error;
+        return o;
+}
+
+struct engine_token *report_new(uint32_t count, uint32_t top) {
+        struct engine_token *tokens = calloc(count, sizeof(*tokens) + top * sizeof(struct openai_logprob));
+        struct openai_logprob *at = (struct openai_logprob *)(tokens + count);
+
+        for (uint32_t i = 0; tokens && top && i < count; i++, at += top)
+                tokens[i].top = at;
+        return tokens;
+}
