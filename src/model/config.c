@@ -1,294 +1,418 @@
-/* config.c - config.json of DeepSeek V2 and V3 checkpoints: read, checked, and turned into what the forward pass uses. */
+/* config.c - read and check config.json of a DeepSeek V2 or V3 checkpoint.
+ *
+ * Whole-number fields are rows of a table {name, where, limits}; what ties fields together is checked after it. Every
+ * refusal names the file and the field. Unknown keys (training, auto_map, …) mean nothing here. */
 #include "base/json.h"
-#include "model/internal.h"
+#include "model/core.h"
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
+#include <unistd.h>
 
-/* A config.json is a few KB, its largest relatives (with quantisation lists) some MB. */
-#define CONFIG_MAX (16u << 20)
-/* Sizes beyond these are no model of this family but a broken or hostile file; they keep every product in 64 bits. */
-#define DIM_MAX    (1u << 20)
-#define LAYERS_MAX 1024u
+/* Larger than any released file by a factor of a hundred. */
+#define CONFIG_BYTES_MAX ((size_t)1 << 20)
 
-struct reading {
-        yyjson_val *root;
-        const char *path;
-        struct error *e;
-        int result; /* the first failure */
+/* Limits against hostile or damaged files: far above every released model, low enough that products of two fit in 64 bits
+ * with room and that nothing sized by one of them alone is large. */
+#define VOCAB_MAX     (1u << 22)
+#define WIDTH_MAX     (1u << 18) /* of any vector; the kernels' limit on columns */
+#define LAYERS_MAX    1024u
+#define HEADS_MAX     1024u
+#define EXPERTS_MAX   4096u
+#define HEAD_DIM_MAX  4096u
+#define POSITIONS_MAX (1u << 22)
+#define LATENT_MAX    4096u /* kv_lora_rank + qk_rope_head_dim; the attention kernels' limit */
+
+struct field {
+        const char *name;
+        size_t offset; /* of a uint32_t in struct model_config */
+        uint32_t min, max;
+        bool optional;
+        uint32_t otherwise; /* when absent or null */
 };
 
-static void bad(struct reading *r, const char *key, const char *what) {
-        if (r->result == 0)
-                r->result = error_set(r->e, -EINVAL, "%s: `%s` %s", r->path, key, what);
+#define FIELD(name, member, ...)                                                                                       \
+        { name, offsetof(struct model_config, member), __VA_ARGS__ }
+
+static const struct field fields[] = {
+    FIELD("vocab_size", vocab, 1, VOCAB_MAX),
+    FIELD("hidden_size", hidden, 1, WIDTH_MAX),
+    FIELD("num_hidden_layers", layers, 1, LAYERS_MAX),
+    FIELD("num_attention_heads", heads, 1, HEADS_MAX),
+    FIELD("q_lora_rank", q_lora, 1, WIDTH_MAX, true, 0),
+    FIELD("kv_lora_rank", kv_rank, 1, LATENT_MAX),
+    FIELD("qk_nope_head_dim", nope, 1, HEAD_DIM_MAX),
+    FIELD("qk_rope_head_dim", rope, 2, HEAD_DIM_MAX),
+    FIELD("v_head_dim", v, 1, HEAD_DIM_MAX),
+    FIELD("intermediate_size", dense_width, 1, WIDTH_MAX),
+    FIELD("max_position_embeddings", max_positions, 1, POSITIONS_MAX),
+    FIELD("n_routed_experts", experts, 1, EXPERTS_MAX, true, 0),
+    FIELD("num_nextn_predict_layers", mtp_layers, 0, LAYERS_MAX, true, 0),
+};
+
+/* Needed only by models with routed experts. */
+static const struct field expert_fields[] = {
+    FIELD("moe_intermediate_size", expert_width, 1, WIDTH_MAX),
+    FIELD("num_experts_per_tok", top_k, 1, EXPERTS_MAX),
+    FIELD("n_shared_experts", shared_experts, 0, EXPERTS_MAX, true, 0),
+    FIELD("first_k_dense_replace", dense_layers, 0, LAYERS_MAX, true, 0),
+    FIELD("moe_layer_freq", moe_freq, 1, LAYERS_MAX, true, 1),
+    FIELD("n_group", groups, 1, EXPERTS_MAX, true, 1),
+    FIELD("topk_group", top_groups, 1, EXPERTS_MAX, true, 1),
+};
+
+/* The member, or NULL when it is absent or null. */
+static yyjson_val *member(yyjson_val *object, const char *name) {
+        yyjson_val *v = json_get(object, name);
+
+        return yyjson_is_null(v) ? NULL : v;
 }
 
-/* An integer member within [min, max]; absent or null gives `otherwise`, or an error when that is negative. */
-static uint32_t number(struct reading *r, const char *key, int64_t min, int64_t max, int64_t otherwise) {
-        yyjson_val *v = json_get(r->root, key);
-        int64_t value;
-        char text[96];
+/* Refuse a value: "NAME must be WHAT, is VALUE". */
+static int refuse(struct error *e, const char *name, const char *what, yyjson_val *v) {
+        struct buf text = {0};
+        int r;
 
-        if (!v || yyjson_is_null(v)) {
-                if (otherwise < 0)
-                        bad(r, key, "is missing");
-                return otherwise < 0 ? 0 : (uint32_t)otherwise;
+        if (!v)
+                return error_set(e, -EINVAL, "%s is missing: it must be %s", name, what);
+        json_add_value(&text, v);
+        r = error_set(e, -EINVAL, "%s must be %s, is %.80s", name, what, buf_cstr(&text));
+        buf_free(&text);
+        return r;
+}
+
+static int read_fields(yyjson_val *root, const struct field *f, size_t count, struct model_config *c, struct error *e) {
+        for (; count; f++, count--) {
+                yyjson_val *v = member(root, f->name);
+                uint32_t *to = (uint32_t *)((char *)c + f->offset);
+                char what[64];
+                int64_t n;
+
+                if (!v && f->optional) {
+                        *to = f->otherwise;
+                        continue;
+                }
+                if (!v || json_to_i64(v, &n) < 0 || n < f->min || n > f->max) {
+                        snprintf(what, sizeof(what), "a whole number from %u to %u", f->min, f->max);
+                        return refuse(e, f->name, what, v);
+                }
+                *to = (uint32_t)n;
         }
-        if (json_to_i64(v, &value) < 0)
-                bad(r, key, "is not a whole number");
-        else if (value < min || value > max) {
-                snprintf(text, sizeof(text), "is %lld, it must lie in %lld..%lld", (long long)value, (long long)min,
-                    (long long)max);
-                bad(r, key, text);
-        } else
-                return (uint32_t)value;
         return 0;
 }
 
-static double real(struct reading *r, yyjson_val *object, const char *key, double otherwise) {
-        yyjson_val *v = json_get(object, key);
-        double value;
+/* A finite number > 0. */
+static int read_positive(yyjson_val *object, const char *name, double *to, struct error *e) {
+        yyjson_val *v = member(object, name);
+        double d;
 
-        if (!v || yyjson_is_null(v))
-                return otherwise;
-        if (json_to_double(v, &value) < 0 || !isfinite(value)) {
-                bad(r, key, "is not a number");
-                return otherwise;
+        if (!v || json_to_double(v, &d) < 0 || !isfinite(d) || d <= 0)
+                return refuse(e, name, "a number above 0", v);
+        *to = d;
+        return 0;
+}
+
+static int read_positive_or(yyjson_val *object, const char *name, double otherwise, double *to, struct error *e) {
+        if (!member(object, name)) {
+                *to = otherwise;
+                return 0;
         }
-        return value;
+        return read_positive(object, name, to, e);
 }
 
-static void read_architecture(struct reading *r, struct model_config *c) {
-        struct slice name = json_slice(yyjson_arr_get_first(json_get(r->root, "architectures")));
-        char text[160];
+/* A finite number >= 0. */
+static int read_scale(yyjson_val *object, const char *name, double otherwise, double *to, struct error *e) {
+        yyjson_val *v = member(object, name);
+        double d = otherwise;
 
-        snprintf(c->architecture, sizeof(c->architecture), "%.*s",
-            SLICE_ARG(slice_sub(name, 0, sizeof(c->architecture) - 1)));
-        c->is_v3 = slice_is(name, "DeepseekV3ForCausalLM");
-        if (c->is_v3 || slice_is(name, "DeepseekV2ForCausalLM"))
-                return;
-        snprintf(text, sizeof(text), "is `%s`; supported are DeepseekV2ForCausalLM and DeepseekV3ForCausalLM",
-            c->architecture[0] ? c->architecture : "missing");
-        bad(r, "architectures", text);
+        if (v && (json_to_double(v, &d) < 0 || !isfinite(d) || d < 0))
+                return refuse(e, name, "a number of at least 0", v);
+        *to = d;
+        return 0;
 }
 
-static void read_gate(struct reading *r, struct model_config *c) {
-        struct slice method = json_get_slice(r->root, "topk_method"), scoring = json_get_slice(r->root, "scoring_func");
+static int read_architecture(yyjson_val *root, struct model_config *c, struct error *e) {
+        static const struct {
+                const char *architecture, *model_type;
+                bool is_v3;
+        } supported[] = {
+            {"DeepseekV2ForCausalLM", "deepseek_v2", false},
+            {"DeepseekV3ForCausalLM", "deepseek_v3", true},
+        };
+        struct slice name = json_slice(yyjson_arr_get_first(member(root, "architectures")));
+        struct slice type = json_get_slice(root, "model_type");
 
-        c->experts = number(r, "n_routed_experts", 0, MODEL_EXPERTS_MAX, 0);
-        if (c->experts == 0)
-                return;
-        c->shared_experts = number(r, "n_shared_experts", 0, 64, 0);
-        c->top_k = number(r, "num_experts_per_tok", 1, c->experts, -1);
-        c->expert_width = number(r, "moe_intermediate_size", 1, DIM_MAX, -1);
-        c->groups = number(r, "n_group", 1, c->experts, 1);
-        c->top_groups = number(r, "topk_group", 1, c->groups ? c->groups : 1, 1);
-        c->norm_topk = json_get_bool(r->root, "norm_topk_prob", c->is_v3);
-        c->routed_scale = (float)real(r, r->root, "routed_scaling_factor", 1);
-        if (c->is_v3 || slice_is(method, "noaux_tc"))
+        for (size_t i = 0; i < sizeof(supported) / sizeof(*supported); i++)
+                if (slice_is(name, supported[i].architecture) ||
+                    (!name.ptr && slice_is(type, supported[i].model_type))) {
+                        snprintf(c->architecture, sizeof(c->architecture), "%s", supported[i].architecture);
+                        c->is_v3 = supported[i].is_v3;
+                        return 0;
+                }
+        if (!name.ptr)
+                name = type.ptr ? type : SLICE_LIT("(none named)");
+        return error_set(e, -EINVAL, "architecture %.*s is not supported; supported are %s and %s",
+            name.len > 60 ? 60 : (int)name.len, name.ptr, supported[0].architecture, supported[1].architecture);
+}
+
+/* ---- what ties fields together ------------------------------------------------------------------------------------- */
+
+static int read_gate(yyjson_val *root, struct model_config *c, struct error *e) {
+        yyjson_val *method = member(root, "topk_method"), *scoring = member(root, "scoring_func");
+        struct slice m = json_slice(method), s = json_slice(scoring);
+        double scale;
+        int r;
+
+        if (c->is_v3) {
+                if (method && !slice_is(m, "noaux_tc"))
+                        return refuse(e, "topk_method", "\"noaux_tc\" in a V3 model", method);
+                if (scoring && !slice_is(s, "sigmoid"))
+                        return refuse(e, "scoring_func", "\"sigmoid\" in a V3 model", scoring);
                 c->gate = GATE_SIGMOID_NOAUX;
-        else if (slice_is(method, "group_limited_greedy"))
-                c->gate = GATE_SOFTMAX_GROUPS;
-        else if (!method.len || slice_is(method, "greedy"))
-                c->gate = GATE_SOFTMAX_GREEDY;
-        else
-                bad(r, "topk_method", "must be greedy, group_limited_greedy or noaux_tc");
-        if (scoring.len && !slice_is(scoring, c->gate == GATE_SIGMOID_NOAUX ? "sigmoid" : "softmax"))
-                bad(r, "scoring_func", c->gate == GATE_SIGMOID_NOAUX ? "must be sigmoid" : "must be softmax");
-        if (c->groups && c->experts % c->groups)
-                bad(r, "n_group", "does not divide n_routed_experts");
-        else if (c->gate == GATE_SIGMOID_NOAUX && c->groups > 1 && c->experts / c->groups < 2)
-                bad(r, "n_group", "leaves fewer than two experts in a group");
-        else if (c->groups && c->gate != GATE_SOFTMAX_GREEDY && c->top_k > c->experts / c->groups * c->top_groups)
-                bad(r, "num_experts_per_tok", "is more than the chosen groups hold");
-}
-
-/* rope_scaling (with `type` or `rope_type`) beside rope_theta, or newer transformers' rope_parameters with both inside. */
-static void read_rope(struct reading *r, struct model_config *c) {
-        yyjson_val *scaling = json_get(r->root, "rope_scaling"), *parameters = json_get(r->root, "rope_parameters");
-        struct slice type;
-
-        if (yyjson_is_obj(parameters))
-                scaling = parameters;
-        c->rope_scaling.theta = real(r, r->root, "rope_theta", 10000);
-        c->rope_scaling.theta = real(r, scaling, "rope_theta", c->rope_scaling.theta);
-        if (c->rope_scaling.theta <= 1)
-                bad(r, "rope_theta", "must be larger than 1");
-        type = json_get_slice(scaling, "rope_type");
-        if (!type.len)
-                type = json_get_slice(scaling, "type");
-        if (!yyjson_is_obj(scaling) || slice_is(type, "default") || !type.len)
-                return;
-        if (!slice_is(type, "yarn")) {
-                bad(r, "rope_scaling.type", "must be yarn");
-                return;
+        } else {
+                if (method && !slice_is(m, "greedy") && !slice_is(m, "group_limited_greedy"))
+                        return refuse(e, "topk_method", "\"greedy\" or \"group_limited_greedy\" in a V2 model", method);
+                if (scoring && !slice_is(s, "softmax"))
+                        return refuse(e, "scoring_func", "\"softmax\" in a V2 model", scoring);
+                c->gate = slice_is(m, "group_limited_greedy") ? GATE_SOFTMAX_GROUPS : GATE_SOFTMAX_GREEDY;
         }
-        c->rope_scaling.yarn = true;
-        c->rope_scaling.factor = real(r, scaling, "factor", 1);
-        c->rope_scaling.beta_fast = real(r, scaling, "beta_fast", 32);
-        c->rope_scaling.beta_slow = real(r, scaling, "beta_slow", 1);
-        c->rope_scaling.mscale = real(r, scaling, "mscale", 1);
-        c->rope_scaling.mscale_all_dim = real(r, scaling, "mscale_all_dim", 0);
-        c->rope_scaling.original = (uint32_t)real(r, scaling, "original_max_position_embeddings", 4096);
-        if (c->rope_scaling.factor <= 0)
-                bad(r, "rope_scaling.factor", "must be positive");
-        if (c->rope_scaling.original < 1)
-                bad(r, "rope_scaling.original_max_position_embeddings", "must be positive");
+        c->norm_topk = json_get_bool(root, "norm_topk_prob", c->is_v3);
+        r = read_positive(root, "routed_scaling_factor", &scale, e);
+        c->routed_scale = (float)scale;
+        return r;
 }
 
-static void read_quantization(struct reading *r, struct model_config *c) {
-        yyjson_val *q = json_get(r->root, "quantization_config"), *block;
-        struct slice method = json_get_slice(q, "quant_method");
+static int read_experts(yyjson_val *root, struct model_config *c, struct error *e) {
+        int r;
+
+        if (c->experts == 0)
+                return 0;
+        r = read_fields(root, expert_fields, sizeof(expert_fields) / sizeof(*expert_fields), c, e);
+        if (r == 0)
+                r = read_gate(root, c, e);
+        if (r < 0)
+                return r;
+        if (c->top_k > c->experts)
+                return error_set(
+                    e, -EINVAL, "num_experts_per_tok %u is more than n_routed_experts %u", c->top_k, c->experts);
+        if (c->gate == GATE_SOFTMAX_GREEDY)
+                c->groups = c->top_groups = 1;
+        if (c->experts % c->groups)
+                return error_set(
+                    e, -EINVAL, "n_routed_experts %u do not divide into n_group %u groups", c->experts, c->groups);
+        if (c->top_groups > c->groups)
+                return error_set(e, -EINVAL, "topk_group %u is more than n_group %u", c->top_groups, c->groups);
+        if (c->top_k > c->experts / c->groups * c->top_groups)
+                return error_set(e, -EINVAL,
+                    "num_experts_per_tok %u is more than the %u experts of topk_group %u groups", c->top_k,
+                    c->experts / c->groups * c->top_groups, c->top_groups);
+        if (c->gate == GATE_SIGMOID_NOAUX && c->groups > 1 && c->experts / c->groups < 2)
+                return error_set(e, -EINVAL, "n_group %u leaves fewer than two experts in a group", c->groups);
+        if ((uint64_t)c->shared_experts * c->expert_width > WIDTH_MAX)
+                return error_set(e, -EINVAL, "n_shared_experts %u times moe_intermediate_size %u is more than %u",
+                    c->shared_experts, c->expert_width, WIDTH_MAX);
+        return 0;
+}
+
+/* rope_scaling with rope_theta beside it, or both in rope_parameters (newer transformers); the kind is "type" or
+ * "rope_type". */
+static int read_rope(yyjson_val *root, struct model_config *c, struct error *e) {
+        yyjson_val *both = member(root, "rope_parameters"), *scaling = both ? both : member(root, "rope_scaling");
+        yyjson_val *kind = member(scaling, "rope_type");
+        struct field original = FIELD("original_max_position_embeddings", rope_scaling.original, 1, POSITIONS_MAX);
+        int r;
+
+        if (!kind)
+                kind = member(scaling, "type");
+        if (scaling && !yyjson_is_obj(scaling))
+                return refuse(e, both ? "rope_parameters" : "rope_scaling", "an object", scaling);
+        r = read_positive(member(both, "rope_theta") ? both : root, "rope_theta", &c->rope_scaling.theta, e);
+        if (r < 0 || !scaling)
+                return r;
+        if (slice_is(json_slice(kind), "default"))
+                return 0;
+        if (!slice_is(json_slice(kind), "yarn") && !slice_is(json_slice(kind), "deepseek_yarn"))
+                return refuse(e, "the type of rope_scaling", "\"yarn\" or \"default\"", kind);
+        if (member(scaling, "attention_factor") || !json_get_bool(scaling, "truncate", true))
+                return error_set(e, -EINVAL, "rope_scaling with attention_factor or truncate=false is not supported");
+        c->rope_scaling.yarn = true;
+        r = read_positive(scaling, "factor", &c->rope_scaling.factor, e);
+        if (r == 0)
+                r = read_positive_or(scaling, "beta_fast", 32, &c->rope_scaling.beta_fast, e);
+        if (r == 0)
+                r = read_positive_or(scaling, "beta_slow", 1, &c->rope_scaling.beta_slow, e);
+        if (r == 0)
+                r = read_scale(scaling, "mscale", 1, &c->rope_scaling.mscale, e);
+        if (r == 0)
+                r = read_scale(scaling, "mscale_all_dim", 0, &c->rope_scaling.mscale_all_dim, e);
+        return r < 0 ? r : read_fields(scaling, &original, 1, c, e);
+}
+
+static int read_quantization(yyjson_val *root, struct model_config *c, struct error *e) {
+        yyjson_val *q = member(root, "quantization_config"), *block, *format;
+        struct slice method;
         int64_t n, k;
 
+        if (!q)
+                return 0;
         if (!yyjson_is_obj(q))
-                return;
-        if (!slice_is(method, "fp8")) {
-                bad(r, "quantization_config.quant_method",
-                    "must be fp8 (Ascend W8A8 checkpoints come without this member)");
-                return;
-        }
-        block = json_get(q, "weight_block_size");
-        if (json_to_i64(yyjson_arr_get(block, 0), &n) < 0 || json_to_i64(yyjson_arr_get(block, 1), &k) < 0 || n < 1 ||
-            k < 2 || n > 4096 || k > 512 || k % 2) {
-                bad(r, "quantization_config.weight_block_size", "must be two sizes such as [128, 128]");
-                return;
-        }
+                return refuse(e, "quantization_config", "an object", q);
+        method = json_get_slice(q, "quant_method");
+        if (slice_is(method, "ascend"))
+                return 0;
+        if (!slice_is(method, "fp8"))
+                return refuse(
+                    e, "quantization_config.quant_method", "\"fp8\" or \"ascend\"", member(q, "quant_method"));
+        format = member(q, "fmt");
+        if (format && !slice_is(json_slice(format), "e4m3"))
+                return refuse(e, "quantization_config.fmt", "\"e4m3\"", format);
+        block = member(q, "weight_block_size");
+        if (yyjson_arr_size(block) != 2 || json_to_i64(yyjson_arr_get(block, 0), &n) < 0 ||
+            json_to_i64(yyjson_arr_get(block, 1), &k) < 0 || n < 1 || k < 1 || n > WIDTH_MAX || k > WIDTH_MAX)
+                return refuse(
+                    e, "quantization_config.weight_block_size", "two whole numbers such as [128, 128]", block);
         c->fp8 = true;
         c->fp8_block_n = (uint32_t)n;
         c->fp8_block_k = (uint32_t)k;
+        return 0;
 }
 
-static void add_eos(struct model_config *c, yyjson_val *v) {
-        int64_t id;
+static int check_activation(yyjson_val *root, struct error *e) {
+        yyjson_val *act = member(root, "hidden_act");
 
-        if (json_to_i64(v, &id) < 0 || id < 0 || c->eos_count == 8)
-                return;
+        if (act && !slice_is(json_slice(act), "silu"))
+                return refuse(e, "hidden_act", "\"silu\"", act);
+        if (json_get_bool(root, "attention_bias", false))
+                return error_set(e, -EINVAL, "attention_bias is true: biases in attention are not supported");
+        return 0;
+}
+
+static int check_shapes(struct model_config *c, struct error *e) {
+        if (c->rope % 2)
+                return error_set(e, -EINVAL, "qk_rope_head_dim %u is odd; it is rotated in pairs", c->rope);
+        if (c->kv_rank + c->rope > LATENT_MAX)
+                return error_set(e, -EINVAL, "kv_lora_rank %u and qk_rope_head_dim %u are together more than %u",
+                    c->kv_rank, c->rope, LATENT_MAX);
+        if ((uint64_t)c->heads * c->v > WIDTH_MAX)
+                return error_set(e, -EINVAL, "num_attention_heads %u times v_head_dim %u is more than %u", c->heads,
+                    c->v, WIDTH_MAX);
+        return 0;
+}
+
+/* ---- token ids ------------------------------------------------------------------------------------------------------ */
+
+static bool has_eos(const struct model_config *c, int64_t id) {
         for (uint32_t i = 0; i < c->eos_count; i++)
                 if (c->eos[i] == id)
-                        return;
-        c->eos[c->eos_count++] = id;
+                        return true;
+        return false;
 }
 
-static void add_eos_ids(struct model_config *c, yyjson_val *v) {
-        size_t i, n;
-        yyjson_val *item;
+static int add_eos(yyjson_val *v, struct model_config *c, struct error *e) {
+        size_t count = yyjson_is_arr(v) ? yyjson_arr_size(v) : 1;
 
-        if (yyjson_is_arr(v)) {
-                yyjson_arr_foreach(v, i, n, item) add_eos(c, item);
-        } else
-                add_eos(c, v);
+        if (!v)
+                return 0;
+        for (size_t i = 0; i < count; i++) {
+                yyjson_val *one = yyjson_is_arr(v) ? yyjson_arr_get(v, i) : v;
+                int64_t id;
+
+                if (json_to_i64(one, &id) < 0 || id < 0 || id >= c->vocab)
+                        return refuse(e, "eos_token_id", "an id below vocab_size, or a list of them", v);
+                if (has_eos(c, id))
+                        continue;
+                if (c->eos_count == sizeof(c->eos) / sizeof(*c->eos))
+                        return error_set(
+                            e, -EINVAL, "eos_token_id has more than %zu ids", sizeof(c->eos) / sizeof(*c->eos));
+                c->eos[c->eos_count++] = id;
+        }
+        return 0;
 }
 
-static void read_dimensions(struct reading *r, struct model_config *c) {
-        c->vocab = number(r, "vocab_size", 1, 1 << 24, -1);
-        c->hidden = number(r, "hidden_size", 1, DIM_MAX, -1);
-        c->layers = number(r, "num_hidden_layers", 1, LAYERS_MAX, -1);
-        c->heads = number(r, "num_attention_heads", 1, 4096, -1);
-        c->q_lora = number(r, "q_lora_rank", 0, DIM_MAX, 0);
-        c->kv_rank = number(r, "kv_lora_rank", 1, DIM_MAX, -1);
-        c->nope = number(r, "qk_nope_head_dim", 1, 65536, -1);
-        c->rope = number(r, "qk_rope_head_dim", 2, 65536, -1);
-        c->v = number(r, "v_head_dim", 1, 65536, -1);
-        c->dense_width = number(r, "intermediate_size", 1, DIM_MAX, -1);
-        c->dense_layers = number(r, "first_k_dense_replace", 0, LAYERS_MAX, 0);
-        c->moe_freq = number(r, "moe_layer_freq", 1, LAYERS_MAX, 1);
-        c->max_positions = number(r, "max_position_embeddings", 1, 1 << 24, -1);
-        c->mtp_layers = number(r, "num_nextn_predict_layers", 0, 16, 0);
-        c->eps = (float)real(r, r->root, "rms_norm_eps", 1e-6);
-        if (c->rope % 2)
-                bad(r, "qk_rope_head_dim", "must be even");
-        if (json_get_bool(r->root, "attention_bias", false))
-                bad(r, "attention_bias", "is true; biases in attention are not supported");
-        if (json_get_slice(r->root, "hidden_act").len && !slice_is(json_get_slice(r->root, "hidden_act"), "silu"))
-                bad(r, "hidden_act", "must be silu");
+static int read_ids(yyjson_val *root, struct model_config *c, struct error *e) {
+        yyjson_val *bos = member(root, "bos_token_id");
+
+        c->bos = -1;
+        if (bos && (json_to_i64(bos, &c->bos) < 0 || c->bos < 0 || c->bos >= c->vocab))
+                return refuse(e, "bos_token_id", "an id below vocab_size", bos);
+        return add_eos(member(root, "eos_token_id"), c, e);
 }
 
-static double yarn_mscale(double factor, double mscale) {
-        return factor <= 1 ? 1 : 0.1 * mscale * log(factor) + 1;
+/* Its eos ids count too; the file is optional. */
+static int read_generation_config(const char *dir, struct model_config *c, struct error *e) {
+        yyjson_doc *doc;
+        char path[4096];
+        int r;
+
+        snprintf(path, sizeof(path), "%s/generation_config.json", dir);
+        if (access(path, F_OK) < 0)
+                return 0;
+        r = json_parse_file(path, CONFIG_BYTES_MAX, &doc, e);
+        if (r < 0)
+                return -EINVAL;
+        r = add_eos(member(yyjson_doc_get_root(doc), "eos_token_id"), c, e);
+        if (r < 0)
+                error_prefix(e, r, "%s", path);
+        yyjson_doc_free(doc);
+        return r;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------------------------ */
+
+static int read_root(yyjson_val *root, struct model_config *c, struct error *e) {
+        double eps;
+        int r;
+
+        if (!yyjson_is_obj(root))
+                return error_set(e, -EINVAL, "not a JSON object");
+        r = read_architecture(root, c, e);
+        if (r == 0)
+                r = read_fields(root, fields, sizeof(fields) / sizeof(*fields), c, e);
+        if (r == 0)
+                r = read_positive(root, "rms_norm_eps", &eps, e);
+        if (r == 0)
+                r = check_activation(root, e);
+        if (r == 0)
+                r = check_shapes(c, e);
+        if (r == 0)
+                r = read_experts(root, c, e);
+        if (r == 0)
+                r = read_rope(root, c, e);
+        if (r == 0)
+                r = read_quantization(root, c, e);
+        if (r == 0)
+                r = read_ids(root, c, e);
+        if (r < 0)
+                return r;
+        c->eps = (float)eps;
+        c->tied = json_get_bool(root, "tie_word_embeddings", false);
+        c->softmax_scale = (float)rope_softmax_scale(c);
+        return 0;
 }
 
 int model_config_read(const char *dir, struct model_config *ret_config, struct error *e) {
-        struct model_config c = {.bos = -1};
-        char path[4096];
-        struct reading r = {.path = path, .e = e};
+        struct model_config c = {0};
         yyjson_doc *doc;
-        double m;
-        int result;
+        char path[4096];
+        int r;
 
-        snprintf(path, sizeof(path), "%s/config.json", dir);
-        result = json_parse_file(path, CONFIG_MAX, &doc, e);
-        if (result < 0)
-                return result;
-        r.root = yyjson_doc_get_root(doc);
-        if (!yyjson_is_obj(r.root))
-                bad(&r, "config.json", "is not a JSON object");
-        read_architecture(&r, &c);
-        read_dimensions(&r, &c);
-        read_gate(&r, &c);
-        read_rope(&r, &c);
-        read_quantization(&r, &c);
-        if (json_to_i64(json_get(r.root, "bos_token_id"), &c.bos) < 0)
-                c.bos = -1;
-        add_eos_ids(&c, json_get(r.root, "eos_token_id"));
+        if ((size_t)snprintf(path, sizeof(path), "%s/config.json", dir) >= sizeof(path))
+                return error_set(e, -EINVAL, "the path of the model folder is too long");
+        r = json_parse_file(path, CONFIG_BYTES_MAX, &doc, e);
+        if (r < 0)
+                return r == -ENOENT || r == -ENOTDIR ? -ENOENT : r == -ENOMEM ? r : -EINVAL;
+        r = read_root(yyjson_doc_get_root(doc), &c, e);
+        if (r < 0)
+                error_prefix(e, r, "%s", path);
         yyjson_doc_free(doc);
-        if (r.result < 0)
-                return r.result;
-        if (c.experts == 0) /* every layer is dense */
-                c.dense_layers = LAYERS_MAX + 16;
-        m = c.rope_scaling.yarn && c.rope_scaling.mscale_all_dim != 0
-                ? yarn_mscale(c.rope_scaling.factor, c.rope_scaling.mscale_all_dim)
-                : 1;
-        c.softmax_scale = (float)(m * m / sqrt((double)c.nope + c.rope));
-        snprintf(path, sizeof(path), "%s/generation_config.json", dir);
-        if (json_parse_file(path, CONFIG_MAX, &doc, NULL) == 0) {
-                add_eos_ids(&c, json_get(yyjson_doc_get_root(doc), "eos_token_id"));
-                yyjson_doc_free(doc);
-        }
+        if (r == 0)
+                r = read_generation_config(dir, &c, e);
+        if (r < 0)
+                return r;
         *ret_config = c;
         return 0;
 }
 
 bool model_layer_is_moe(const struct model_config *c, uint32_t layer) {
-        return c->experts && layer >= c->dense_layers && layer % c->moe_freq == 0;
-}
-
-/* ---- rope tables -------------------------------------------------------------------------------------------------------- */
-
-/* Dimension at which `rotations` full turns fit into the original length. */
-static double correction(const struct model_config *c, double rotations) {
-        return c->rope * log(c->rope_scaling.original / (rotations * 2 * M_PI)) / (2 * log(c->rope_scaling.theta));
-}
-
-float *rope_table_new(const struct model_config *c, uint32_t positions) {
-        uint32_t pairs = c->rope / 2;
-        float *table = malloc((size_t)positions * c->rope * sizeof(*table));
-        double low = 0, high = 0, scale = 1;
-
-        if (!table)
-                return NULL;
-        if (c->rope_scaling.yarn) {
-                low = fmax(floor(correction(c, c->rope_scaling.beta_fast)), 0);
-                high = fmin(ceil(correction(c, c->rope_scaling.beta_slow)), c->rope - 1);
-                if (low == high)
-                        high += 0.001;
-                scale = yarn_mscale(c->rope_scaling.factor, c->rope_scaling.mscale);
-                if (c->rope_scaling.mscale_all_dim != 0)
-                        scale /= yarn_mscale(c->rope_scaling.factor, c->rope_scaling.mscale_all_dim);
-        }
-        for (uint32_t j = 0; j < pairs; j++) {
-                double frequency = pow(c->rope_scaling.theta, -2.0 * j / c->rope);
-
-                if (c->rope_scaling.yarn) {
-                        double ramp = fmin(fmax((j - low) / (high - low), 0), 1);
-
-                        frequency = frequency / c->rope_scaling.factor * ramp + frequency * (1 - ramp);
-                }
-                for (uint32_t p = 0; p < positions; p++) {
-                        table[((size_t)p * pairs + j) * 2] = (float)(cos(p * frequency) * scale);
-                        table[((size_t)p * pairs + j) * 2 + 1] = (float)(sin(p * frequency) * scale);
-                }
-        }
-        return table;
+        return c->experts > 0 && layer >= c->dense_layers && layer % c->moe_freq == 0;
 }

@@ -1,405 +1,406 @@
-/* forward.c - the forward pass: written once for every weight format, over a flat ragged batch. */
-#include "model/internal.h"
+/* forward.c - one step through the layers.
+ *
+ * A step is rows of many sequences. Everything but attention treats rows alike; attention takes them per span, in the
+ * naive or the absorbed form. No result depends on what else is in the step: kernels sum in fixed orders, routed experts are
+ * added best first, then the shared one. With ACTIVATION_BF16 values are rounded where a bf16 engine would store them. */
+#include "model/core.h"
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
-/* ---- memory of a step ---------------------------------------------------------------------------------------------------------- */
+/* ---- workspace ------------------------------------------------------------------------------------------------------ */
 
-int workspace_reserve(struct model *m, size_t rows) {
-        const struct model_config *c = &m->config;
-        struct workspace *w = &m->work;
-        size_t heads = m->heads, k = c->experts ? c->top_k : 1, experts = c->experts ? c->experts : 1, d = c->hidden;
-        size_t width = c->kv_rank + c->rope;
-        const struct {
-                void **at;
-                size_t elements;
-        } parts[] = {{(void **)&w->x, d}, {(void **)&w->h, d}, {(void **)&w->q_a, c->q_lora ? c->q_lora : 1},
-            {(void **)&w->q, heads * (c->nope + c->rope)}, {(void **)&w->kv, width},
-            {(void **)&w->attended, heads * c->v}, {(void **)&w->mlp, d}, {(void **)&w->router, experts},
-            {(void **)&w->expert_weights, k}, {(void **)&w->routed, k * d},
-            {(void **)&w->absorbed_q, heads * (width + c->nope + c->rope)},
-            {(void **)&w->latents, heads * (c->kv_rank + c->v)}, {(void **)&w->z, 2 * d}, {(void **)&w->positions, 1},
-            {(void **)&w->expert_ids, k}, {(void **)&w->slots, k}, {(void **)&w->expert_rows, k}};
-        size_t bytes = 0;
-        char *memory;
+void workspace_measure(struct workspace *w) {
+        w->measuring = true;
+        w->used = 0;
+}
 
-        if (rows <= w->rows)
+int workspace_begin(struct workspace *w) {
+        size_t needed = w->used;
+
+        w->measuring = false;
+        w->used = 0;
+        if (needed <= w->bytes)
                 return 0;
-        rows = (rows + 15) / 16 * 16;
-        for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
-                bytes += (rows * parts[i].elements * 4 + 63) / 64 * 64;
-        memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
-        if (!memory)
-                return -ENOMEM;
         free(w->memory);
-        w->memory = memory;
-        w->rows = rows;
-        for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++) {
-                *parts[i].at = memory;
-                memory += (rows * parts[i].elements * 4 + 63) / 64 * 64;
-        }
+        w->bytes = 0;
+        w->memory = aligned_alloc(64, needed);
+        if (!w->memory)
+                return -ENOMEM;
+        w->bytes = needed;
         return 0;
 }
 
-static void round_if_bf16(struct model *m, float *x, size_t rows, size_t n) {
-        if (compute_activation(m->compute) == ACTIVATION_BF16)
-                round_bf16(m->compute, x, n, rows, n);
+void *workspace_take(struct workspace *w, size_t count, size_t size) {
+        char *at = w->memory + w->used;
+
+        w->used += (count * size + 63) / 64 * 64;
+        if (w->measuring)
+                return NULL;
+        assert(w->used <= w->bytes);
+        return at;
 }
 
-static void norm_rows(struct model *m, const struct norm *n, const float *x, size_t ldx, size_t rows, size_t width,
-    float *y, size_t ldy) {
-        rmsnorm(m->compute, x, ldx, n->weight, n->bias, m->config.eps, rows, width, y, ldy);
+void workspace_free(struct workspace *w) {
+        free(w->memory);
+        *w = (struct workspace){0};
 }
 
-static int reduce(struct model *m, float *x, size_t count) {
-        return m->shard.tp_size > 1 ? m->reduce.all_reduce(m->reduce.context, x, count) : 0;
+/* ---- the beginning of a step ---------------------------------------------------------------------------------------- */
+
+static size_t q_width(const struct model *m) {
+        return (size_t)m->heads * (m->config.nope + m->config.rope);
 }
 
-/* ---- attention ----------------------------------------------------------------------------------------------------------------- */
+static size_t latent_width(const struct model *m) {
+        return m->config.kv_rank + m->config.rope;
+}
 
-/* The rows that take the naive form: straight from q to the heads' outputs. */
-static void attend_naive(
-    struct model *m, const struct layer *l, const struct kv_layer *kv, const struct model_step *s) {
+static bool mixed(const struct stepping *s) {
+        return s->absorbed < s->rows;
+}
+
+static void lay_out(struct stepping *s, bool draft) {
+        struct model *m = s->m;
         const struct model_config *c = &m->config;
-        struct attention_dims dims = {m->heads, c->nope, c->rope, c->v};
-        struct attention_span spans[64];
-        size_t ldq = (size_t)m->heads * (c->nope + c->rope), ldo = (size_t)m->heads * c->v, row = 0, n = 0;
+        struct workspace *w = &m->work;
+        const size_t n = s->rows, a = s->absorbed, f = sizeof(float);
 
-        for (size_t i = 0; i < s->span_count; i++) {
-                const struct model_span *p = &s->spans[i];
+        s->positions = workspace_take(w, n, sizeof(uint32_t));
+        s->naive_spans = workspace_take(w, s->step->span_count, sizeof(struct attention_span));
+        s->absorbed_spans = workspace_take(w, s->step->span_count, sizeof(struct attention_span));
+        s->x = workspace_take(w, n * c->hidden, f);
+        s->h = workspace_take(w, n * c->hidden, f);
+        s->out = workspace_take(w, n * c->hidden, f);
+        s->q_a = workspace_take(w, n * c->q_lora, f);
+        s->q = workspace_take(w, n * q_width(m), f);
+        s->kv = workspace_take(w, n * latent_width(m), f);
+        s->attended = workspace_take(w, n * m->heads * c->v, f);
+        s->gathered_q = workspace_take(w, mixed(s) ? a * q_width(m) : 0, f);
+        s->latent_q = workspace_take(w, a * m->heads * latent_width(m), f);
+        s->latent_out = workspace_take(w, a * m->heads * c->kv_rank, f);
+        s->gathered_v = workspace_take(w, mixed(s) ? a * m->heads * c->v : 0, f);
+        s->router = workspace_take(w, n * c->experts, f);
+        s->weights = workspace_take(w, n * c->top_k, f);
+        s->ids = workspace_take(w, n * c->top_k, sizeof(uint32_t));
+        s->shared = workspace_take(w, c->experts ? n * c->hidden : 0, f);
+        s->gate_scratch = workspace_take(w, compute_threads(m->options.compute) * gate_scratch_floats(c), f);
+        s->head_in = workspace_take(w, s->step->logit_count * c->hidden, f);
+        s->pair = workspace_take(w, draft ? n * 2 * c->hidden : 0, f);
+}
 
+static void place_rows(struct stepping *s) {
+        const struct model *m = s->m;
+        const struct model_config *c = &m->config;
+        size_t row = 0, absorbed = 0;
+
+        for (size_t i = 0; i < s->step->span_count; i++) {
+                const struct model_span *p = &s->step->spans[i];
+                const size_t rest = p->rows - p->naive;
+
+                assert(p->naive <= p->rows && p->first + p->rows <= c->max_positions);
+                for (uint32_t r = 0; r < p->rows; r++)
+                        s->positions[row + r] = p->first + r;
                 if (p->naive)
-                        spans[n++] = (struct attention_span){
-                            p->blocks, p->first, p->naive, m->work.q + row * ldq, m->work.attended + row * ldo};
-                row += p->rows;
-                if (n == 64 || (n && i + 1 == s->span_count)) {
-                        attention_naive(m->compute, kv, &l->kv_b, &dims, c->softmax_scale, spans, n, ldq, ldo);
-                        n = 0;
-                }
-        }
-}
-
-/* The other rows, gathered: q's halves through W_UK into the latent space, attention over latents, out through W_UV. */
-static void attend_absorbed(
-    struct model *m, const struct layer *l, const struct kv_layer *kv, const struct model_step *s) {
-        const struct model_config *c = &m->config;
-        struct workspace *w = &m->work;
-        uint32_t heads = m->heads;
-        size_t q_head = c->nope + c->rope, width = c->kv_rank + c->rope, ldq = heads * q_head, lda = heads * width;
-        size_t ldu = (size_t)heads * c->kv_rank, ldo = (size_t)heads * c->v, row = 0, n = 0, count = 0;
-        float *gathered = w->absorbed_q, *absorbed = gathered + w->rows * ldq;
-        float *latents = w->latents, *expanded = latents + w->rows * ldu;
-        struct attention_span *spans = malloc((s->span_count + 1) * sizeof(*spans));
-
-        if (!spans)
-                abort(); /* a few KB: nothing sensible can go on */
-        for (size_t i = 0; i < s->span_count; i++) {
-                const struct model_span *p = &s->spans[i];
-                size_t rows = p->rows - p->naive;
-
-                if (rows) {
-                        memcpy(gathered + n * ldq, w->q + (row + p->naive) * ldq, rows * ldq * sizeof(float));
-                        spans[count++] = (struct attention_span){
-                            p->blocks, p->first + p->naive, rows, absorbed + n * lda, latents + n * ldu};
-                        n += rows;
-                }
+                        s->naive_spans[s->naive_count++] = (struct attention_span){.blocks = p->blocks,
+                            .first = p->first,
+                            .count = p->naive,
+                            .q = s->q + row * q_width(m),
+                            .out = s->attended + row * m->heads * c->v};
+                if (rest)
+                        s->absorbed_spans[s->absorbed_count++] = (struct attention_span){.blocks = p->blocks,
+                            .first = p->first + p->naive,
+                            .count = rest,
+                            .q = s->latent_q + absorbed * m->heads * latent_width(m),
+                            .out = s->latent_out + absorbed * m->heads * c->kv_rank};
+                absorbed += rest;
                 row += p->rows;
         }
-        if (n) {
-                head_linear_run(m->compute, &l->absorb, gathered, ldq, q_head, n, absorbed, lda, width);
-                for (size_t t = 0; t < n; t++)
-                        for (uint32_t h = 0; h < heads; h++)
-                                memcpy(absorbed + t * lda + h * width + c->kv_rank,
-                                    gathered + t * ldq + h * q_head + c->nope, c->rope * sizeof(float));
-                attention_absorbed(m->compute, kv, heads, c->softmax_scale, spans, count, lda, ldu);
-                head_linear_run(m->compute, &l->expand, latents, ldu, c->kv_rank, n, expanded, ldo, c->v);
-        }
-        row = n = 0;
-        for (size_t i = 0; i < s->span_count; i++) {
-                size_t rows = s->spans[i].rows - s->spans[i].naive;
-
-                memcpy(w->attended + (row + s->spans[i].naive) * ldo, expanded + n * ldo, rows * ldo * sizeof(float));
-                n += rows;
-                row += s->spans[i].rows;
-        }
-        free(spans);
+        assert(row == s->rows);
 }
 
-static int attention(struct model *m, uint32_t index, const struct layer *l, struct kv_cache *cache,
-    const struct model_step *s, float *x) {
-        const struct model_config *c = &m->config;
-        struct workspace *w = &m->work;
-        struct kv_layer kv = kv_cache_layer(cache, index);
-        size_t rows = s->rows, d = c->hidden, q_head = c->nope + c->rope, ldq = m->heads * q_head,
-               width = c->kv_rank + c->rope;
-        size_t row = 0;
+int stepping_begin(struct stepping *s, struct model *m, const struct model_step *step, bool draft) {
+        *s = (struct stepping){.m = m, .step = step, .rows = step->rows};
+        for (size_t i = 0; i < step->span_count; i++)
+                s->absorbed += step->spans[i].rows - step->spans[i].naive;
+        workspace_measure(&m->work);
+        lay_out(s, draft);
+        if (workspace_begin(&m->work) < 0)
+                return -ENOMEM;
+        lay_out(s, draft);
+        place_rows(s);
+        return 0;
+}
+
+/* ---- small pieces --------------------------------------------------------------------------------------------------- */
+
+void stepping_round(const struct stepping *s, float *x, size_t ld, size_t rows, size_t n) {
+        struct compute *c = s->m->options.compute;
+
+        if (compute_activation(c) == ACTIVATION_BF16)
+                round_bf16(c, x, ld, rows, n);
+}
+
+void stepping_norm(struct stepping *s, const struct norm *norm, const float *x, size_t ldx, float *y, size_t ldy) {
+        rmsnorm(
+            s->m->options.compute, x, ldx, norm->weight, norm->bias, s->m->config.eps, s->rows, norm->width, y, ldy);
+        stepping_round(s, y, ldy, s->rows, norm->width);
+}
+
+/* Over the tensor-parallel ranks. */
+static int reduce(const struct model *m, float *data, size_t count) {
+        if (m->options.shard.tp_size < 2 || count == 0)
+                return 0;
+        return m->reduce.all_reduce(m->reduce.context, data, count);
+}
+
+int stepping_embed(struct stepping *s, const struct weight_source *embed, float *to) {
+        const struct model *m = s->m;
+        const size_t hidden = m->config.hidden;
         int r;
 
-        norm_rows(m, &l->input, x, d, rows, d, w->h, d);
-        round_if_bf16(m, w->h, rows, d);
-        if (c->q_lora) {
-                struct linear_call calls[] = {{&l->q_a, w->q_a, c->q_lora}, {&l->kv_a, w->kv, width}};
+        for (size_t i = 0; i < s->rows; i++) {
+                uint32_t token = s->step->tokens[i];
 
-                linear_run_many(m->compute, calls, 2, w->h, d, rows);
-                round_if_bf16(m, w->q_a, rows, c->q_lora);
-                norm_rows(m, &l->q_a_norm, w->q_a, c->q_lora, rows, c->q_lora, w->q_a, c->q_lora);
-                round_if_bf16(m, w->q_a, rows, c->q_lora);
-                linear_run(m->compute, &l->q_b, w->q_a, c->q_lora, rows, w->q, ldq);
-        } else {
-                struct linear_call calls[] = {{&l->q_b, w->q, ldq}, {&l->kv_a, w->kv, width}};
-
-                linear_run_many(m->compute, calls, 2, w->h, d, rows);
+                assert(token < m->config.vocab);
+                if (token - m->vocab_first < m->vocab_rows)
+                        weight_row(embed, token - m->vocab_first, to + i * hidden);
+                else
+                        memset(to + i * hidden, 0, hidden * sizeof(float));
         }
-        rope(m->compute, m->rope, c->rope / 2, w->positions, rows, w->q + c->nope, ldq, m->heads, q_head);
-        round_if_bf16(m, w->q, rows, ldq);
-        round_if_bf16(m, w->kv, rows, width);
-        norm_rows(m, &l->kv_a_norm, w->kv, width, rows, c->kv_rank, w->kv, width);
-        rope(m->compute, m->rope, c->rope / 2, w->positions, rows, w->kv + c->kv_rank, width, 1, c->rope);
-        round_if_bf16(m, w->kv, rows, width);
-        for (size_t i = 0; i < s->span_count; i++) {
-                kv_write(m->compute, &kv, s->spans[i].blocks, s->spans[i].first, w->kv + row * width, width,
-                    s->spans[i].rows);
-                row += s->spans[i].rows;
-        }
-        attend_naive(m, l, &kv, s);
-        attend_absorbed(m, l, &kv, s);
-        round_if_bf16(m, w->attended, rows, (size_t)m->heads * c->v);
-        linear_run(m->compute, &l->o, w->attended, (size_t)m->heads * c->v, rows, w->z, d);
-        r = reduce(m, w->z, rows * d);
-        if (r < 0)
-                return r;
-        round_if_bf16(m, w->z, rows, d);
-        add_rows(m->compute, w->z, d, rows, d, x, d);
-        round_if_bf16(m, x, rows, d);
-        return 0;
-}
-
-static int run_layer(struct model *m, uint32_t index, const struct layer *l, struct kv_cache *cache,
-    const struct model_step *s, float *x) {
-        size_t rows = s->rows, d = m->config.hidden;
-        int r = attention(m, index, l, cache, s, x);
-
-        if (r < 0)
-                return r;
-        norm_rows(m, &l->post, x, d, rows, d, m->work.h, d);
-        round_if_bf16(m, m->work.h, rows, d);
-        if (l->moe)
-                r = moe_forward(m, index, l, rows, x);
-        else {
-                mlp_run(m->compute, &l->dense, m->work.h, d, rows, m->work.z, d);
-                r = reduce(m, m->work.z, rows * d);
-                if (r == 0) {
-                        round_if_bf16(m, m->work.z, rows, d);
-                        add_rows(m->compute, m->work.z, d, rows, d, x, d);
-                }
-        }
-        if (r == 0)
-                round_if_bf16(m, x, rows, d);
+        r = reduce(m, to, s->rows * hidden);
+        stepping_round(s, to, hidden, s->rows, hidden);
         return r;
 }
 
-/* ---- a step -------------------------------------------------------------------------------------------------------------------- */
+int stepping_logits(struct stepping *s, const struct linear *head, const float *normed, float *logits) {
+        const struct model *m = s->m;
+        const size_t hidden = m->config.hidden, count = s->step->logit_count;
 
-static void fill_positions(struct model *m, const struct model_step *s) {
-        size_t row = 0;
-
-        for (size_t i = 0; i < s->span_count; i++)
-                for (uint32_t k = 0; k < s->spans[i].rows; k++)
-                        m->work.positions[row++] = s->spans[i].first + k;
+        for (size_t i = 0; i < count; i++)
+                memcpy(s->head_in + i * hidden, normed + s->step->logit_rows[i] * hidden, hidden * sizeof(float));
+        if (m->options.shard.tp_size > 1)
+                memset(logits, 0, count * m->config.vocab * sizeof(float));
+        linear_run(m->options.compute, head, s->head_in, hidden, count, logits + m->vocab_first, m->config.vocab);
+        stepping_round(s, logits, m->config.vocab, count, m->config.vocab);
+        return reduce(m, logits, count * m->config.vocab);
 }
 
-/* Gather the wanted rows and run the head over them. */
-static void run_head(
-    struct model *m, const struct linear *head, const struct model_step *s, const float *hidden, float *logits) {
-        size_t d = m->config.hidden;
-        float *gathered = m->work.z; /* as many rows as the step has */
+/* ---- attention ------------------------------------------------------------------------------------------------------ */
 
-        for (size_t i = 0; i < s->logit_count; i++)
-                memcpy(gathered + i * d, hidden + s->logit_rows[i] * d, d * sizeof(float));
-        linear_run(m->compute, head, gathered, d, s->logit_count, logits, m->config.vocab);
-}
+/* Queries [nope | rope] per head, rotated; latents [normed | rotated key]. */
+static void make_queries_and_latents(struct stepping *s, const struct layer *l) {
+        struct model *m = s->m;
+        const struct model_config *c = &m->config;
+        struct compute *compute = m->options.compute;
+        const bool lora = c->q_lora > 0;
+        const struct linear_call calls[2] = {
+            {.l = &l->kv_a, .y = s->kv, .ldy = latent_width(m)},
+            {.l = lora ? &l->q_a : &l->q, .y = lora ? s->q_a : s->q, .ldy = lora ? c->q_lora : q_width(m)},
+        };
 
-int model_forward(struct model *m, struct kv_cache *kv, const struct model_step *s, float *logits, float *hidden) {
-        size_t d = m->config.hidden;
-        float *x;
-        int r = workspace_reserve(m, s->rows ? s->rows : 1);
-
-        if (r < 0)
-                return r;
-        x = m->work.x;
-        fill_positions(m, s);
-        for (size_t i = 0; i < s->rows; i++)
-                weight_row(&m->embed, s->tokens[i], x + i * d);
-        round_if_bf16(m, x, s->rows, d);
-        for (uint32_t i = 0; i < m->config.layers; i++) {
-                r = run_layer(m, i, &m->layers[i], kv, s, x);
-                if (r < 0)
-                        return r;
+        linear_run_many(compute, calls, 2, s->h, c->hidden, s->rows);
+        stepping_round(s, s->kv, latent_width(m), s->rows, latent_width(m));
+        if (lora) {
+                stepping_round(s, s->q_a, c->q_lora, s->rows, c->q_lora);
+                stepping_norm(s, &l->q_norm, s->q_a, c->q_lora, s->q_a, c->q_lora);
+                linear_run(compute, &l->q, s->q_a, c->q_lora, s->rows, s->q, q_width(m));
         }
-        norm_rows(m, &m->final_norm, x, d, s->rows, d, m->work.h, d);
-        round_if_bf16(m, m->work.h, s->rows, d);
-        if (hidden)
-                memcpy(hidden, m->work.h, s->rows * d * sizeof(float));
-        run_head(m, &m->head, s, m->work.h, logits);
-        return 0;
+        stepping_round(s, s->q, q_width(m), s->rows, q_width(m));
+        stepping_norm(s, &l->kv_norm, s->kv, latent_width(m), s->kv, latent_width(m));
+        rope(compute, m->rope_table, c->rope / 2, s->positions, s->rows, s->kv + c->kv_rank, latent_width(m), 1, 0);
+        rope(compute, m->rope_table, c->rope / 2, s->positions, s->rows, s->q + c->nope, q_width(m), m->heads,
+            c->nope + c->rope);
+        stepping_round(s, s->kv, latent_width(m), s->rows, latent_width(m));
+        stepping_round(s, s->q, q_width(m), s->rows, q_width(m));
 }
 
-int model_draft(struct model *m, struct kv_cache *kv, const struct model_step *s, const float *hidden, float *logits,
-    float *hidden_out) {
-        size_t d = m->config.hidden;
-        const struct mtp *t = &m->mtp;
-        float *pair;
-        int r = workspace_reserve(m, s->rows ? s->rows : 1);
+static void write_latents(struct stepping *s, const struct kv_layer *kv) {
+        const float *from = s->kv;
 
-        if (r < 0)
-                return r;
-        pair = m->work.z;
-        fill_positions(m, s);
-        for (size_t i = 0; i < s->rows; i++) {
-                /* vLLM zeroes the embedding at position 0: nothing comes before it there. */
-                if (m->work.positions[i] == 0)
-                        memset(pair + 2 * i * d, 0, d * sizeof(float));
+        for (size_t i = 0; i < s->step->span_count; i++) {
+                const struct model_span *p = &s->step->spans[i];
+
+                kv_write(s->m->options.compute, kv, p->blocks, p->first, from, kv->width, p->rows);
+                from += (size_t)p->rows * kv->width;
+        }
+}
+
+/* Copy the rows of the absorbed form out of `all` or back into it; both have `width` floats in a row. */
+enum direction { GATHER, SCATTER };
+
+static void move_absorbed(const struct stepping *s, float *all, float *some, size_t width, enum direction direction) {
+        for (size_t i = 0; i < s->step->span_count; i++) {
+                const struct model_span *p = &s->step->spans[i];
+                const size_t rest = p->rows - p->naive;
+                float *at = all + p->naive * width;
+
+                if (direction == GATHER)
+                        memcpy(some, at, rest * width * sizeof(float));
                 else
-                        weight_row(&t->embed, s->tokens[i], pair + 2 * i * d);
+                        memcpy(at, some, rest * width * sizeof(float));
+                all += p->rows * width;
+                some += rest * width;
         }
-        norm_rows(m, &t->enorm, pair, 2 * d, s->rows, d, pair, 2 * d);
-        norm_rows(m, &t->hnorm, hidden, d, s->rows, d, pair + d, 2 * d);
-        round_if_bf16(m, pair, s->rows, 2 * d);
-        linear_run(m->compute, &t->eh_proj, pair, 2 * d, s->rows, m->work.x, d);
-        round_if_bf16(m, m->work.x, s->rows, d);
-        r = run_layer(m, m->config.layers, &t->layer, kv, s, m->work.x);
-        if (r < 0)
-                return r;
-        norm_rows(m, &t->head_norm, m->work.x, d, s->rows, d, m->work.h, d);
-        round_if_bf16(m, m->work.h, s->rows, d);
-        if (hidden_out)
-                memcpy(hidden_out, m->work.h, s->rows * d * sizeof(float));
-        run_head(m, &t->head, s, m->work.h, logits);
-        return 0;
 }
 
-/* ---- making one ------------------------------------------------------------------------------------------------------------------ */
+static void attend_absorbed(struct stepping *s, const struct layer *l, const struct kv_layer *kv) {
+        struct model *m = s->m;
+        const struct model_config *c = &m->config;
+        struct compute *compute = m->options.compute;
+        const size_t head = c->nope + c->rope, width = latent_width(m);
+        float *q = mixed(s) ? s->gathered_q : s->q, *v = mixed(s) ? s->gathered_v : s->attended;
 
-static int check_shard(const struct model_config *c, const struct model_shard *s, struct error *e) {
-        if (s->tp_rank >= s->tp_size || c->heads % s->tp_size)
-                return error_set(e, -EINVAL, "tensor-parallel size %u does not divide the model's %u attention heads",
-                    s->tp_size, c->heads);
-        if (s->ep_size > 1 && (s->ep_rank >= s->ep_size || s->ep_size > c->experts))
-                return error_set(e, -EINVAL, "expert-parallel rank %u of %u does not fit %u experts", s->ep_rank,
-                    s->ep_size, c->experts);
-        return 0;
+        if (mixed(s))
+                move_absorbed(s, s->q, q, q_width(m), GATHER);
+        head_linear_run(compute, &l->absorb, q, q_width(m), head, s->absorbed, s->latent_q, m->heads * width, width);
+        for (size_t i = 0; i < s->absorbed * m->heads; i++)
+                memcpy(s->latent_q + i * width + c->kv_rank, q + i * head + c->nope, c->rope * sizeof(float));
+        stepping_round(s, s->latent_q, m->heads * width, s->absorbed, m->heads * width);
+        attention_absorbed(compute, kv, m->heads, c->softmax_scale, s->absorbed_spans, s->absorbed_count,
+            m->heads * width, (size_t)m->heads * c->kv_rank);
+        stepping_round(s, s->latent_out, (size_t)m->heads * c->kv_rank, s->absorbed, (size_t)m->heads * c->kv_rank);
+        head_linear_run(compute, &l->expand, s->latent_out, (size_t)m->heads * c->kv_rank, c->kv_rank, s->absorbed, v,
+            (size_t)m->heads * c->v, c->v);
+        if (mixed(s))
+                move_absorbed(s, s->attended, v, (size_t)m->heads * c->v, SCATTER);
 }
 
-int model_load(const struct model_options *options, struct model **ret_model, struct error *e) {
-        struct model *m = calloc(1, sizeof(*m));
+/* Add `out` to the residual stream. */
+static void add_out(struct stepping *s) {
+        const size_t hidden = s->m->config.hidden;
+
+        stepping_round(s, s->out, hidden, s->rows, hidden);
+        add_rows(s->m->options.compute, s->out, hidden, s->rows, hidden, s->x, hidden);
+        stepping_round(s, s->x, hidden, s->rows, hidden);
+}
+
+static int attend(struct stepping *s, const struct layer *l, const struct kv_layer *kv) {
+        struct model *m = s->m;
+        const struct model_config *c = &m->config;
+        const struct attention_dims dims = {.heads = m->heads, .nope = c->nope, .rope = c->rope, .v = c->v};
         int r;
 
-        if (!m)
-                return error_set(e, -ENOMEM, "out of memory");
-        m->compute = options->compute;
-        m->shard = options->shard;
-        if (m->shard.tp_size == 0)
-                m->shard.tp_size = 1;
-        model_set_experts(m, NULL);
-        r = model_config_read(options->dir, &m->config, e);
+        stepping_norm(s, &l->input_norm, s->x, c->hidden, s->h, c->hidden);
+        make_queries_and_latents(s, l);
+        write_latents(s, kv);
+        if (s->naive_count)
+                attention_naive(m->options.compute, kv, &l->kv_b, &dims, c->softmax_scale, s->naive_spans,
+                    s->naive_count, q_width(m), (size_t)m->heads * c->v);
+        if (s->absorbed_count)
+                attend_absorbed(s, l, kv);
+        stepping_round(s, s->attended, (size_t)m->heads * c->v, s->rows, (size_t)m->heads * c->v);
+        linear_run(m->options.compute, &l->o, s->attended, (size_t)m->heads * c->v, s->rows, s->out, c->hidden);
+        r = reduce(m, s->out, s->rows * c->hidden);
         if (r == 0)
-                r = check_shard(&m->config, &m->shard, e);
-        if (r == 0 && options->load_mtp && m->config.mtp_layers == 0)
-                r = error_set(e, -EINVAL,
-                    "%s: config.json has no num_nextn_predict_layers, there is no module to draft with", options->dir);
-        if (r == 0) {
-                m->heads = m->config.heads / m->shard.tp_size;
-                r = model_load_weights(m, options, e);
-        }
-        if (r == 0) {
-                m->rope = rope_table_new(&m->config, m->config.max_positions);
-                if (!m->rope)
-                        r = error_set(e, -ENOMEM, "out of memory");
-        }
-        if (r < 0) {
-                model_free(m);
+                add_out(s);
+        return r;
+}
+
+/* ---- feed-forward --------------------------------------------------------------------------------------------------- */
+
+/* Below so many experts times rows choosing is cheaper than waking the workers. */
+#define GATE_ALONE 4096
+
+static void choose_rows(const struct stepping *s, size_t from, size_t to, unsigned worker) {
+        const struct model_config *c = &s->m->config;
+
+        for (size_t i = from; i < to; i++)
+                gate_select(c, s->m->layers[s->layer].gate_bias, s->router + i * c->experts,
+                    s->gate_scratch + worker * gate_scratch_floats(c), s->ids + i * c->top_k,
+                    s->weights + i * c->top_k);
+}
+
+static void choose_task(void *context, unsigned worker, unsigned workers) {
+        const struct stepping *s = context;
+
+        choose_rows(s, s->rows * worker / workers, s->rows * (worker + 1) / workers, worker);
+}
+
+static void choose_experts(struct stepping *s, const struct layer *l) {
+        struct compute *compute = s->m->options.compute;
+        const struct model_config *c = &s->m->config;
+
+        linear_run(compute, &l->gate, s->h, c->hidden, s->rows, s->router, c->experts);
+        if (s->rows * c->experts < GATE_ALONE)
+                choose_rows(s, 0, s->rows, 0);
+        else
+                compute_run(compute, choose_task, s);
+}
+
+static void run_shared(void *context) {
+        struct stepping *s = context;
+        const struct layer *l = &s->m->layers[s->layer];
+        const size_t hidden = s->m->config.hidden;
+
+        mlp_run(s->m->options.compute, &l->dense, s->h, hidden, s->rows, s->shared, hidden);
+        stepping_round(s, s->shared, hidden, s->rows, hidden);
+}
+
+static int run_experts(struct stepping *s, const struct layer *l) {
+        struct model *m = s->m;
+        const size_t hidden = m->config.hidden, count = s->rows * hidden;
+        int r;
+
+        choose_experts(s, l);
+        memset(s->out, 0, count * sizeof(float));
+        r = m->experts.run(m->experts.context, s->layer, s->h, s->ids, s->weights, s->rows, s->out,
+            l->has_shared ? run_shared : NULL, s);
+        if (r < 0)
                 return r;
+        /* Either both sums are partial ones over the tensor-parallel ranks, or the shared experts' alone. */
+        if (l->has_shared && !m->experts_cut)
+                r = reduce(m, s->shared, count);
+        if (r < 0)
+                return r;
+        stepping_round(s, s->out, hidden, s->rows, hidden);
+        if (l->has_shared)
+                add_rows(m->options.compute, s->shared, hidden, s->rows, hidden, s->out, hidden);
+        return m->experts_cut ? reduce(m, s->out, count) : 0;
+}
+
+static int feed_forward(struct stepping *s, const struct layer *l) {
+        struct model *m = s->m;
+        const size_t hidden = m->config.hidden;
+        int r;
+
+        stepping_norm(s, &l->post_norm, s->x, hidden, s->h, hidden);
+        if (l->moe)
+                r = run_experts(s, l);
+        else {
+                mlp_run(m->options.compute, &l->dense, s->h, hidden, s->rows, s->out, hidden);
+                r = reduce(m, s->out, s->rows * hidden);
         }
-        *ret_model = m;
-        return 0;
+        if (r == 0)
+                add_out(s);
+        return r;
 }
 
-void model_free(struct model *m) {
-        if (!m)
-                return;
-        for (uint32_t i = 0; m->layers && i < m->config.layers; i++)
-                free(m->layers[i].experts);
-        free(m->mtp.layer.experts);
-        free(m->layers);
-        free(m->rope);
-        free(m->work.memory);
-        if (m->memory)
-                munmap(m->memory, m->mapped);
-        checkpoint_close(m->checkpoint);
-        free(m);
+/* ---- the whole ------------------------------------------------------------------------------------------------------ */
+
+int stepping_layer(struct stepping *s, struct kv_cache *kv, uint32_t layer) {
+        const struct layer *l = &s->m->layers[layer];
+        const struct kv_layer latents = kv_cache_layer(kv, layer);
+        int r;
+
+        s->layer = layer;
+        r = attend(s, l, &latents);
+        return r < 0 ? r : feed_forward(s, l);
 }
 
-const struct model_config *model_config(const struct model *m) {
-        return &m->config;
-}
+int model_forward(struct model *m, struct kv_cache *kv, const struct model_step *step, float *logits, float *hidden) {
+        struct stepping s;
+        int r = stepping_begin(&s, m, step, false);
 
-size_t model_bytes(const struct model *m) {
-        return m->bytes;
-}
-
-const char *model_digest(const struct model *m) {
-        return m->digest;
-}
-
-void model_set_reduce(struct model *m, const struct reduce_interface *reduce_by) {
-        m->reduce = *reduce_by;
-}
-
-/* ---- the cache -------------------------------------------------------------------------------------------------------------------- */
-
-static uint32_t cache_layers(const struct model *m) {
-        return m->config.layers + m->mtp.present;
-}
-
-size_t kv_cache_block_bytes(const struct model *m, enum kv_type type, uint32_t block_tokens) {
-        return (size_t)cache_layers(m) * block_tokens * (m->config.kv_rank + m->config.rope) * kv_type_bytes(type);
-}
-
-int kv_cache_new(const struct model *m, enum kv_type type, uint32_t block_tokens, uint32_t blocks,
-    struct kv_cache *ret_cache, struct error *e) {
-        struct kv_cache kv = {.type = type,
-            .blocks = blocks,
-            .block_tokens = block_tokens,
-            .layers = cache_layers(m),
-            .width = m->config.kv_rank + m->config.rope,
-            .rank = m->config.kv_rank,
-            .block_bytes = kv_cache_block_bytes(m, type, block_tokens)};
-
-        if (__builtin_mul_overflow(kv.block_bytes, (size_t)blocks, &kv.bytes))
-                return error_set(e, -ENOMEM, "a KV cache of %u blocks is beyond any memory", blocks);
-        kv.memory = mmap(NULL, kv.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (kv.memory == MAP_FAILED)
-                return error_set(
-                    e, -ENOMEM, "cannot get %.1f GiB of memory for the KV cache", (double)kv.bytes / (1ull << 30));
-        madvise(kv.memory, kv.bytes, MADV_HUGEPAGE);
-        *ret_cache = kv;
-        return 0;
-}
-
-void kv_cache_free(struct kv_cache *kv) {
-        if (kv->memory)
-                munmap(kv->memory, kv->bytes);
-        *kv = (struct kv_cache){0};
-}
-
-struct kv_layer kv_cache_layer(const struct kv_cache *kv, uint32_t layer) {
-        size_t per_layer = (size_t)kv->block_tokens * kv->width;
-
-        return (struct kv_layer){.type = kv->type,
-            .base = (char *)kv->memory + layer * per_layer * kv_type_bytes(kv->type),
-            .block_stride = kv->layers * per_layer,
-            .block_tokens = kv->block_tokens,
-            .width = kv->width,
-            .rank = kv->rank};
+        if (r < 0)
+                return r;
+        r = stepping_embed(&s, &m->embed, s.x);
+        for (uint32_t i = 0; r == 0 && i < m->config.layers; i++)
+                r = stepping_layer(&s, kv, i);
+        if (r < 0)
+                return r;
+        if (!hidden)
+                hidden = s.h;
+        stepping_norm(&s, &m->final_norm, s.x, m->config.hidden, hidden, m->config.hidden);
+        return stepping_logits(&s, &m->head, hidden, logits);
 }

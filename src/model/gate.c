@@ -1,95 +1,89 @@
-/* gate.c - which experts a token goes to: softmax greedy (V2-Lite), softmax within the best groups (V2), and sigmoid with a
- * correction bias that counts for the choice alone (V3, "noaux_tc"). Excluded experts are -inf, ties go to the lower id. */
-#include "model/internal.h"
+/* gate.c - which experts a token goes to.
+ *
+ * Three ways: V2-Lite takes the best of a softmax; V2 first keeps the groups with the best single expert; V3 scores with a
+ * sigmoid, adds a correction bias for the choice alone and ranks groups by their two best. Excluded experts count as
+ * minus infinity (biased scores may be negative, so that 0 would win). Ties go to the lowest index. Exponentials are in
+ * double, so that the choice near a tie does not depend on the C library. */
+#include "model/core.h"
 #include <math.h>
+#include <string.h>
 
-static void softmax(float *x, uint32_t n) {
-        float best = x[0];
-        double sum = 0;
-
-        for (uint32_t i = 1; i < n; i++)
-                best = x[i] > best ? x[i] : best;
-        for (uint32_t i = 0; i < n; i++) {
-                x[i] = expf(x[i] - best);
-                sum += x[i];
-        }
-        for (uint32_t i = 0; i < n; i++)
-                x[i] = (float)(x[i] / sum);
+size_t gate_scratch_floats(const struct model_config *c) {
+        return 2 * (size_t)c->experts + c->groups;
 }
 
-/* A group's score: its best (V2), or the sum of its two best (V3). */
-static float group_score(const float *choice, uint32_t n, bool best_two) {
+static void softmax(const float *logits, uint32_t n, float *scores) {
+        double largest = -INFINITY, sum = 0;
+
+        for (uint32_t i = 0; i < n; i++)
+                largest = fmax(largest, (double)logits[i]);
+        for (uint32_t i = 0; i < n; i++)
+                sum += exp((double)logits[i] - largest);
+        for (uint32_t i = 0; i < n; i++)
+                scores[i] = (float)(exp((double)logits[i] - largest) / sum);
+}
+
+static void sigmoid(const float *logits, uint32_t n, float *scores) {
+        for (uint32_t i = 0; i < n; i++)
+                scores[i] = (float)(1 / (1 + exp(-(double)logits[i])));
+}
+
+/* The best one that is not marked taken (as NaN); some index even when all are NaN. */
+static uint32_t take_best(float *values, uint32_t n) {
+        uint32_t best = 0;
+
+        for (uint32_t i = 1; i < n; i++)
+                if (values[i] > values[best] || isnan(values[best]))
+                        best = i;
+        return best;
+}
+
+static float group_score(const struct model_config *c, const float *choice, uint32_t size) {
         float first = -INFINITY, second = -INFINITY;
 
-        for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t i = 0; i < size; i++)
                 if (choice[i] > first) {
                         second = first;
                         first = choice[i];
                 } else if (choice[i] > second)
                         second = choice[i];
-        }
-        return best_two ? first + second : first;
+        return c->gate == GATE_SIGMOID_NOAUX ? first + second : first;
 }
 
-/* Set the experts of all but the best groups to -inf. */
-static void limit_groups(const struct model_config *c, float *choice, bool best_two) {
-        uint32_t size = c->experts / c->groups;
-        float scores[MODEL_EXPERTS_MAX];
-        bool kept[MODEL_EXPERTS_MAX];
+/* Leave only the experts of the best groups. */
+static void limit_groups(const struct model_config *c, float *choice, float *group_scores) {
+        const uint32_t size = c->experts / c->groups;
 
-        for (uint32_t g = 0; g < c->groups; g++) {
-                scores[g] = group_score(choice + g * size, size, best_two);
-                kept[g] = false;
-        }
-        for (uint32_t n = 0; n < c->top_groups; n++) {
-                uint32_t best = UINT32_MAX;
-
-                for (uint32_t g = 0; g < c->groups; g++)
-                        if (!kept[g] && (best == UINT32_MAX || scores[g] > scores[best]))
-                                best = g;
-                kept[best] = true;
-        }
         for (uint32_t g = 0; g < c->groups; g++)
-                for (uint32_t i = 0; i < size && !kept[g]; i++)
+                group_scores[g] = group_score(c, choice + g * size, size);
+        for (uint32_t kept = 0; kept < c->top_groups; kept++)
+                group_scores[take_best(group_scores, c->groups)] = NAN;
+        for (uint32_t g = 0; g < c->groups; g++)
+                for (uint32_t i = 0; i < size && !isnan(group_scores[g]); i++)
                         choice[g * size + i] = -INFINITY;
 }
 
-static void take_best(const struct model_config *c, float *choice, uint32_t *ret_ids) {
-        for (uint32_t k = 0; k < c->top_k; k++) {
-                uint32_t best = 0;
-
-                for (uint32_t i = 1; i < c->experts; i++)
-                        if (choice[i] > choice[best])
-                                best = i;
-                ret_ids[k] = best;
-                choice[best] = -INFINITY;
-        }
-}
-
-void gate_choose(
-    const struct model_config *c, float *logits, const float *bias, uint32_t *ret_ids, float *ret_weights) {
-        float choice[MODEL_EXPERTS_MAX];
+void gate_select(const struct model_config *c, const float *bias, const float *logits, float *scratch, uint32_t *ids,
+    float *weights) {
+        float *scores = scratch, *choice = scratch + c->experts, *groups = choice + c->experts;
         float sum = 0;
 
-        if (c->gate == GATE_SIGMOID_NOAUX)
-                for (uint32_t i = 0; i < c->experts; i++)
-                        logits[i] = 1 / (1 + expf(-logits[i]));
-        else
-                softmax(logits, c->experts);
+        (c->gate == GATE_SIGMOID_NOAUX ? sigmoid : softmax)(logits, c->experts, scores);
         for (uint32_t i = 0; i < c->experts; i++)
-                choice[i] = logits[i] + (bias ? bias[i] : 0);
-        if (c->groups > 1 && c->gate != GATE_SOFTMAX_GREEDY)
-                limit_groups(c, choice, c->gate == GATE_SIGMOID_NOAUX);
-        take_best(c, choice, ret_ids);
+                choice[i] = bias ? scores[i] + bias[i] : scores[i];
+        if (c->groups > 1)
+                limit_groups(c, choice, groups);
         for (uint32_t k = 0; k < c->top_k; k++) {
-                ret_weights[k] = logits[ret_ids[k]];
-                sum += ret_weights[k];
+                ids[k] = take_best(choice, c->experts);
+                choice[ids[k]] = NAN;
+                weights[k] = scores[ids[k]];
+                sum += weights[k];
         }
+        /* V3 normalises and scales; V2 does one or the other. */
         for (uint32_t k = 0; k < c->top_k; k++) {
-                if (c->norm_topk && c->top_k > 1)
-                        ret_weights[k] /= sum + 1e-20f;
-                /* V2's gate normalises or scales, V3's does both. */
-                if (c->gate == GATE_SIGMOID_NOAUX || !(c->norm_topk && c->top_k > 1))
-                        ret_weights[k] *= c->routed_scale;
+                if (c->norm_topk && (c->is_v3 || c->top_k > 1))
+                        weights[k] /= sum + 1e-20f;
+                if (c->is_v3 || !c->norm_topk || c->top_k == 1)
+                        weights[k] *= c->routed_scale;
         }
 }

@@ -36,6 +36,7 @@ struct model_config {
         uint32_t eos_count;
         bool fp8;
         uint32_t fp8_block_n, fp8_block_k;
+        bool tied; /* lm_head is the embedding */
 };
 
 /* Read and check DIR/config.json (and eos ids of generation_config.json). -ENOENT, -EINVAL with a text. */
@@ -52,8 +53,9 @@ struct model_shard {
         uint32_t ep_rank, ep_size; /* routed experts; 0 means 1 */
 };
 
-/* Runs the routed experts of one MoE layer, wherever they live:
- * out[t] += sum over k, in the order of `ids`, of weights[t][k] * expert ids[t][k] (x[t]).
+/* Runs the routed experts of one MoE layer, wherever they live. x and out are [tokens][hidden], ids and weights
+ * [tokens][top_k]; for each k in the order of `ids`: out[t] = out[t] + weights[t][k] * expert ids[t][k] (x[t]), product and
+ * sum rounded separately, so that every implementation gives the same bits.
  * The local implementation is built in; expert parallelism (comm/) gives another. 0 or a negative errno that ends the
  * step. `overlap` (may be NULL) is work that does not depend on the result, to be done while data is in flight. */
 struct experts_interface {
@@ -72,19 +74,21 @@ struct model_options {
         struct compute *compute; /* borrowed for the model's life */
         struct model_shard shard;
         bool load_mtp;
-        const char *quantization; /* NULL: by what the folder holds; "ascend" wants its description file */
-        bool static_quantization; /* W8A8_MIX layers: static (decode engines) instead of dynamic */
+        const char *quantization; /* "fp8" or "ascend": refuse a folder that is not; NULL: by what the folder holds */
+        bool static_quantization; /* W8A8_MIX layers: static (engines that only decode) instead of dynamic */
         const struct log *log;
 };
 
 /* Returns 0, or with a text -ENOENT, -EINVAL (file, shape, dtype, architecture), -ENOMEM (says how much is missing). */
 int model_load(const struct model_options *options, struct model **ret_model, struct error *e);
 void model_free(struct model *m);
+/* mtp_layers is how many were loaded: 0 or 1. */
 const struct model_config *model_config(const struct model *m);
 size_t model_bytes(const struct model *m); /* packed weights held */
-/* 128-bit digest of config and weights' names, shapes and index, as 32 hex digits: equal on equal checkpoints. */
+/* 128-bit digest as 32 hex digits: of what config.json says about the arithmetic, of every tensor's name, type and shape,
+ * and of the norms' contents, which tell fine-tunes apart. Equal on equal checkpoints, however they are cut into files. */
 const char *model_digest(const struct model *m);
-void model_set_experts(struct model *m, const struct experts_interface *experts);
+void model_set_experts(struct model *m, const struct experts_interface *experts); /* NULL: the local ones */
 void model_set_reduce(struct model *m, const struct reduce_interface *reduce);
 /* Run the experts of `layer` that this process holds: for comm/. */
 void model_local_experts(struct model *m, uint32_t layer, const struct expert_call *calls, size_t count, const float *x,

@@ -1,364 +1,437 @@
 /* safetensors.c - see safetensors.h. */
 #include "model/safetensors.h"
-#include "base/arena.h"
 #include "base/json.h"
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The format's own bound on a header; V3's longest is 1 MB. */
-#define HEADER_MAX  (100u << 20)
-#define INDEX_MAX   (256u << 20)
-#define FILES_MAX   10000u
-#define TENSORS_MAX (1u << 22)
-
 static const struct {
         const char *name;
         size_t bytes;
-} dtypes[] = {[DTYPE_F64] = {"F64", 8},
+} dtypes[] = {
+    [DTYPE_F64] = {"F64", 8},
     [DTYPE_F32] = {"F32", 4},
     [DTYPE_F16] = {"F16", 2},
     [DTYPE_BF16] = {"BF16", 2},
-    [DTYPE_FP8] = {"F8_E4M3", 1},
+    [DTYPE_F8_E4M3] = {"F8_E4M3", 1},
     [DTYPE_I64] = {"I64", 8},
     [DTYPE_I32] = {"I32", 4},
+    [DTYPE_I16] = {"I16", 2},
     [DTYPE_I8] = {"I8", 1},
-    [DTYPE_OTHER] = {"another type", 0}};
+    [DTYPE_U64] = {"U64", 8},
+    [DTYPE_U32] = {"U32", 4},
+    [DTYPE_U16] = {"U16", 2},
+    [DTYPE_U8] = {"U8", 1},
+    [DTYPE_BOOL] = {"BOOL", 1},
+    [DTYPE_OTHER] = {"an unknown type", 0},
+};
 
-const char *dtype_name(enum dtype d) {
-        return dtypes[d].name;
+const char *dtype_name(enum dtype dtype) {
+        return dtypes[dtype].name;
 }
 
-size_t dtype_bytes(enum dtype d) {
-        return dtypes[d].bytes;
+size_t dtype_bytes(enum dtype dtype) {
+        return dtypes[dtype].bytes;
 }
 
-static enum dtype dtype_parse(struct slice s) {
-        for (int i = 0; i < DTYPE_OTHER; i++)
-                if (slice_is(s, dtypes[i].name))
-                        return (enum dtype)i;
-        return DTYPE_OTHER;
+/* ---- a header ------------------------------------------------------------------------------------------------------- */
+
+static enum dtype find_dtype(struct slice name) {
+        enum dtype d = 0;
+
+        while (d != DTYPE_OTHER && !slice_is(name, dtypes[d].name))
+                d++;
+        return d;
 }
 
-/* ---- one file ------------------------------------------------------------------------------------------------------------ */
+static int read_shape(yyjson_val *shape, struct tensor *t, struct error *e) {
+        uint64_t bytes = dtypes[t->dtype].bytes;
+        yyjson_arr_iter iter;
+        yyjson_val *v;
 
-static int parse_shape(struct tensor *t, yyjson_val *shape, uint64_t *ret_count) {
-        uint64_t count = 1;
-        size_t i, n;
-        yyjson_val *item;
+        if (!yyjson_is_arr(shape) || yyjson_arr_size(shape) > SAFETENSORS_RANK_MAX)
+                return error_set(e, -EINVAL, "tensor %.*s: shape is no list of at most %u sizes", SLICE_ARG(t->name),
+                    SAFETENSORS_RANK_MAX);
+        yyjson_arr_iter_init(shape, &iter);
+        while ((v = yyjson_arr_iter_next(&iter))) {
+                uint64_t size = yyjson_get_uint(v);
 
-        if (!yyjson_is_arr(shape) || yyjson_arr_size(shape) > TENSOR_DIMS)
-                return -EINVAL;
-        yyjson_arr_foreach(shape, i, n, item) {
-                if (!yyjson_is_uint(item) || __builtin_mul_overflow(count, yyjson_get_uint(item), &count))
-                        return -EINVAL;
-                t->shape[t->dims++] = yyjson_get_uint(item);
+                if (!yyjson_is_uint(v))
+                        return error_set(
+                            e, -EINVAL, "tensor %.*s: a size in shape is no whole number", SLICE_ARG(t->name));
+                if (__builtin_mul_overflow(bytes, size, &bytes))
+                        return error_set(e, -EINVAL, "tensor %.*s: shape is too large", SLICE_ARG(t->name));
+                t->shape[t->rank++] = size;
         }
-        *ret_count = count;
+        if (t->dtype != DTYPE_OTHER && bytes != t->bytes)
+                return error_set(e, -EINVAL, "tensor %.*s: shape needs %llu bytes, data_offsets give %zu",
+                    SLICE_ARG(t->name), (unsigned long long)bytes, t->bytes);
         return 0;
 }
 
-static int parse_tensor(struct tensor *t, yyjson_val *v, struct slice data, struct error *e) {
+static int read_tensor(
+    yyjson_val *key, yyjson_val *v, uint64_t data_bytes, struct tensor *ret, uint64_t *ret_begin, struct error *e) {
+        struct tensor t = {.name = json_slice(key)};
         yyjson_val *offsets = json_get(v, "data_offsets");
-        uint64_t begin, end, count;
-
-        t->dtype = dtype_parse(json_get_slice(v, "dtype"));
-        if (parse_shape(t, json_get(v, "shape"), &count) < 0)
-                return error_set(e, -EINVAL, "%s: tensor %s has no usable shape", t->file, t->name);
-        if (yyjson_arr_size(offsets) != 2 || !yyjson_is_uint(yyjson_arr_get(offsets, 0)) ||
-            !yyjson_is_uint(yyjson_arr_get(offsets, 1)))
-                return error_set(e, -EINVAL, "%s: tensor %s has no data_offsets", t->file, t->name);
-        begin = yyjson_get_uint(yyjson_arr_get(offsets, 0));
-        end = yyjson_get_uint(yyjson_arr_get(offsets, 1));
-        if (begin > end)
-                return error_set(e, -EINVAL, "%s: tensor %s ends before it begins", t->file, t->name);
-        if (end > data.len)
-                return error_set(e, -EINVAL,
-                    "%s is cut off: tensor %s needs %llu bytes of data, the file has %zu (download it again?)", t->file,
-                    t->name, (unsigned long long)end, data.len);
-        t->data = data.ptr + begin;
-        t->bytes = end - begin;
-        if (t->dtype != DTYPE_OTHER &&
-            (__builtin_mul_overflow(count, dtype_bytes(t->dtype), &count) || count != t->bytes))
-                return error_set(e, -EINVAL, "%s: tensor %s has %zu bytes, its shape and dtype %s say %llu", t->file,
-                    t->name, t->bytes, dtype_name(t->dtype), (unsigned long long)count);
-        return 0;
-}
-
-int safetensors_parse(
-    const char *file, struct slice bytes, struct tensor **ret_tensors, size_t *ret_count, struct error *e) {
-        uint64_t header = 0;
-        yyjson_doc *doc;
-        yyjson_obj_iter iter;
-        yyjson_val *key;
-        struct tensor *list;
-        size_t count, names = 0, n = 0;
-        char *text;
-        int r = 0;
-
-        if (bytes.len < 8)
-                return error_set(e, -EINVAL, "%s is no safetensors file: %zu bytes", file, bytes.len);
-        for (int i = 7; i >= 0; i--)
-                header = header << 8 | (uint8_t)bytes.ptr[i];
-        if (header > HEADER_MAX || header > bytes.len - 8)
-                return error_set(e, -EINVAL,
-                    "%s is no safetensors file, or cut off: its header would be %llu bytes long", file,
-                    (unsigned long long)header);
-        r = json_parse(slice_of(bytes.ptr + 8, header), &doc, e);
-        if (r < 0)
-                return error_prefix(e, r, "%s: header", file);
-        count = yyjson_obj_size(yyjson_doc_get_root(doc));
-        if (!yyjson_is_obj(yyjson_doc_get_root(doc)) || count > TENSORS_MAX) {
-                yyjson_doc_free(doc);
-                return error_set(e, -EINVAL, "%s: the header is no list of tensors", file);
-        }
-        yyjson_obj_iter_init(yyjson_doc_get_root(doc), &iter);
-        while ((key = yyjson_obj_iter_next(&iter)))
-                names += yyjson_get_len(key) + 1;
-        list = calloc(1, (count + 1) * sizeof(*list) + names);
-        if (!list) {
-                yyjson_doc_free(doc);
-                return error_set(e, -ENOMEM, "out of memory");
-        }
-        text = (char *)(list + count + 1);
-        yyjson_obj_iter_init(yyjson_doc_get_root(doc), &iter);
-        while (r == 0 && (key = yyjson_obj_iter_next(&iter))) {
-                if (slice_is(json_slice(key), "__metadata__"))
-                        continue;
-                memcpy(text, yyjson_get_str(key), yyjson_get_len(key));
-                list[n] = (struct tensor){.name = text, .file = file};
-                text += yyjson_get_len(key) + 1;
-                r = parse_tensor(&list[n++], yyjson_obj_iter_get_val(key),
-                    slice_of(bytes.ptr + 8 + header, bytes.len - 8 - header), e);
-        }
-        yyjson_doc_free(doc);
-        if (r < 0) {
-                free(list);
-                return r;
-        }
-        *ret_tensors = list;
-        *ret_count = n;
-        return 0;
-}
-
-/* ---- a folder ------------------------------------------------------------------------------------------------------------ */
-
-struct mapping {
-        void *memory;
-        size_t bytes;
-        struct tensor *parsed; /* holds the names */
-        char *path;
-};
-
-struct checkpoint {
-        struct mapping *mappings;
-        size_t mapping_count;
-        struct tensor *tensors; /* sorted */
-        size_t count;
-};
-
-static int map_file(struct checkpoint *c, const char *dir, struct slice name, struct error *e) {
-        struct mapping *m = &c->mappings[c->mapping_count];
-        struct buf path = {0};
-        struct stat st;
-        size_t count;
-        struct tensor *grown;
-        int fd, r;
-
-        buf_printf(&path, "%s/%.*s", dir, SLICE_ARG(name));
-        buf_cstr(&path);
-        *m = (struct mapping){.path = buf_steal(&path, NULL)};
-        if (!m->path)
-                return error_set(e, -ENOMEM, "out of memory");
-        c->mapping_count++;
-        fd = open(m->path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0) {
-                r = -errno;
-                return error_set(e, r, "cannot read %s: %s", m->path, strerror(-r));
-        }
-        if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size < 8) {
-                close(fd);
-                return error_set(e, -EINVAL, "%s is no safetensors file", m->path);
-        }
-        m->bytes = (size_t)st.st_size;
-        m->memory = mmap(NULL, m->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
-        close(fd);
-        if (m->memory == MAP_FAILED) {
-                m->memory = NULL;
-                return error_set(e, -ENOMEM, "cannot map %s: %s", m->path, strerror(errno));
-        }
-        r = safetensors_parse(m->path, slice_of(m->memory, m->bytes), &m->parsed, &count, e);
-        if (r < 0)
-                return r;
-        grown = realloc(c->tensors, (c->count + count + 1) * sizeof(*grown));
-        if (!grown)
-                return error_set(e, -ENOMEM, "out of memory");
-        memcpy(grown + c->count, m->parsed, count * sizeof(*grown));
-        c->tensors = grown;
-        c->count += count;
-        return 0;
-}
-
-static int by_name(const void *a, const void *b) {
-        return strcmp(((const struct tensor *)a)->name, ((const struct tensor *)b)->name);
-}
-
-static int compare_slices(const void *a, const void *b) {
-        return slice_cmp(*(const struct slice *)a, *(const struct slice *)b);
-}
-
-/* Map the files named, each once, in order of name. */
-static int map_files(struct checkpoint *c, const char *dir, struct slice *files, size_t count, struct error *e) {
-        int r = 0;
-
-        qsort(files, count, sizeof(*files), compare_slices);
-        c->mappings = calloc(count + 1, sizeof(*c->mappings));
-        if (!c->mappings)
-                return error_set(e, -ENOMEM, "out of memory");
-        for (size_t i = 0; r == 0 && i < count; i++) {
-                if (i && slice_eq(files[i], files[i - 1]))
-                        continue;
-                if (slice_find(files[i], '/', 0) < files[i].len || c->mapping_count >= FILES_MAX)
-                        return error_set(e, -EINVAL, "%s: the index names `%.*s`, which is no file of this folder", dir,
-                            SLICE_ARG(slice_sub(files[i], 0, 100)));
-                r = map_file(c, dir, files[i], e);
-        }
-        if (r < 0)
-                return r;
-        qsort(c->tensors, c->count, sizeof(*c->tensors), by_name);
-        for (size_t i = 1; i < c->count; i++)
-                if (strcmp(c->tensors[i].name, c->tensors[i - 1].name) == 0)
-                        return error_set(e, -EINVAL, "tensor %s stands in %s and in %s", c->tensors[i].name,
-                            c->tensors[i - 1].file, c->tensors[i].file);
-        return 0;
-}
-
-static int open_index(struct checkpoint *c, const char *dir, const char *index, struct error *e) {
-        struct buf path = {0};
-        yyjson_doc *doc = NULL;
-        yyjson_val *map, *key;
-        yyjson_obj_iter iter;
-        struct slice *files = NULL;
-        size_t n = 0;
+        yyjson_val *first = yyjson_arr_get(offsets, 0), *second = yyjson_arr_get(offsets, 1);
+        uint64_t begin, end;
         int r;
 
-        buf_printf(&path, "%s/%s", dir, index);
-        r = json_parse_file(buf_cstr(&path), INDEX_MAX, &doc, e);
+        if (!yyjson_is_obj(v) || !json_slice(json_get(v, "dtype")).ptr)
+                return error_set(e, -EINVAL, "tensor %.*s: no dtype", SLICE_ARG(t.name));
+        if (yyjson_arr_size(offsets) != 2 || !yyjson_is_uint(first) || !yyjson_is_uint(second))
+                return error_set(e, -EINVAL, "tensor %.*s: data_offsets are no two whole numbers", SLICE_ARG(t.name));
+        begin = yyjson_get_uint(first);
+        end = yyjson_get_uint(second);
+        if (begin > end)
+                return error_set(e, -EINVAL, "tensor %.*s: data_offsets are reversed", SLICE_ARG(t.name));
+        if (end > data_bytes)
+                return error_set(e, -EINVAL, "cut off: tensor %.*s needs %llu more bytes than the file has",
+                    SLICE_ARG(t.name), (unsigned long long)(end - data_bytes));
+        t.bytes = end - begin;
+        t.dtype = find_dtype(json_slice(json_get(v, "dtype")));
+        r = read_shape(json_get(v, "shape"), &t, e);
         if (r < 0)
-                goto out;
-        map = json_get(yyjson_doc_get_root(doc), "weight_map");
-        files = calloc(yyjson_obj_size(map) + 1, sizeof(*files));
-        if (!yyjson_is_obj(map) || !files) {
-                r = error_set(e, files ? -EINVAL : -ENOMEM, "%s has no weight_map", buf_cstr(&path));
+                return r;
+        *ret = t;
+        *ret_begin = begin;
+        return 0;
+}
+
+struct range {
+        uint64_t begin, end;
+        struct slice name;
+};
+
+static int compare_ranges(const void *a, const void *b) {
+        const struct range *x = a, *y = b;
+
+        return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1) : (x->end > y->end) - (x->end < y->end);
+}
+
+static int check_overlaps(struct range *ranges, size_t count, struct error *e) {
+        qsort(ranges, count, sizeof(*ranges), compare_ranges);
+        for (size_t i = 1; i < count; i++)
+                if (ranges[i].begin < ranges[i - 1].end)
+                        return error_set(e, -EINVAL, "tensors %.*s and %.*s overlap", SLICE_ARG(ranges[i - 1].name),
+                            SLICE_ARG(ranges[i].name));
+        return 0;
+}
+
+int safetensors_walk(struct slice header, uint64_t data_bytes,
+    int (*each)(void *context, const struct tensor *t, uint64_t begin, struct error *e), void *context,
+    struct error *e) {
+        struct range *ranges = NULL;
+        yyjson_doc *doc = NULL;
+        yyjson_val *root, *key;
+        yyjson_obj_iter iter;
+        size_t count = 0;
+        int r = json_parse(header, &doc, e);
+
+        if (r < 0)
+                return r == -ENOMEM ? r : error_prefix(e, -EINVAL, "header");
+        root = yyjson_doc_get_root(doc);
+        if (!yyjson_is_obj(root)) {
+                r = error_set(e, -EINVAL, "the header is no JSON object");
                 goto out;
         }
-        yyjson_obj_iter_init(map, &iter);
-        while ((key = yyjson_obj_iter_next(&iter)))
-                files[n++] = json_slice(yyjson_obj_iter_get_val(key));
-        r = map_files(c, dir, files, n, e);
-        if (r < 0)
+        ranges = calloc(yyjson_obj_size(root) + 1, sizeof(*ranges));
+        if (!ranges) {
+                r = error_set(e, -ENOMEM, "out of memory");
                 goto out;
-        yyjson_obj_iter_init(map, &iter);
-        while (r == 0 && (key = yyjson_obj_iter_next(&iter)))
-                if (!checkpoint_find(c, yyjson_get_str(key)))
-                        r = error_set(e, -EINVAL, "%s lists tensor %s, which is not in %.*s", buf_cstr(&path),
-                            yyjson_get_str(key), SLICE_ARG(json_slice(yyjson_obj_iter_get_val(key))));
+        }
+        yyjson_obj_iter_init(root, &iter);
+        while ((key = yyjson_obj_iter_next(&iter))) {
+                struct tensor t;
+                uint64_t begin = 0;
+
+                if (slice_is(json_slice(key), "__metadata__"))
+                        continue;
+                r = read_tensor(key, yyjson_obj_iter_get_val(key), data_bytes, &t, &begin, e);
+                if (r < 0)
+                        goto out;
+                if (t.bytes)
+                        ranges[count++] = (struct range){begin, begin + t.bytes, t.name};
+                r = each(context, &t, begin, e);
+                if (r < 0)
+                        goto out;
+        }
+        r = check_overlaps(ranges, count, e);
 out:
-        free(files);
+        free(ranges);
         yyjson_doc_free(doc);
-        buf_free(&path);
         return r;
 }
 
-/* Names in the folder that end in `suffix`, in the arena; those with the prefix come first. */
-static size_t list_names(
-    const char *dir, const char *suffix, const char *prefix, struct slice *names, size_t max, struct arena *arena) {
-        DIR *d = opendir(dir);
-        struct dirent *entry;
-        size_t n = 0;
+/* ---- a file --------------------------------------------------------------------------------------------------------- */
 
-        while (d && n < max && (entry = readdir(d)))
-                if (slice_ends(slice_str(entry->d_name), slice_str(suffix)) && entry->d_name[0] != '.') {
-                        names[n] = arena_copy(arena, slice_str(entry->d_name));
-                        if (!names[n].ptr)
-                                break;
-                        n++;
-                }
-        if (d)
-                closedir(d);
-        qsort(names, n, sizeof(*names), compare_slices);
-        for (size_t i = 1; prefix && i < n; i++)
-                if (slice_starts(names[i], slice_str(prefix)) && !slice_starts(names[0], slice_str(prefix))) {
-                        struct slice swap = names[0];
+static int reserve(void **items, size_t *capacity, size_t count, size_t size) {
+        size_t more = *capacity ? *capacity * 2 : 64;
+        void *grown;
 
-                        names[0] = names[i];
-                        names[i] = swap;
-                }
-        return n;
-}
-
-int checkpoint_open(const char *dir, const char *prefix, struct checkpoint **ret_checkpoint, struct error *e) {
-        struct checkpoint *c = calloc(1, sizeof(*c));
-        struct slice *names = calloc(FILES_MAX, sizeof(*names));
-        struct arena arena = {0};
-        struct stat st;
-        size_t n;
-        int r;
-
-        if (!c || !names)
-                r = error_set(e, -ENOMEM, "out of memory");
-        else if (stat(dir, &st) < 0)
-                r = error_set(e, -errno, "cannot read the model folder %s: %s", dir, strerror(errno));
-        else if (list_names(dir, ".safetensors.index.json", prefix, names, FILES_MAX, &arena) > 0)
-                r = open_index(c, dir, names[0].ptr, e);
-        else if ((n = list_names(dir, ".safetensors", prefix, names, FILES_MAX, &arena)) > 0)
-                r = map_files(c, dir, names, n, e);
-        else
-                r = error_set(e, -ENOENT, "%s holds no *.safetensors file", dir);
-        arena_free(&arena);
-        free(names);
-        if (r < 0) {
-                checkpoint_close(c);
-                return r;
-        }
-        *ret_checkpoint = c;
+        if (count < *capacity)
+                return 0;
+        grown = reallocarray(*items, more, size);
+        if (!grown)
+                return -ENOMEM;
+        *items = grown;
+        *capacity = more;
         return 0;
 }
 
-void checkpoint_close(struct checkpoint *c) {
-        if (!c)
-                return;
-        for (size_t i = 0; i < c->mapping_count; i++) {
-                if (c->mappings[i].memory)
-                        munmap(c->mappings[i].memory, c->mappings[i].bytes);
-                free(c->mappings[i].parsed);
-                free(c->mappings[i].path);
+struct adding {
+        struct safetensors *s;
+        uint32_t file;
+        const unsigned char *data;
+};
+
+static int add_tensor(void *context, const struct tensor *t, uint64_t begin, struct error *e) {
+        struct adding *a = context;
+        struct safetensors *s = a->s;
+        struct tensor *to;
+        int r;
+
+        if (s->count >= UINT32_MAX || reserve((void **)&s->tensors, &s->capacity, s->count, sizeof(*s->tensors)) < 0)
+                return error_set(e, -ENOMEM, "out of memory");
+        to = &s->tensors[s->count];
+        *to = *t;
+        to->name = arena_copy(&s->arena, t->name);
+        if (!to->name.ptr)
+                return error_set(e, -ENOMEM, "out of memory");
+        to->data = a->data + begin;
+        to->file = a->file;
+        r = names_add(&s->by_name, to->name, (uint32_t)s->count);
+        if (r == -EEXIST)
+                return error_set(e, -EINVAL, "tensor %.*s is there twice", SLICE_ARG(t->name));
+        if (r < 0)
+                return error_set(e, r, "out of memory");
+        s->count++;
+        return 0;
+}
+
+static int read_mapped(struct safetensors *s, uint32_t file, struct error *e) {
+        const struct tensor_file *f = &s->files[file];
+        const unsigned char *bytes = f->map;
+        struct adding a = {.s = s, .file = file};
+        uint64_t header = 0;
+
+        for (int i = 7; i >= 0; i--)
+                header = header << 8 | bytes[i];
+        if (header > SAFETENSORS_HEADER_MAX)
+                return error_set(
+                    e, -EINVAL, "no safetensors file: its header would have %llu bytes", (unsigned long long)header);
+        if (header > f->bytes - 8)
+                return error_set(e, -EINVAL, "cut off: the header has %llu bytes, the file %zu",
+                    (unsigned long long)header, f->bytes);
+        a.data = bytes + 8 + header;
+        return safetensors_walk(slice_of(bytes + 8, header), f->bytes - 8 - header, add_tensor, &a, e);
+}
+
+static int map_file(const char *path, void **ret_map, size_t *ret_bytes, struct error *e) {
+        int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK), r = 0;
+        struct stat st;
+        void *map;
+
+        if (fd < 0 || fstat(fd, &st) < 0) {
+                r = -errno;
+                error_set(e, r, "cannot be read: %s", strerror(-r));
+        } else if (!S_ISREG(st.st_mode))
+                r = error_set(e, -EINVAL, "is no regular file");
+        else if (st.st_size < 8)
+                r = error_set(e, -EINVAL, "cut off: a safetensors file has at least 8 bytes, this one %lld",
+                    (long long)st.st_size);
+        else {
+                map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+                if (map == MAP_FAILED)
+                        r = error_set(e, -errno, "cannot be mapped: %s", strerror(errno));
+                else {
+                        *ret_map = map;
+                        *ret_bytes = (size_t)st.st_size;
+                }
         }
-        free(c->mappings);
-        free(c->tensors);
-        free(c);
+        if (fd >= 0)
+                close(fd);
+        return r;
 }
 
-const struct tensor *checkpoint_find(const struct checkpoint *c, const char *name) {
-        struct tensor key = {.name = name};
+int safetensors_add_file(struct safetensors *s, const char *path, struct error *e) {
+        struct tensor_file f = {0};
+        int r;
 
-        return c->count ? bsearch(&key, c->tensors, c->count, sizeof(key), by_name) : NULL;
+        r = map_file(path, &f.map, &f.bytes, e);
+        if (r < 0)
+                return error_prefix(e, r, "%s", path);
+        f.path = arena_copy(&s->arena, slice_str(path)).ptr;
+        if (!f.path || reserve((void **)&s->files, &s->file_capacity, s->file_count, sizeof(*s->files)) < 0) {
+                munmap(f.map, f.bytes);
+                return error_set(e, -ENOMEM, "out of memory");
+        }
+        s->files[s->file_count++] = f;
+        r = read_mapped(s, (uint32_t)(s->file_count - 1), e);
+        return r < 0 ? error_prefix(e, r, "%s", path) : 0;
 }
 
-const struct tensor *checkpoint_tensors(const struct checkpoint *c, size_t *ret_count) {
-        *ret_count = c->count;
-        return c->tensors;
+void safetensors_close(struct safetensors *s) {
+        for (size_t i = 0; i < s->file_count; i++)
+                munmap(s->files[i].map, s->files[i].bytes);
+        free(s->files);
+        free(s->tensors);
+        names_free(&s->by_name);
+        arena_free(&s->arena);
+        *s = (struct safetensors){0};
 }
 
-void checkpoint_forget(const struct tensor *t) {
-        uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)t->data + page - 1) / page * page;
-        uintptr_t end = ((uintptr_t)t->data + t->bytes) / page * page;
+const struct tensor *safetensors_find(const struct safetensors *s, struct slice name) {
+        uint32_t i;
 
-        if (end > begin)
-                madvise((void *)begin, end - begin, MADV_DONTNEED);
+        return names_find(&s->by_name, name, &i) ? &s->tensors[i] : NULL;
+}
+
+/* ---- a folder ------------------------------------------------------------------------------------------------------- */
+
+static int compare_names(const void *a, const void *b) {
+        return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+int folder_list(const char *dir, const char *prefix, const char *suffix, struct arena *arena, char ***ret_names) {
+        char **names = arena_array(arena, SAFETENSORS_FILES_MAX, sizeof(*names));
+        DIR *d = opendir(dir);
+        struct dirent *entry;
+        int count = 0, r = 0;
+
+        if (!d)
+                return -errno;
+        while (r == 0 && names && (entry = readdir(d))) {
+                struct slice name = slice_str(entry->d_name);
+
+                if (!slice_starts(name, slice_str(prefix)) || !slice_ends(name, slice_str(suffix)))
+                        continue;
+                if (count == SAFETENSORS_FILES_MAX)
+                        r = -E2BIG;
+                else if (!(names[count++] = (char *)(uintptr_t)arena_copy(arena, name).ptr))
+                        r = -ENOMEM;
+        }
+        closedir(d);
+        if (r < 0 || !names)
+                return r < 0 ? r : -ENOMEM;
+        qsort(names, (size_t)count, sizeof(*names), compare_names);
+        *ret_names = names;
+        return count;
+}
+
+static int add_named(struct safetensors *s, const char *dir, struct slice name, struct error *e) {
+        char *path = arena_printf(&s->arena, "%s/%.*s", dir, SLICE_ARG(name));
+
+        return path ? safetensors_add_file(s, path, e) : error_set(e, -ENOMEM, "out of memory");
+}
+
+/* Open the files that the index names, then see that each tensor is where it says. */
+static int add_indexed(struct safetensors *s, const char *dir, yyjson_val *map, struct error *e) {
+        struct names files = {0};
+        yyjson_obj_iter iter;
+        yyjson_val *key;
+        int r = 0;
+
+        yyjson_obj_iter_init(map, &iter);
+        while (r == 0 && (key = yyjson_obj_iter_next(&iter))) {
+                struct slice file = json_slice(yyjson_obj_iter_get_val(key));
+
+                if (!file.len || slice_find(file, '/', 0) < file.len || slice_find(file, '\0', 0) < file.len)
+                        r = error_set(
+                            e, -EINVAL, "weight_map gives no plain file name for %.*s", SLICE_ARG(json_slice(key)));
+                else {
+                        r = names_add(&files, file, (uint32_t)s->file_count);
+                        if (r == 0 && s->file_count == SAFETENSORS_FILES_MAX)
+                                r = error_set(e, -EINVAL, "more than %u files", SAFETENSORS_FILES_MAX);
+                        else if (r == 0)
+                                r = add_named(s, dir, file, e);
+                        else if (r == -EEXIST)
+                                r = 0;
+                }
+        }
+        yyjson_obj_iter_init(map, &iter);
+        while (r == 0 && (key = yyjson_obj_iter_next(&iter))) {
+                const struct tensor *t = safetensors_find(s, json_slice(key));
+                struct slice file = json_slice(yyjson_obj_iter_get_val(key));
+                uint32_t number = 0;
+
+                (void)names_find(&files, file, &number); /* there: added above */
+                if (!t || t->file != number)
+                        r = error_set(e, -EINVAL, "tensor %.*s is not in %.*s, where the index has it",
+                            SLICE_ARG(json_slice(key)), SLICE_ARG(file));
+        }
+        names_free(&files);
+        return r;
+}
+
+static int open_index(struct safetensors *s, const char *dir, const char *name, struct error *e) {
+        char *path = arena_printf(&s->arena, "%s/%s", dir, name);
+        yyjson_doc *doc = NULL;
+        yyjson_val *map;
+        int r;
+
+        if (!path)
+                return error_set(e, -ENOMEM, "out of memory");
+        r = json_parse_file(path, SAFETENSORS_INDEX_MAX, &doc, e);
+        if (r < 0)
+                return r == -ENOMEM ? r : -EINVAL;
+        map = json_get(yyjson_doc_get_root(doc), "weight_map");
+        if (!yyjson_is_obj(map) || yyjson_obj_size(map) == 0)
+                r = error_set(e, -EINVAL, "%s: no weight_map", path);
+        else {
+                r = add_indexed(s, dir, map, e);
+                if (r < 0)
+                        error_prefix(e, r, "%s", path);
+        }
+        yyjson_doc_free(doc);
+        return r;
+}
+
+static bool listed(char **names, int count, const char *name) {
+        for (int i = 0; i < count; i++)
+                if (strcmp(names[i], name) == 0)
+                        return true;
+        return false;
+}
+
+static int open_listed(struct safetensors *s, const char *dir, struct error *e) {
+        char **names = NULL;
+        int count = folder_list(dir, "", ".safetensors.index.json", &s->arena, &names), r = 0;
+
+        if (count < 0)
+                return error_set(e, count, "cannot read the folder %s: %s", dir, strerror(-count));
+        if (listed(names, count, "model.safetensors.index.json"))
+                return open_index(s, dir, "model.safetensors.index.json", e);
+        if (count > 1)
+                return error_set(
+                    e, -EINVAL, "%s has %d index files (%s, %s, …): which one counts?", dir, count, names[0], names[1]);
+        if (count == 1)
+                return open_index(s, dir, names[0], e);
+        count = folder_list(dir, "", ".safetensors", &s->arena, &names);
+        if (count < 0)
+                return error_set(e, count, "cannot read the folder %s: %s", dir, strerror(-count));
+        if (count == 0)
+                return error_set(e, -ENOENT, "%s holds no *.safetensors file", dir);
+        if (listed(names, count, "model.safetensors"))
+                return add_named(s, dir, SLICE_LIT("model.safetensors"), e);
+        for (int i = 0; i < count && r == 0; i++)
+                r = add_named(s, dir, slice_str(names[i]), e);
+        return r;
+}
+
+int safetensors_open_folder(const char *dir, struct safetensors *ret_set, struct error *e) {
+        struct safetensors s = {0};
+        int r = open_listed(&s, dir, e);
+
+        if (r < 0) {
+                safetensors_close(&s);
+                return r;
+        }
+        *ret_set = s;
+        return 0;
 }
