@@ -90,6 +90,8 @@ static void write_role(struct json_writer *w, const struct pool *p, enum role ro
                 json_str(w, i->name);
                 json_key(w, "state");
                 json_str(w, instance_state_name(i->state));
+                json_key(w, "stands_back"); /* it said that it is overloaded */
+                json_bool(w, i->busy_until > 0);
                 json_key(w, "requests");
                 json_u64(w, i->requests);
                 json_key(w, "tokens");

@@ -5,6 +5,7 @@
  * it has at most one prefill leg and one decode leg at a time (leg.c). The request puts the parts' answers together
  * (request.c) and has one exit, request_finish(). */
 #pragma once
+#include "base/list.h"
 #include "gateway/access.h"
 #include "gateway/connector.h"
 #include "gateway/continuation.h"
@@ -40,8 +41,10 @@ struct gateway {
 };
 
 uint64_t gateway_now(const struct gateway *g); /* ns, monotonic, of this turn of the loop */
-/* Something may go on: look at the waiting parts on the next turn of the timer. */
+/* Look at the waiting parts on the next turn of the loop. */
 void gateway_wake(struct gateway *g);
+/* An instance may take a leg that could not before: those that wait for one try again. */
+void gateway_wake_waiting(struct gateway *g);
 void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
@@ -59,7 +62,6 @@ struct leg {
         struct instance *at; /* while in flight */
         struct load load;
         struct http_call *call; /* NULL: not in flight */
-        struct list link;       /* in at->legs */
         struct arena arena;     /* body, head; reset when a leg is started */
         struct buf body;        /* the answer, as far as it is gathered */
         struct leg_times times;
@@ -79,6 +81,7 @@ struct leg_request {
         struct body body;
         struct http_deadlines deadlines;
         uint64_t tokens; /* load */
+        bool only_once;  /* never sent a second time, not even over a connection that may have been stale */
 };
 
 void leg_init(struct leg *l, struct part *part, enum role role);
@@ -89,12 +92,10 @@ static inline bool leg_in_flight(const struct leg *l) {
         return l->call != NULL;
 }
 void leg_abort(struct leg *l); /* part_leg_end follows with LEG_ABORTED; nothing when not in flight */
-void leg_cut(struct leg *l);   /* the same with LEG_BROKEN: its instance was ejected */
+void leg_cut(struct leg *l);   /* the same with LEG_BROKEN: it shows no life */
 void leg_free(struct leg *l);
 /* Why it failed, for people; cut to fit. */
 void leg_say(struct leg *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* Cut the legs of an instance that show no life since `silent_since`. */
-void leg_cut_silent(struct instance *i, uint64_t silent_since);
 
 /* ---- parts ---------------------------------------------------------------------------------------------------------- */
 
@@ -147,8 +148,9 @@ struct part {
         bool handoff_used;      /* a decode leg with the params has reached an instance */
         struct load held;
         /* Attempts. */
-        unsigned serial; /* of the X-Request-Id */
-        unsigned tries, unsent, rounds, continuations;
+        unsigned serial;            /* of the X-Request-Id */
+        unsigned tries[ROLE_COUNT]; /* legs that failed, since one of that role last did its work */
+        unsigned rounds, continuations;
         uint32_t avoid[PART_AVOID_MAX];
         size_t avoid_count;
         enum leg_end last_end;

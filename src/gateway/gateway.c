@@ -9,11 +9,11 @@
 
 /* The timer's pace when nothing waits: probes, the access log, streams that have gone silent. */
 #define TICK_MS 100
-/* Streams are looked through once a second. */
+/* Legs are looked through once a second. */
 #define SILENCE_TICKS 10
-/* A prefill or decode leg whose instance was ejected is cut when it has shown no life for so long; one that still talks
- * is left alone, for a health route may fail where the engine works. */
-#define SILENT_BEFORE_EJECTION (2 * NS_PER_S)
+/* A leg whose instance was ejected is cut when it has shown no life for so long; one that still talks is left alone, for
+ * a health route may fail where the engine works. */
+#define SILENT_WHEN_EJECTED (2 * NS_PER_S)
 
 uint64_t gateway_now(const struct gateway *g) {
         return clock_mono_ns();
@@ -55,6 +55,16 @@ void gateway_wake(struct gateway *g) {
                 arm(g, 0);
 }
 
+void gateway_wake_waiting(struct gateway *g) {
+        list_for_each (at, &g->waiting) {
+                struct part *p = list_item(at, struct part, waiting);
+
+                if (p->due == UINT64_MAX)
+                        p->due = 0;
+        }
+        gateway_wake(g);
+}
+
 /* Look at each waiting part once; those that are moved on may end their requests. New ones come behind the mark. */
 static void tick_waiting(struct gateway *g, uint64_t now) {
         size_t count = g->waiting_count;
@@ -70,21 +80,30 @@ static void tick_waiting(struct gateway *g, uint64_t now) {
         }
 }
 
-/* Cut streams that have been silent for too long: an engine that hangs keeps its connection open. */
-static void tick_silence(struct gateway *g, uint64_t now) {
-        uint64_t limit = (uint64_t)(g->options.idle_timeout * (double)NS_PER_S);
+/* Is this leg to be given up? A stream that says nothing for too long hangs; and so does, sooner, a leg of an instance
+ * that was ejected. */
+static bool is_lost(const struct gateway *g, const struct part *p, const struct leg *l, uint64_t now) {
+        uint64_t limit = (uint64_t)(g->options.idle_timeout * (double)NS_PER_S), silence;
 
-        if (limit == 0)
-                return;
+        if (!leg_in_flight(l) || p->client_is_slow)
+                return false;
+        silence = now > l->last_byte ? now - l->last_byte : 0;
+        if (l->at->state == INSTANCE_EJECTED && silence > SILENT_WHEN_EJECTED)
+                return true;
+        return l->role == ROLE_DECODE && p->state == PART_RELAY && limit > 0 && silence > limit;
+}
+
+static void tick_silence(struct gateway *g, uint64_t now) {
         list_for_each (at, &g->requests) {
                 struct request *r = list_item(at, struct request, link);
 
                 for (size_t i = 0; i < r->part_count; i++) {
-                        struct leg *l = &r->parts[i].decode;
+                        struct part *p = &r->parts[i];
 
-                        if (r->parts[i].state == PART_RELAY && leg_in_flight(l) && now - l->last_byte > limit &&
-                            !r->parts[i].client_is_slow)
-                                leg_cut(l);
+                        if (is_lost(g, p, &p->prefill, now))
+                                leg_cut(&p->prefill);
+                        if (is_lost(g, p, &p->decode, now))
+                                leg_cut(&p->decode);
                 }
         }
 }
@@ -121,7 +140,6 @@ static void on_timer(uv_timer_t *timer) {
 
 static void on_change(void *context, struct instance *i, enum instance_state before, bool gone) {
         struct gateway *g = context;
-        uint64_t now = gateway_now(g);
 
         if (gone) {
                 log_info(g->log, "%s %s has left", pool_role_name(i->role), i->name);
@@ -133,18 +151,8 @@ static void on_change(void *context, struct instance *i, enum instance_state bef
         else
                 log_info(g->log, "%s %s is %s (was %s)", pool_role_name(i->role), i->name,
                     instance_state_name(i->state), instance_state_name(before));
-        if (i->state == INSTANCE_EJECTED)
-                leg_cut_silent(i, now - SILENT_BEFORE_EJECTION);
-        if (i->state == INSTANCE_HEALTHY) {
-                /* Whoever waits may find it. */
-                list_for_each (at, &g->waiting) {
-                        struct part *p = list_item(at, struct part, waiting);
-
-                        if (p->due == UINT64_MAX)
-                                p->due = now;
-                }
-                gateway_wake(g);
-        }
+        if (i->state == INSTANCE_HEALTHY)
+                gateway_wake_waiting(g);
 }
 
 int gateway_member_key(struct arena *arena, const struct gateway_member *m, struct http_endpoint *ret_endpoint,
@@ -250,8 +258,9 @@ static int make_http(struct gateway *g, struct error *e) {
             .on_request = on_request,
             .context = g,
         };
-        /* As many kept connections as there may be legs at once in an ordinary burst: a new one costs a round trip. */
-        const struct http_client_options client = {.idle_per_endpoint = 256, .log = g->log};
+        /* As many kept connections as there may be legs at once in an ordinary burst: a new one costs a round trip. vLLM
+         * closes idle ones after 5 s: closing first avoids sending into a connection that is being closed. */
+        const struct http_client_options client = {.idle_per_endpoint = 256, .idle_ms = 4000, .log = g->log};
         int r = http_server_new(g->loop, &server, &g->server, e);
 
         return r < 0 ? r : http_client_new(g->loop, &client, &g->client, e);
@@ -278,7 +287,7 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         if (r == 0)
                 r = access_open(&g->access, options->access_log, e);
         for (size_t i = 0; r == 0 && i < options->member_count; i++)
-                r = gateway_add_member(g, &options->members[i], false, e);
+                r = gateway_add_member(g, &options->members[i], false, e) < 0 ? -EINVAL : 0;
         /* Last: the client has handles on the loop, which only a drain closes. */
         if (r == 0)
                 r = make_http(g, e);

@@ -16,7 +16,6 @@ static struct gateway *gateway_of(const struct leg *l) {
 
 void leg_init(struct leg *l, struct part *part, enum role role) {
         *l = (struct leg){.part = part, .role = role};
-        list_init(&l->link);
 }
 
 void leg_say(struct leg *l, const char *format, ...) {
@@ -42,7 +41,7 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
             .body = request->body.parts,
             .body_parts = request->body.count,
             .deadlines = request->deadlines,
-            .retry_stale = true,
+            .retry_stale = !request->only_once,
         };
         int r;
 
@@ -65,7 +64,6 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
         }
         pool_take(i, LOAD_LEG, request->tokens, &l->load);
         l->at = i;
-        list_push_back(&i->legs, &l->link);
         g->leg_count++;
         return 0;
 }
@@ -78,15 +76,6 @@ void leg_abort(struct leg *l) {
 void leg_cut(struct leg *l) {
         l->cut = true;
         leg_abort(l);
-}
-
-void leg_cut_silent(struct instance *i, uint64_t silent_since) {
-        list_for_each (at, &i->legs) {
-                struct leg *l = list_item(at, struct leg, link);
-
-                if (l->last_byte < silent_since)
-                        leg_cut(l);
-        }
 }
 
 /* ---- the answer ----------------------------------------------------------------------------------------------------- */
@@ -216,7 +205,6 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         l->times.ended = now;
         if (failure != HTTP_OK && !l->why[0])
                 leg_say(l, "%s", why ? why : http_failure_text(failure));
-        list_remove(&l->link);
         g->leg_count--;
         g->stats.legs[l->role][end]++;
         /* The load goes first: whoever is woken below finds the instance free again. */
@@ -226,7 +214,7 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         l->at = NULL;
         pool_give_back(&l->load);
         if (g->waiting_count > 0 && g->options.instance_cap > 0)
-                gateway_wake(g);
+                gateway_wake_waiting(g);
         part_leg_end(l, end);
 }
 

@@ -332,6 +332,7 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
             .path = p->path,
             .tokens = p->prompt_tokens + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
             .deadlines = decode_deadlines(p, purpose),
+            .only_once = p->handoff.params.ptr != NULL,
         };
         int r = 0;
 
@@ -396,8 +397,7 @@ static void reached(struct part *p) {
 
 static enum part_state take_prefill(struct part *p) {
         reached(p);
-        p->avoid_count = 0;
-        p->tries = 0;
+        p->tries[ROLE_PREFILL] = 0;
         p->answer_status = 0;
         return start_decode(p);
 }
@@ -425,7 +425,7 @@ static bool may_retry(struct part *p, const struct leg *l) {
         avoid(p, l);
         if (p->last_end != LEG_UNSENT) {
                 reached(p);
-                if (++p->tries >= (unsigned)g->options.max_retries)
+                if (++p->tries[l->role] >= (unsigned)g->options.max_retries)
                         return false;
         }
         p->request->retries++;
@@ -476,7 +476,7 @@ static enum part_state begin_relay(struct part *p) {
         fetched(p);
         reached(p);
         p->avoid_count = 0;
-        p->tries = 0;
+        p->tries[ROLE_DECODE] = 0;
         if (!request_begin_stream(p->request, p))
                 return cut_decode(p);
         return PART_RELAY;

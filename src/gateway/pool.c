@@ -270,7 +270,6 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->since = i->next_probe = now;
         i->slot = NO_SLOT;
         i->pool = p;
-        list_init(&i->legs);
         t->all[t->all_count++] = i;
         *ret_instance = i;
         return 0;

@@ -13,7 +13,6 @@
  * giving back again does nothing. */
 #pragma once
 #include "base/error.h"
-#include "base/list.h"
 #include "base/rng.h"
 #include "base/slice.h"
 #include "gateway/policy.h"
@@ -55,10 +54,9 @@ struct instance {
         struct slice url; /* as given, without rank */
         void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
         enum instance_state state;
-        uint64_t since;        /* when the state began */
-        uint64_t busy_until;   /* stands back until then */
-        uint64_t next_probe;   /* UINT64_MAX while a probe is under way */
-        uint64_t probe_serial; /* grows with each state that makes a running probe's result worthless */
+        uint64_t since;      /* when the state began */
+        uint64_t busy_until; /* stands back until then */
+        uint64_t next_probe; /* UINT64_MAX while a probe is under way */
         unsigned streak[HEALTH_EVENTS], backoff;
         bool added_later; /* by the admin routes: dropped when it never answers (join_tries) */
         unsigned join_failures;
@@ -67,7 +65,6 @@ struct instance {
         uint32_t requests;
         uint64_t tokens, held_tokens, held_requests;
         uint64_t picks, failures; /* totals */
-        struct list legs;         /* of leg.c */
         size_t slot;              /* in its role's table, SIZE_MAX when not to be chosen */
         unsigned tier;
         uint64_t last_pick;

@@ -664,7 +664,7 @@ class Answer:
             if not chat or last:
                 c["stop_reason"] = stop_reason
             if not chat:
-                c["prompt_token_ids"] = ids if first and want_ids else None
+                c["prompt_token_ids"] = ids if first and (want_ids or request.get("echo")) else None
             c["token_ids"] = new if want_ids else None
             first = False
             self.event(self.chunk(request, chat, [c], self.usage(ids, done) if continuous else None))

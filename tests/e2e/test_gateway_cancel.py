@@ -1,0 +1,146 @@
+"""The client leaves, in every state and manner: no KV is stranded, no connection is left open, all counters are zero."""
+import socket
+import threading
+import time
+import unittest
+
+from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, in_threads
+from harness import Connection, wait_until
+
+# How the engines are slowed so that the client leaves in that state; what to wait for.
+MOMENTS = {
+    "in prefill": {"prefill_time": 0.4},
+    "in a long prefill": {"prefill_time": 30},
+    "between legs": {"cap": True},
+    "before the decoder has taken it in": {"admit_time": 0.4},
+    "before the KV is fetched": {"fetch_time": 0.4},
+    "before the first token": {"token_time": 0.3},
+    "in mid-stream": {"token_time": 0.05},
+}
+
+
+class Cancel(GatewayCase):
+    def leave(self, c, how):
+        if how == "RST":
+            c.reset()
+        elif how == "half":
+            c.socket.shutdown(socket.SHUT_WR)
+        else:
+            c.close()
+
+    def moment(self, name, stream_it, how):
+        times = {k: v for k, v in MOMENTS[name].items() if k != "cap"}
+        ledger, p, d = self.engines(1, 1, **times)
+        args = ["--instance-cap", "1"] if "cap" in MOMENTS[name] else []
+        with Gateway(p, d, *args, wait_ready=False) as g:
+            wait_until(g.all_healthy, "ready")
+            blocker = None
+            if args:  # the decoder is taken, and the next request waits between its legs
+                d[0].token_time = 0.1
+                blocker = Connection(g.port)
+                blocker.request("POST", CHAT, chat(max_tokens=8))
+                wait_until(lambda: d[0].running == 1, "the decoder is taken")
+            c = Connection(g.port)
+            c.request("POST", CHAT, chat(stream=stream_it, max_tokens=500 if "mid" in name else 24))
+            if "prefill" in name:
+                wait_until(lambda: p[0].running == 1, "prefilling")
+            elif args:
+                wait_until(lambda: g.count("requests_waiting") == 1, "between the legs")
+            else:
+                wait_until(lambda: d[0].running == 1, "decoding")
+            if name == "in mid-stream":
+                if stream_it:
+                    events = c.events()
+                    [next(events) for _ in range(3)]
+                else:
+                    wait_until(lambda: ledger.fetched == 1, "fetched")
+            self.leave(c, how)
+            if blocker:
+                self.assertEqual(blocker.response().status, 200)
+                blocker.close()
+            self.assert_quiet(g)
+            self.assertEqual(g.count("stranded_total"), 0)
+            self.assertEqual(g.count("clients_gone_total"), 1)
+            if name == "in a long prefill":
+                self.assertEqual(p[0].aborted, 1)
+            wait_until(lambda: all(e.running == 0 for e in p + d), "no engine works for nobody")
+            c.close()
+            wait_until(lambda: g.count("connections") <= 1, "no client connection is left")
+        wait_until(lambda: not p[0].connections and not d[0].connections, "no upstream connection is left")
+
+    def test_the_matrix(self):
+        def one(name, stream_it, how):
+            try:
+                self.moment(name, stream_it, how)
+            except BaseException as e:
+                raise AssertionError(f"{name}, stream {stream_it}, {how}: {e}") from e
+        for name in MOMENTS:
+            in_threads([lambda n=name, s=s, h=h: one(n, s, h) for s in (False, True) for h in ("FIN", "RST")])
+
+    def test_a_decoder_that_streams_for_nobody_is_cut_within_a_moment(self):
+        ledger, p, d = self.engines(1, 1, token_time=0.02)
+        with Gateway(p, d) as g:
+            c = Connection(g.port)
+            c.request("POST", CHAT, chat(stream=True, max_tokens=5000))
+            events = c.events()
+            next(events)
+            begun = time.monotonic()
+            c.reset()
+            wait_until(lambda: d[0].running == 0, "the decoder is free")
+            self.assertLess(time.monotonic() - begun, 1)
+            self.assertEqual(d[0].aborted, 1)
+
+    def test_many_that_leave_near_the_hand_off_strand_nothing(self):
+        ledger, p, d = self.engines(2, 2, prefill_time=0.02, admit_time=0.01, fetch_time=0.01)
+        with Gateway(p, d) as g:
+            def one(i):
+                c = Connection(g.port)
+                c.request("POST", CHAT, chat(f"request {i}", stream=bool(i % 2)))
+                threading.Event().wait(0.001 * (i % 60))
+                self.leave(c, "RST" if i % 3 else "FIN")
+            for k in range(8):
+                in_threads([lambda i=i: one(i) for i in range(40 * k, 40 * k + 40)])
+            self.assert_quiet(g)
+            self.assertEqual(g.count("stranded_total"), 0)
+            self.assertGreater(g.count("settled_total"), 0)
+
+    def test_a_client_that_reads_nothing_holds_back_its_decoder_alone(self):
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d) as g:
+            slow = Connection(g.port)
+            slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.request("POST", COMPLETIONS, completion(stream=True, max_tokens=60000, ignore_eos=True))
+            wait_until(lambda: d[0].running == 1, "decoding")
+            for _ in range(20):
+                self.assertTrue(self.ask(g, chat(stream=True)))
+            self.assertEqual(d[0].running, 1)
+            with open(f"/proc/{g.pid}/statm") as f:
+                self.assertLess(int(f.read().split()[1]) * 4096, 1 << 28)
+            slow.reset()
+            self.assert_quiet(g)
+
+    def test_a_decoder_that_dies_while_settling_strands_one_and_says_so(self):
+        ledger, p, d = self.engines(1, 1, prefill_time=0.2)
+        with Gateway(p, d) as g:
+            d[0].faults = [{"reset": "request"}]
+            c = Connection(g.port)
+            c.request("POST", CHAT, chat())
+            wait_until(lambda: p[0].running == 1, "prefilling")
+            c.reset()
+            wait_until(lambda: g.count("stranded_total") == 1, "it is counted")
+            self.assert_quiet(g, stranded=1)
+
+    def test_leaving_while_the_body_is_sent_costs_nothing(self):
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d) as g:
+            for how in ("FIN", "RST"):
+                c = Connection(g.port)
+                c.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{\"prompt\":")
+                wait_until(lambda: g.count("requests_running") == 1, "it is read")
+                self.leave(c, how)
+                self.assert_quiet(g)
+            self.assertEqual(p[0].requests, [])
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,350 @@
+"""One instance misbehaves: the client gets its complete, right answer, or one honest error; nothing is left behind."""
+import json
+import random
+import signal
+import time
+import unittest
+
+import fault_engine
+from fault_engine import Engine, Ledger, decode, encode_chat, generate
+from gateway_case import (CHAT, COMPLETIONS, Gateway, GatewayCase, answer_text, chat, completion, expected, in_threads,
+                          text_of)
+from harness import Connection, answers, http, stream, wait_until
+
+# What an instance may do to a leg before the client has seen a byte. Each is survived by going elsewhere.
+BEFORE_FIRST_BYTE = {
+    "reset at once": {"reset": "request"},
+    "reset behind the head": {"reset": "head"},
+    "reset in the body": {"reset": 0},
+    "closed at once": {"close": "request"},
+    "closed behind the head": {"close": "head"},
+    "closed in the body": {"close": 0},
+    "hang before the head": {"hang": "request"},
+    "hang behind the head": {"hang": "head"},
+    "500": {"status": 500},
+    "502 with a page": {"status": 502, "body": b"<html>bad gateway</html>"},
+    "503": {"status": 503},
+    "429": {"status": 429, "headers": [("retry-after", "1")]},
+    "empty 200": {"empty": True},
+    "no HTTP": {"raw": b"SSH-2.0-OpenSSH_9.2\r\n"},
+    "cut head": {"raw": b"HTTP/1.1 200 OK\r\nContent-Le"},
+    "two lengths": {"raw": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"},
+    "half a body": {"raw": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{\"id\":"},
+    "not JSON": {"raw": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 6\r\n\r\nhello!"},
+    "redirect": {"status": 302, "headers": [("location", "http://203.0.113.9/")]},
+    "an error inside": {"error": 0},
+}
+IMPATIENT = ["--prefill-timeout", 1, "--first-byte-timeout", 1, "--idle-timeout", 1, "--request-timeout-secs", 1]
+
+
+class BeforeTheFirstByte(GatewayCase):
+    def setUp(self):
+        self.ledger, self.p, self.d = self.engines()
+        self.g = Gateway(self.p, self.d, *IMPATIENT)
+        self.addCleanup(self.g.stop)
+
+    def survive(self, engines, fault, name):
+        for body in (chat(), chat(stream=True), completion(), completion(stream=True)):
+            for e in engines:
+                e.faults = [dict(fault)]
+            # Whichever is chosen fails once; the other, and the same one later, does not.
+            engines[1].faults = []
+            for _ in range(2):
+                self.assertEqual(self.ask(self.g, body), expected(body), f"{name}: {body}")
+            wait_until(self.g.all_healthy, f"{name}: all healthy again")
+        self.assertEqual([e.faults for e in engines], [[], []], f"{name}: the fault was met")
+
+    def test_a_prefill_leg_goes_elsewhere(self):
+        for name, fault in BEFORE_FIRST_BYTE.items():
+            if "error" not in fault:
+                self.survive(self.p, fault, name)
+        # A prefiller that broke behind its commit told nobody where its KV is: that is left to the lease.
+        self.assert_quiet(self.g, stranded=1000)
+
+    def test_a_decode_leg_goes_elsewhere_through_a_new_prefill(self):
+        for name, fault in BEFORE_FIRST_BYTE.items():
+            self.survive(self.d, fault, name)
+        # A decoder that broke before it fetched has the only right to the params: the KV is left to the lease.
+        self.assert_quiet(self.g, stranded=1000)
+
+    def test_params_that_a_decoder_could_not_use_are_never_sent(self):
+        def without(key):
+            return lambda p: {k: v for k, v in p.items() if k != key}
+        broken = [without("remote_engine_id"), without("remote_block_ids"), without("remote_request_id"),
+                  without("remote_host"), without("remote_port"), without("do_remote_prefill"),
+                  lambda p: {**p, "remote_block_ids": []}, lambda p: {**p, "remote_block_ids": [[]]},
+                  lambda p: {**p, "remote_engine_id": ""}, lambda p: [], lambda p: "x", lambda p: None]
+        for change in broken:
+            self.p[0].faults = [{"params": change}]
+            for _ in range(2):
+                self.assertEqual(self.ask(self.g, chat()), expected(chat()))
+            wait_until(self.g.all_healthy, "all healthy again")
+        self.p[0].faults = [{"no_params": True}]
+        for _ in range(2):
+            self.assertEqual(self.ask(self.g, chat()), expected(chat()))
+        self.assertEqual(self.g.count("prefill_without_params_total"), len(broken) + 1)
+        self.assertTrue(all(r["body"]["kv_transfer_params"]["remote_block_ids"] for e in self.d for r in e.requests))
+        self.assertEqual(self.ledger.violations, [])
+
+    def test_without_params_from_any_prefiller_the_client_is_told(self):
+        for e in self.p:
+            e.faults = [{"no_params": True, "always": True}]
+        error = self.post(self.g, chat(), status=502).json()["error"]
+        self.assertIn("kv_transfer_params", error["message"])
+        self.assertEqual(sum(len(e.requests) for e in self.d), 0)
+        self.assert_quiet(self.g)
+
+    def test_when_all_fail_the_last_word_is_passed_on(self):
+        words = b'{"error":{"message":"boom","type":"InternalServerError","param":null,"code":500}}'
+        for engines in (self.p, self.d):
+            for e in engines:
+                e.faults = [{"status": 500, "body": words, "always": True}]
+            for body in (chat(), chat(stream=True)):
+                self.assertEqual(self.post(self.g, body, status=500).body, words)
+            for e in engines:
+                e.faults = [{"status": 429, "headers": [("retry-after", "2")], "always": True}]
+            self.assertEqual(self.post(self.g, chat(), status=429).header("retry-after"), "2")
+            for e in engines:
+                e.faults = [{"reset": "request", "always": True}]
+            self.assertEqual(self.post(self.g, chat(), status=502).json()["error"]["code"], 502)
+            for e in engines:
+                e.faults = []
+            wait_until(self.g.all_healthy, "all healthy again")
+
+    def test_slow_and_oddly_cut_answers_are_answers(self):
+        for fault in ({"drip": 0.0001}, {"split": 1}, {"split": 7}, {"join": 3}, {"join": 1000}):
+            for body in (chat(stream=True), completion(stream=True), chat()):
+                for e in self.d:
+                    e.faults = [dict(fault)] * 2
+                self.assertEqual(self.ask(self.g, body), expected(body), fault)
+        self.assert_quiet(self.g)
+
+
+class Instances(GatewayCase):
+    def test_a_dead_instance_costs_no_client_an_error(self):
+        for role in ("prefill", "decode"):
+            ledger, p, d = self.engines()
+            with Gateway(p, d) as g:
+                victim = (p if role == "prefill" else d)[0]
+                victim.stop()
+                bodies = [chat(stream=bool(i % 2)) for i in range(24)]
+                in_threads([lambda b=b: self.assertEqual(self.ask(g, b), expected(b)) for b in bodies])
+                wait_until(lambda: g.count("instances", role=role, state="ejected") == 1, "the dead one is ejected")
+                self.assertEqual(g.count("requests_total", code="200"), 24)
+                victim.restart()
+                wait_until(g.all_healthy, "it is back")
+                seen = len(victim.requests)
+                for _ in range(4):
+                    self.ask(g, chat())
+                self.assertGreater(len(victim.requests), seen)
+                self.assertEqual(ledger.violations, [])
+
+    def test_requests_wait_for_an_instance_to_come(self):
+        ledger, p, d = self.engines(1, 1)
+        d[0].stop()
+        with Gateway(p, d, "--queue-timeout-secs", "20", wait_ready=False) as g:
+            wait_until(lambda: answers(g.port), "listening")
+            self.assertEqual(http(g.port, "GET", "/ready").status, 503)
+            job = [lambda: self.assertEqual(self.ask(g, chat()), expected(chat()))]
+            job.append(lambda: (wait_until(lambda: g.count("requests_waiting") == 1, "it waits"), d[0].restart()))
+            in_threads(job)
+            self.assert_quiet(g)
+
+    def test_waiting_has_an_end(self):
+        ledger, p, d = self.engines(1, 1)
+        p[0].stop()
+        with Gateway(p, d, "--queue-timeout-secs", "0.5", wait_ready=False) as g:
+            wait_until(lambda: answers(g.port), "listening")
+            r = self.post(g, chat(), status=503)
+            self.assertIn("prefill", r.json()["error"]["message"])
+            self.assertEqual(g.count("queue_timeouts_total"), 1)
+            self.assert_quiet(g)
+
+    def test_a_slow_health_route_does_not_cut_streams_that_flow(self):
+        ledger, p, d = self.engines(1, 2, token_time=0.02)
+        with Gateway(p, d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.2") as g:
+            d[0].health = d[1].health = lambda a: a.wait(60)
+            body = chat(stream=True, max_tokens=100)
+            in_threads([lambda: self.assertEqual(self.ask(g, body), expected(body)) for _ in range(4)])
+            self.assertEqual(g.count("continuations_total"), 0)
+            self.assertIn("is suspect", g.output())
+
+    def test_params_are_not_used_when_the_lease_is_nearly_over(self):
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d, "--kv-lease", "0.5", "--instance-cap", "1") as g:
+            d[0].token_time = 0.1
+            # The first holds the decoder for longer than the second's params live.
+            in_threads([lambda: self.assertEqual(self.ask(g, chat()), expected(chat())) for _ in range(2)])
+            self.assertGreaterEqual(g.count("params_expired_total"), 1)
+            self.assertEqual(ledger.violations, [])
+
+
+class AfterTheFirstByte(GatewayCase):
+    """A stream that was cut goes on elsewhere with its exact tokens."""
+
+    def setUp(self):
+        self.ledger, self.p, self.d = self.engines()
+        self.g = Gateway(self.p, self.d, *IMPATIENT)
+        self.addCleanup(self.g.stop)
+
+    def fail_first(self, fault):
+        """The next decode leg, whichever instance takes it, fails so."""
+        used = []
+
+        def once(request):
+            if request["max_tokens"] == 1 or used:
+                return False
+            used.append(1)
+            return True
+        for e in self.d:
+            e.faults = [{**fault, "when": once}]
+
+    def check(self, body, events, continued):
+        """Text, frame, usage and tokens are those of one undisturbed engine."""
+        alone = Engine("decode", max_model_len=self.d[0].max_model_len)
+        want = stream(alone.port, CHAT if "messages" in body else COMPLETIONS, body)
+        alone.stop()
+        self.assertEqual(text_of(events), text_of(want))
+        self.assertEqual(len({e["id"] for e in events}), 1)
+        self.assertEqual(len({e["object"] for e in events}), 1)
+        roles = [e for e in events if e["choices"] and "role" in e["choices"][0].get("delta", {})]
+        self.assertEqual(len(roles), 1 if "messages" in body else 0)
+        finishes = [c["finish_reason"] for e in events for c in e["choices"] if c["finish_reason"]]
+        self.assertEqual(finishes, [c["finish_reason"] for e in want for c in e["choices"] if c["finish_reason"]])
+
+        def usages(es):
+            return [{k: v for k, v in e["usage"].items() if k != "prompt_tokens_details"} for e in es if e.get("usage")]
+        self.assertEqual(usages(events)[-1:], usages(want)[-1:])
+        if body.get("return_token_ids"):
+            def ids(es):
+                return [t for e in es for c in e["choices"] for t in c.get("token_ids") or []]
+            self.assertEqual(ids(events), ids(want))
+        else:
+            self.assertTrue(all(not c.get("token_ids") and not c.get("prompt_token_ids")
+                                for e in events for c in e["choices"]))
+        if body.get("logprobs") is not None:
+            def offsets(es):
+                return [o for e in es for c in e["choices"] if c.get("logprobs") for o in c["logprobs"]["text_offset"]]
+            self.assertEqual(offsets(events), offsets(want))
+        self.assertEqual(self.g.count("continuations_total"), continued)
+
+    BODIES = [chat(stream=True, max_tokens=60), completion(stream=True, max_tokens=60),
+              completion([500, 65, 66], stream=True, max_tokens=60, echo=False, logprobs=1),
+              chat(stream=True, max_completion_tokens=60, return_token_ids=True, stream_options={"include_usage": True}),
+              completion(stream=True, max_tokens=60, return_token_ids=True, min_tokens=40,
+                         stream_options={"include_usage": True, "continuous_usage_stats": True}),
+              chat("long", stream=True, max_tokens=None, stream_options={"include_usage": True})]
+
+    def test_cut_anywhere_it_goes_on_exactly(self):
+        rng, continued = random.Random(3), 0
+        for e in self.p + self.d:
+            e.max_model_len = 150
+        # Probes read the model's length when an instance joins.
+        for role, engines in (("prefill", self.p), ("decode", self.d)):
+            for e in engines:
+                http(self.g.port, "POST", "/instances/remove", {"type": role, "instances": e.url})
+                http(self.g.port, "POST", "/instances/add", {"type": role, "instances": e.url})
+        wait_until(self.g.all_healthy, "all healthy")
+        for body in self.BODIES:
+            for kind in ("reset", "close", "error", "recomputed", "hang"):
+                for at in [rng.randrange(1, 50) for _ in range(1 if kind == "hang" else 4)]:
+                    self.fail_first({kind: at})
+                    events = stream(self.g.port, CHAT if "messages" in body else COMPLETIONS, body)
+                    continued += 1
+                    with self.subTest(body=body, kind=kind, at=at):
+                        self.check(body, events, continued)
+        self.assert_quiet(self.g)
+
+    def test_cut_again_and_again_it_goes_on(self):
+        def often(request):
+            return request["max_tokens"] != 1
+        for e in self.d:
+            e.tokens_per_event = 3
+            e.faults = [{"close": 4, "when": often}, {"reset": 5, "when": often}, {"recomputed": 7, "when": often}]
+        body = chat(stream=True, max_tokens=150, stream_options={"include_usage": True})
+        self.check(body, stream(self.g.port, CHAT, body), 6)
+        self.assert_quiet(self.g)
+
+    def test_killed_under_load_nothing_is_lost(self):
+        for e in self.d:
+            e.token_time = 0.005
+        body = chat(stream=True, max_tokens=120)
+        done = []
+
+        def one():
+            self.assertEqual(self.ask(self.g, body), expected(body))
+            done.append(1)
+
+        def kill():
+            wait_until(lambda: self.d[0].running >= 8, "streams run")
+            self.d[0].stop()
+        in_threads([one] * 32 + [kill])
+        self.assertEqual(len(done), 32)
+        self.assertGreater(self.g.count("continuations_total"), 0)
+        self.assertEqual(self.ledger.violations, [])
+
+    def test_a_stopped_process_is_noticed_and_left(self):
+        """As SIGSTOP: the connection stays, nothing comes, health does not answer."""
+        self.d[0].health = lambda a: a.wait(60)
+        with Gateway(self.p, self.d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.3",
+                     wait_ready=False) as g:
+            wait_until(lambda: answers(g.port, "/ready"), "ready")
+        self.d[0].health = 200
+        with Gateway(self.p, self.d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.3") as g:
+            self.d[0].faults = [{"hang": 9}]
+            self.d[1].faults = []
+            stuck = self.d[0]
+
+            def freeze():
+                wait_until(lambda: stuck.running == 1 or self.d[1].requests, "one is decoding")
+                stuck.health = lambda a: a.wait(60)
+            bodies = [chat(stream=True, max_tokens=40)] * 2
+            in_threads([lambda b=b: self.assertEqual(self.ask(g, b), expected(b)) for b in bodies] + [freeze])
+            self.assertEqual(g.count("continuations_total"), 1)
+            stuck.health = 200
+
+    def test_what_cannot_go_on_exactly_ends_with_one_honest_error(self):
+        cases = [chat(stream=True, max_tokens=60, tools=[{"type": "function", "function": {"name": "f"}}]),
+                 chat(stream=True, max_tokens=60, response_format={"type": "json_object"}),
+                 completion(stream=True, max_tokens=60, presence_penalty=0.5),
+                 chat(stream=True, max_tokens=60, logprobs=True)]
+        for body in cases:
+            self.fail_first({"reset": 10})
+            with Connection(self.g.port) as c:
+                c.request("POST", CHAT if "messages" in body else COMPLETIONS, body)
+                events = list(c.events())
+            self.assertEqual(events[-1], "[DONE]")
+            self.assertEqual(json.loads(events[-2])["error"]["code"], 502)
+            self.assertTrue(expected(body).startswith(text_of([json.loads(e) for e in events[:-2]])))
+        self.assertEqual(self.g.count("streams_cut_total"), len(cases))
+        self.assertEqual(self.g.count("continuations_total"), 0)
+        self.assert_quiet(self.g)
+
+    def test_an_answer_that_is_not_streamed_is_begun_anew(self):
+        for kind in ({"reset": 40}, {"close": 40}, {"recomputed": 5}, {"hang": 40}):
+            for body in (chat(), completion()):
+                self.fail_first(kind)
+                self.assertEqual(self.ask(self.g, body), expected(body))
+        self.assert_quiet(self.g)
+
+    def test_a_stream_without_done_that_has_its_end_is_complete(self):
+        end = (b'data: {"id":"x","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":"hi",'
+               b'"finish_reason":"stop"}]}\n\n')
+        self.fail_first({"raw": b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: "
+                                + str(len(end)).encode() + b"\r\n\r\n" + end})
+        self.assertEqual(text_of(stream(self.g.port, COMPLETIONS, completion(stream=True))), "hi")
+
+    def test_a_plain_stream_goes_on_too(self):
+        engines = [Engine("decode") for _ in range(2)]
+        for e in engines:
+            self.addCleanup(e.stop)
+            e.faults = [{"reset": 7}]
+        with Gateway([], engines) as g:
+            body = chat(stream=True, max_tokens=40)
+            self.assertEqual(self.ask(g, body), expected(body))
+            self.assertEqual(g.count("continuations_total"), 2)
+            self.assert_quiet(g)
+
+
+if __name__ == "__main__":
+    unittest.main()
