@@ -94,6 +94,7 @@ void relay_restart(struct relay *r, bool reframe) {
         r->ids_before = r->ids_sent;
         r->chars_before = r->chars_sent;
         r->reframe = reframe;
+        r->restarted = true;
         r->done = false;
         buf_reset(&r->error);
 }
@@ -378,10 +379,10 @@ static void confirm(struct relay *r, struct buf *out) {
 static void take_choice(struct relay *r, struct slice event, const struct chunk *c, struct buf *out) {
         bool ends = !openai_is_null(c->finish), silent = openai_inside(c->text).len == 0;
 
-        if (c->several || c->foreign)
+        if (c->several || c->foreign || integer_or(c->index, 0) != 0)
                 r->opaque = true;
         if (c->has_role && silent && !ends && c->id_count == 0) {
-                if (r->role_sent)
+                if (r->role_sent && r->restarted)
                         return;
                 r->role_sent = true;
                 write_chunk(r, event, c, out);

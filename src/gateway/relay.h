@@ -38,6 +38,7 @@ struct relay {
 
         bool any_sent;  /* an event has gone to the client */
         bool role_sent; /* the role chunk of a chat */
+        bool restarted; /* this leg is not the first: its role chunk is not shown */
         bool finished;  /* a finish_reason has gone to the client */
         bool done;      /* [DONE] was read */
         bool opaque;    /* something that cannot be continued has gone by: reasoning, tool calls, several choices */

@@ -1,0 +1,335 @@
+/* test_pool.c - membership, health and load, with time as an argument. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "gateway/pool.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static int gone;
+
+static void on_change(void *context, struct instance *i, enum instance_state before, bool is_gone) {
+        gone += is_gone;
+}
+
+static struct pool *new_pool(uint32_t cap) {
+        const struct pool_options options = {.cap = cap, .seed = 1, .on_change = on_change, .join_tries = 2};
+        struct pool *p;
+
+        gone = 0;
+        assert_int_equal(pool_new(&options, &p), 0);
+        return p;
+}
+
+static struct instance *add(struct pool *p, enum role role, const char *key) {
+        const struct instance_spec spec = {.role = role, .key = key, .url = key, .dp_rank = -1};
+        struct instance *i;
+
+        assert_int_equal(pool_add(p, &spec, 0, &i), 0);
+        return i;
+}
+
+static struct instance *healthy(struct pool *p, enum role role, const char *key) {
+        struct instance *i = add(p, role, key);
+
+        pool_report(i, HEALTH_PROBE_OK, 0);
+        assert_int_equal(i->state, INSTANCE_HEALTHY);
+        return i;
+}
+
+static struct instance *pick(struct pool *p, enum role role) {
+        const struct policy_facts facts = {0};
+
+        return pool_pick(p, role, &facts);
+}
+
+/* Send probes as a loop would, all seeing the same, until `until`. Returns how many of `i` there were. */
+static int probe(struct pool *p, const struct instance *i, enum health_event what, uint64_t from, uint64_t until) {
+        int n = 0;
+
+        for (uint64_t now = from; now <= until; now += 10 * NS_PER_MS) {
+                struct instance *due;
+
+                while ((due = pool_take_probe(p, now))) {
+                        n += due == i;
+                        pool_probe_done(due, what, now);
+                }
+        }
+        return n;
+}
+
+static void one_that_joins_is_chosen_once_it_answers(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *i = add(p, ROLE_DECODE, "d0:1");
+
+        assert_null(pick(p, ROLE_DECODE));
+        assert_ptr_equal(pool_take_probe(p, 0), i);
+        assert_null(pool_take_probe(p, 0));
+        pool_probe_done(i, HEALTH_PROBE_SLOW, 0);
+        assert_null(pick(p, ROLE_DECODE));
+        assert_in_range(probe(p, i, HEALTH_PROBE_OK, 0, NS_PER_S), 1, 2);
+        assert_ptr_equal(pick(p, ROLE_DECODE), i);
+        assert_null(pick(p, ROLE_PREFILL));
+        pool_free(p);
+}
+
+static void trouble_makes_suspect_and_probes_decide(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1"), *b = healthy(p, ROLE_DECODE, "b:1");
+
+        pool_report(a, HEALTH_LEG_BROKEN, 5);
+        assert_int_equal(a->state, INSTANCE_SUSPECT);
+        for (int n = 0; n < 4; n++)
+                assert_ptr_equal(pick(p, ROLE_DECODE), b); /* the healthy first */
+        assert_ptr_equal(pool_take_probe(p, 5), a);        /* at once */
+        pool_probe_done(a, HEALTH_PROBE_OK, 6);
+        assert_int_equal(a->state, INSTANCE_HEALTHY);
+        pool_report(a, HEALTH_LEG_BROKEN, 7);
+        assert_ptr_equal(pool_take_probe(p, 7), a);
+        pool_probe_done(a, HEALTH_PROBE_DEAD, 8);
+        assert_int_equal(a->state, INSTANCE_EJECTED);
+        pool_free(p);
+}
+
+static void an_ejected_one_comes_back_after_two_good_probes(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1");
+        int slow;
+
+        healthy(p, ROLE_DECODE, "b:1");
+        pool_report(a, HEALTH_PROBE_DEAD, 0);
+        pool_report(a, HEALTH_PROBE_DEAD, 0);
+        assert_int_equal(a->state, INSTANCE_EJECTED);
+        /* The pauses grow: ten minutes of death cost some 150 probes, not thousands. */
+        slow = probe(p, a, HEALTH_PROBE_SLOW, 0, 600 * NS_PER_S);
+        assert_in_range(slow, 100, 200);
+        assert_int_equal(a->state, INSTANCE_EJECTED);
+        assert_in_range(probe(p, a, HEALTH_PROBE_OK, 600 * NS_PER_S, 606 * NS_PER_S), 2, 4);
+        assert_int_equal(a->state, INSTANCE_HEALTHY);
+        pool_free(p);
+}
+
+static void the_last_one_is_not_ejected_for_being_slow(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1"), *b = healthy(p, ROLE_DECODE, "b:1");
+
+        probe(p, a, HEALTH_PROBE_SLOW, 6 * NS_PER_S, 60 * NS_PER_S);
+        assert_int_equal((a->state == INSTANCE_EJECTED) + (b->state == INSTANCE_EJECTED), 1);
+        assert_int_equal(pool_routable(p, ROLE_DECODE), 1);
+        assert_non_null(pick(p, ROLE_DECODE));
+        /* When its process is gone there is nothing to hope for. */
+        probe(p, a, HEALTH_PROBE_DEAD, 60 * NS_PER_S, 90 * NS_PER_S);
+        assert_int_equal(pool_routable(p, ROLE_DECODE), 0);
+        pool_free(p);
+}
+
+static void single_errors_and_refusals_change_nothing(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1");
+
+        for (int n = 0; n < 10; n++) {
+                pool_report(a, HEALTH_LEG_ERROR, 0);
+                pool_report(a, HEALTH_LEG_ERROR, 0);
+                pool_report(a, HEALTH_LEG_OK, 0);
+                assert_int_equal(a->state, INSTANCE_HEALTHY);
+        }
+        for (int n = 0; n < 3; n++)
+                pool_report(a, HEALTH_LEG_ERROR, 0);
+        assert_int_equal(a->state, INSTANCE_SUSPECT);
+        pool_free(p);
+}
+
+static void overload_makes_it_stand_back_not_fall(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1"), *b = healthy(p, ROLE_DECODE, "b:1");
+
+        pool_stand_back(a, NS_PER_S);
+        assert_int_equal(a->state, INSTANCE_HEALTHY);
+        for (int n = 0; n < 4; n++)
+                assert_ptr_equal(pick(p, ROLE_DECODE), b);
+        pool_stand_back(b, 2 * NS_PER_S);
+        assert_non_null(pick(p, ROLE_DECODE)); /* better than none */
+        pool_tick(p, NS_PER_S);
+        for (int n = 0; n < 4; n++)
+                assert_ptr_equal(pick(p, ROLE_DECODE), a);
+        pool_free(p);
+}
+
+static void load_is_given_back_once(void **state) {
+        struct pool *p = new_pool(1);
+        struct instance *a = healthy(p, ROLE_PREFILL, "a:1");
+        struct load leg = {0}, held = {0};
+
+        pool_take(a, LOAD_LEG, 100, &leg);
+        pool_take(a, LOAD_HELD, 100, &held);
+        assert_int_equal(a->tokens, 100);
+        assert_int_equal(a->held_tokens, 100);
+        assert_null(pick(p, ROLE_PREFILL)); /* at its cap */
+        for (int n = 0; n < 3; n++) {
+                pool_give_back(&leg);
+                pool_give_back(&held);
+        }
+        assert_int_equal(a->tokens + a->held_tokens + a->requests + a->held_requests, 0);
+        assert_ptr_equal(pick(p, ROLE_PREFILL), a);
+        pool_free(p);
+}
+
+static void kv_that_waits_weighs_less_than_work(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_PREFILL, "a:1"), *b = healthy(p, ROLE_PREFILL, "b:1");
+        struct load held = {0}, leg = {0};
+
+        pool_take(a, LOAD_HELD, 100, &held);
+        pool_take(b, LOAD_LEG, 29, &leg);
+        assert_ptr_equal(pick(p, ROLE_PREFILL), b);
+        pool_give_back(&leg);
+        pool_take(b, LOAD_LEG, 31, &leg);
+        assert_ptr_equal(pick(p, ROLE_PREFILL), a);
+        pool_give_back(&leg);
+        pool_give_back(&held);
+        pool_free(p);
+}
+
+static void one_that_leaves_ends_its_legs_first(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1"), *again;
+        const struct instance_spec spec = {.role = ROLE_DECODE, .key = "a:1", .url = "a:1", .dp_rank = -1};
+        struct load leg = {0};
+
+        pool_take(a, LOAD_LEG, 1, &leg);
+        pool_remove(p, a, 0);
+        assert_null(pick(p, ROLE_DECODE));
+        assert_int_equal(gone, 0);
+        /* Added again before it went: the same one, probed anew. */
+        assert_int_equal(pool_add(p, &spec, 0, &again), 0);
+        assert_ptr_equal(again, a);
+        assert_int_equal(a->state, INSTANCE_JOINING);
+        assert_int_equal(pool_add(p, &spec, 0, &again), -EEXIST);
+        pool_remove(p, a, 0);
+        pool_give_back(&leg);
+        assert_int_equal(gone, 1);
+        assert_int_equal(pool_count(p, ROLE_DECODE), 0);
+        pool_free(p);
+}
+
+static void one_that_is_probed_may_be_removed_meanwhile(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = add(p, ROLE_DECODE, "a:1");
+
+        assert_ptr_equal(pool_take_probe(p, 0), a);
+        pool_remove(p, a, 0);
+        assert_int_equal(gone, 0);
+        pool_probe_done(a, HEALTH_PROBE_OK, 1);
+        assert_int_equal(gone, 1);
+        pool_free(p);
+}
+
+static void one_added_later_that_never_answers_is_given_up(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance_spec spec = {
+            .role = ROLE_DECODE, .key = "a:1", .url = "a:1", .dp_rank = -1, .added_later = true};
+        struct instance *a;
+
+        add(p, ROLE_DECODE, "configured:1");
+        assert_int_equal(pool_add(p, &spec, 0, &a), 0);
+        probe(p, a, HEALTH_PROBE_DEAD, 0, 10 * NS_PER_S);
+        assert_int_equal(gone, 1);
+        assert_int_equal(pool_count(p, ROLE_DECODE), 1);
+        pool_free(p);
+}
+
+/* The table of those that may be chosen agrees with states and loads, whatever happens in whatever order. */
+static void any_history_keeps_the_books(void **state) {
+        struct pool *p = new_pool(0);
+        struct load loads[64] = {{0}};
+        struct rng rng;
+        uint64_t now = 0;
+
+        rng_seed(&rng, 5);
+        for (int step = 0; step < 200000; step++) {
+                size_t count = pool_count(p, ROLE_DECODE), k = rng_below(&rng, 64);
+                struct instance *i = count ? pool_at(p, ROLE_DECODE, rng_below(&rng, count)) : NULL, *probed;
+                size_t healthy_count = 0, suspect_count = 0;
+                char key[16];
+
+                now += rng_below(&rng, 50) * NS_PER_MS;
+                switch (rng_below(&rng, 8)) {
+                case 0:
+                        snprintf(key, sizeof(key), "i%u:1", (unsigned)rng_below(&rng, 12));
+                        if (!pool_find(p, ROLE_DECODE, slice_str(key)))
+                                add(p, ROLE_DECODE, key);
+                        break;
+                case 1:
+                        if (i && rng_below(&rng, 8) == 0)
+                                pool_remove(p, i, now);
+                        break;
+                case 2:
+                        if (loads[k].at)
+                                pool_give_back(&loads[k]);
+                        else if (i && i->state != INSTANCE_LEAVING)
+                                pool_take(
+                                    i, rng_below(&rng, 2) ? LOAD_LEG : LOAD_HELD, rng_below(&rng, 1000), &loads[k]);
+                        break;
+                case 3:
+                        if (i)
+                                pool_stand_back(i, now + rng_below(&rng, 1000) * NS_PER_MS);
+                        break;
+                case 4:
+                        pool_tick(p, now);
+                        break;
+                case 5:
+                        probed = pool_take_probe(p, now);
+                        if (probed)
+                                pool_probe_done(probed, (enum health_event)rng_below(&rng, 3), now);
+                        break;
+                case 6:
+                        i = pick(p, ROLE_DECODE);
+                        if (i)
+                                assert_true(i->state == INSTANCE_HEALTHY || i->state == INSTANCE_SUSPECT);
+                        break;
+                default:
+                        if (i)
+                                pool_report(i, (enum health_event)rng_below(&rng, HEALTH_EVENTS), now);
+                        break;
+                }
+                for (size_t n = 0; n < pool_count(p, ROLE_DECODE); n++) {
+                        i = pool_at(p, ROLE_DECODE, n);
+                        healthy_count += i->state == INSTANCE_HEALTHY && i->busy_until == 0;
+                        suspect_count +=
+                            i->state == INSTANCE_SUSPECT || (i->state == INSTANCE_HEALTHY && i->busy_until > 0);
+                        if (i->slot != SIZE_MAX)
+                                assert_int_equal(i->tier == 0, i->state == INSTANCE_HEALTHY && i->busy_until == 0);
+                }
+                assert_int_equal(pool_routable(p, ROLE_DECODE), healthy_count + suspect_count);
+        }
+        for (int k = 0; k < 64; k++)
+                pool_give_back(&loads[k]);
+        for (size_t n = 0; n < pool_count(p, ROLE_DECODE); n++)
+                assert_int_equal(pool_at(p, ROLE_DECODE, n)->tokens + pool_at(p, ROLE_DECODE, n)->held_tokens, 0);
+        pool_free(p);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+            cmocka_unit_test(one_that_joins_is_chosen_once_it_answers),
+            cmocka_unit_test(trouble_makes_suspect_and_probes_decide),
+            cmocka_unit_test(an_ejected_one_comes_back_after_two_good_probes),
+            cmocka_unit_test(the_last_one_is_not_ejected_for_being_slow),
+            cmocka_unit_test(single_errors_and_refusals_change_nothing),
+            cmocka_unit_test(overload_makes_it_stand_back_not_fall),
+            cmocka_unit_test(load_is_given_back_once),
+            cmocka_unit_test(kv_that_waits_weighs_less_than_work),
+            cmocka_unit_test(one_that_leaves_ends_its_legs_first),
+            cmocka_unit_test(one_that_is_probed_may_be_removed_meanwhile),
+            cmocka_unit_test(one_added_later_that_never_answers_is_given_up),
+            cmocka_unit_test(any_history_keeps_the_books),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
