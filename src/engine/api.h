@@ -11,7 +11,7 @@
 struct api;
 
 struct api_options {
-        struct engine *engine; /* borrowed */
+        struct engine *engine; /* borrowed; may be set after api_new with api_set_engine() */
         const struct tokenizer *tokenizer;
         struct chat_format chat; /* family CHAT_NONE: /v1/chat/completions answers 400 */
         struct openai_defaults defaults;
@@ -32,6 +32,8 @@ int api_new(uv_loop_t *loop, const struct api_options *options, struct api **ret
 void api_close(struct api *a, void (*on_closed)(void *context), void *context);
 void api_free(struct api *a); /* after on_closed */
 
+/* The engine wants the api's api_wake() before it exists, the api wants the engine: made in that order, joined here. */
+void api_set_engine(struct api *a, struct engine *engine);
 /* http_server_options.on_request, with the api as context. */
 void api_request(void *api, struct http_exchange *x);
 /* engine_options.wake, with the api as context: thread-safe, coalescing. */

@@ -1,0 +1,374 @@
+/* serve.c - `baton serve`: the embedded engine behind vLLM's HTTP API. */
+#include "cli/serve.h"
+#include "base/clock.h"
+#include "base/hash.h"
+#include "cli/cli.h"
+#include "engine/api.h"
+#include "os/os.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+struct serve {
+        struct serve_options o;
+        struct log log;
+        uv_loop_t loop;
+        struct compute *compute;
+        struct model *model;
+        struct tokenizer *tokenizer;
+        struct engine *engine;
+        struct api *api;
+        struct http_server *server;
+        uv_signal_t on_term, on_int;
+        bool loop_made, draining;
+        const char *dir;
+        const char *default_name;
+        struct api_options api_options;
+        uint32_t drafts;
+        bool prefill_first;
+};
+
+static const struct serve_options defaults = {.port = 8000,
+    .dtype = "auto",
+    .policy = "fcfs",
+    .kv_dtype = "auto",
+    .isa = "auto",
+    .max_model_len = -1,
+    .max_num_seqs = 128,
+    .max_num_batched_tokens = 2048,
+    .max_queued = 10000,
+    .block_size = 64,
+    .memory_share = 0.5,
+    .max_logprobs = 20,
+    .seed = INT64_MIN,
+    .drain_seconds = 30,
+    .tensor_parallel = 1,
+    .data_parallel = 1,
+    .pipeline_parallel = 1,
+    .chunked_prefill = true,
+    .prefix_caching = true};
+
+/* ---- checks before anything is loaded ------------------------------------------------------------------------------------ */
+
+static int check_options(struct serve *s, struct error *e) {
+        const struct serve_options *o = &s->o;
+
+        if (o->tensor_parallel > 1 || o->data_parallel > 1 || o->pipeline_parallel > 1)
+                return error_set(e, -EINVAL,
+                    "this engine runs one rank a model: parallel sizes must be 1 (threads share the work of a rank: "
+                    "--threads)");
+        if (o->kv_transfer)
+                return error_set(e, -EINVAL,
+                    "--kv-transfer-config: the embedded engine does not hand KV over yet; serve without it behind "
+                    "`baton gateway --worker-urls …`");
+        if ((o->tls_cert != NULL) != (o->tls_key != NULL))
+                return error_set(e, -EINVAL, "--ssl-certfile and --ssl-keyfile go together");
+        if (o->memory_share <= 0 || o->memory_share > 1)
+                return error_set(e, -EINVAL, "--gpu-memory-utilization must lie in (0, 1]");
+        if (!o->uds && os_check_bind(o->host, (uint16_t)o->port) == -EADDRINUSE)
+                return error_set(e, -EADDRINUSE,
+                    "port %lld is in use by another program (`ss -ltnp 'sport = :%lld'` tells which); choose another "
+                    "with --port",
+                    (long long)o->port, (long long)o->port);
+        return 0;
+}
+
+static int read_configs(struct serve *s, struct error *e) {
+        struct buf unused = {0};
+        int r = 0;
+
+        if (s->o.speculative)
+                r = serve_read_speculative(s->o.speculative, &s->drafts, e);
+        if (r == 0 && s->o.additional) {
+                r = serve_read_additional(s->o.additional, &s->prefill_first, &s->o.chunked_prefill, &unused, e);
+                if (r == 0 && unused.len)
+                        log_warn(&s->log, "--additional-config: without effect on a CPU: %s", buf_cstr(&unused));
+        }
+        buf_free(&unused);
+        return r;
+}
+
+/* ---- the model -------------------------------------------------------------------------------------------------------------- */
+
+static int make_compute(struct serve *s, struct error *e) {
+        static const struct {
+                const char *name;
+                enum isa isa;
+        } sets[] = {{"auto", ISA_BEST}, {"scalar", ISA_SCALAR}, {"avx2", ISA_AVX2}, {"avx512", ISA_AVX512},
+            {"avx512_bf16", ISA_AVX512_BF16}};
+        struct compute_options c = {.threads = (unsigned)(s->o.threads ? s->o.threads : os_cpu_count()),
+            .spin_us = 50,
+            .activation = !strcmp(s->o.dtype, "bfloat16") ? ACTIVATION_BF16 : ACTIVATION_F32};
+
+        for (size_t i = 0; i < sizeof(sets) / sizeof(*sets); i++)
+                if (!strcmp(s->o.isa, sets[i].name))
+                        c.isa = sets[i].isa;
+        return compute_new(&c, &s->compute, e);
+}
+
+static int load_model(struct serve *s, struct error *e) {
+        struct model_options m = {
+            .dir = s->dir, .load_mtp = s->drafts > 0, .quantization = s->o.quantization, .log = &s->log};
+        uint64_t begun = clock_mono_ns();
+        int r = make_compute(s, e);
+
+        m.compute = s->compute;
+        if (r == 0)
+                r = model_load(&m, &s->model, e);
+        if (r == 0)
+                log_info(&s->log, "loaded %s: %s, %u layers, %.1f MiB of weights in %.1f s; %s, %u threads", s->dir,
+                    model_config(s->model)->architecture, model_config(s->model)->layers,
+                    (double)model_bytes(s->model) / (1 << 20), (double)(clock_mono_ns() - begun) / NS_PER_S,
+                    isa_name(compute_isa(s->compute)), compute_threads(s->compute));
+        return r;
+}
+
+static int load_text(struct serve *s, struct error *e) {
+        struct api_options *a = &s->api_options;
+        struct error why = {0};
+        int r = tokenizer_load(s->dir, &s->tokenizer, e);
+
+        if (r < 0)
+                return r;
+        if (s->o.chat_format)
+                r = chat_format_parse(slice_str(s->o.chat_format), &a->chat, e);
+        else if (chat_format_detect(s->dir, &a->chat, &why) < 0) {
+                a->chat.family = CHAT_NONE;
+                log_warn(&s->log, "no chat: %s; --chat-format names one", error_text(&why, -EINVAL));
+        }
+        if (r == 0 && s->o.reasoning_parser)
+                r = reasoning_parser_parse(slice_str(s->o.reasoning_parser), &a->reasoning, e);
+        if (r == 0 && s->o.tool_parser)
+                r = tool_parser_parse(slice_str(s->o.tool_parser), &a->tools, e);
+        return r;
+}
+
+/* ---- the engine ------------------------------------------------------------------------------------------------------------- */
+
+static int choose_length(struct serve *s, uint32_t *ret_length, struct error *e) {
+        uint32_t own = model_config(s->model)->max_positions;
+
+        if (s->o.max_model_len > own)
+                return error_set(e, -EINVAL, "--max-model-len %lld is more than the model's max_position_embeddings %u",
+                    (long long)s->o.max_model_len, own);
+        *ret_length = s->o.max_model_len > 0 ? (uint32_t)s->o.max_model_len : own;
+        return 0;
+}
+
+static int make_engine(struct serve *s, uint32_t length, struct error *e) {
+        bool bf16 =
+            !strcmp(s->o.kv_dtype, "bfloat16") || (!strcmp(s->o.kv_dtype, "auto") && !strcmp(s->o.dtype, "bfloat16"));
+        uint64_t available = os_memory_available();
+        struct engine_options g = {.model = s->model,
+            .compute = s->compute,
+            .max_model_len = length,
+            .max_seqs = (uint32_t)s->o.max_num_seqs,
+            .max_batched_tokens = (uint32_t)s->o.max_num_batched_tokens,
+            .long_prefill_tokens = (uint32_t)s->o.long_prefill,
+            .chunked_prefill = s->o.chunked_prefill,
+            .prefix_caching = s->o.prefix_caching,
+            .prefill_first = s->prefill_first,
+            .policy = !strcmp(s->o.policy, "priority") ? SCHEDULE_PRIORITY : SCHEDULE_FCFS,
+            .block_tokens = (uint32_t)s->o.block_size,
+            .kv_blocks = (uint32_t)s->o.kv_blocks,
+            .kv_bytes = s->o.kv_bytes ? (size_t)s->o.kv_bytes : (size_t)((double)available * s->o.memory_share),
+            .kv_type = bf16 ? KV_BF16 : KV_F32,
+            .max_waiting = (uint32_t)s->o.max_queued,
+            .seed = s->o.seed == INT64_MIN ? (int64_t)hash_seed() : s->o.seed,
+            .draft_tokens = s->drafts,
+            .log = &s->log,
+            .wake = api_wake,
+            .wake_context = s->api};
+        int r;
+
+        if (g.max_batched_tokens < g.max_seqs)
+                g.max_seqs = g.max_batched_tokens;
+        r = engine_new(&g, &s->engine, e);
+        if (r == 0) {
+                api_set_engine(s->api, s->engine);
+                log_info(&s->log, "KV cache: %u blocks of %u tokens, %s", engine_kv_blocks(s->engine), g.block_tokens,
+                    bf16 ? "bfloat16" : "float32");
+                r = engine_start(s->engine);
+                if (r < 0)
+                        error_set(e, r, "cannot start the engine's thread: %s", strerror(-r));
+        }
+        return r;
+}
+
+static void fill_api_options(struct serve *s, uint32_t length) {
+        struct api_options *a = &s->api_options;
+        const struct model_config *c = model_config(s->model);
+
+        a->tokenizer = s->tokenizer;
+        a->defaults = (struct openai_defaults){.temperature = 1,
+            .top_p = 1,
+            .repetition_penalty = 1,
+            .vocab = c->vocab,
+            .max_model_len = length,
+            .max_logprobs = (int32_t)s->o.max_logprobs};
+        if (!s->o.generation_config || strcmp(s->o.generation_config, "vllm"))
+                serve_read_generation(s->dir, &a->defaults);
+        a->eos = c->eos;
+        a->eos_count = c->eos_count;
+        a->served_names = s->o.served_names.count ? s->o.served_names.items : &s->default_name;
+        a->served_count = s->o.served_names.count ? s->o.served_names.count : 1;
+        a->model_path = s->dir;
+        a->api_key = s->o.api_key.count ? s->o.api_key.items[0] : getenv("VLLM_API_KEY");
+        a->auto_tool_choice = s->o.auto_tools;
+        a->prompt_tokens_details = s->o.prompt_details;
+        a->request_id_headers = s->o.id_headers;
+        a->force_include_usage = s->o.force_usage;
+        a->log = &s->log;
+}
+
+/* ---- serving ---------------------------------------------------------------------------------------------------------------- */
+
+static void nothing(void *context) {
+        (void)context;
+}
+
+static void on_drained(void *context) {
+        struct serve *s = context;
+
+        api_close(s->api, nothing, NULL);
+}
+
+static void on_signal(uv_signal_t *signal, int number) {
+        struct serve *s = signal->data;
+
+        if (s->draining)
+                return;
+        s->draining = true;
+        log_info(&s->log, "%s: finishing %zu requests, then ending", number == SIGTERM ? "SIGTERM" : "interrupted",
+            api_in_flight(s->api));
+        api_begin_drain(s->api);
+        uv_close((uv_handle_t *)&s->on_term, NULL);
+        uv_close((uv_handle_t *)&s->on_int, NULL);
+        http_server_drain(s->server, (unsigned)s->o.drain_seconds * 1000, on_drained, s);
+}
+
+static int listen_for_requests(struct serve *s, struct error *e) {
+        struct http_server_options options = {.on_request = api_request,
+            .context = s->api,
+            .tls = {s->o.tls_cert, s->o.tls_key, s->o.tls_ca},
+            .log = &s->log};
+        struct http_listen at = {.host = s->o.host ? s->o.host : "0.0.0.0", .port = (uint16_t)s->o.port};
+        char address[256];
+        uint16_t port = 0;
+        int r = http_server_new(&s->loop, &options, &s->server, e);
+
+        if (r < 0)
+                return r;
+        if (s->o.uds) {
+                snprintf(address, sizeof(address), "unix:%s", s->o.uds);
+                at.host = address;
+        }
+        r = http_server_listen(s->server, &at, &port, e);
+        if (r == 0 && s->o.uds)
+                log_info(&s->log, "serving %s on %s", s->api_options.served_names[0], address);
+        else if (r == 0)
+                log_info(&s->log, "serving %s on %s://%s:%u", s->api_options.served_names[0],
+                    s->o.tls_cert ? "https" : "http", at.host, port);
+        return r;
+}
+
+static int run(struct serve *s, struct error *e) {
+        uint32_t length = 0;
+        int r = check_options(s, e);
+
+        if (r == 0)
+                r = read_configs(s, e);
+        if (r == 0)
+                r = load_model(s, e);
+        if (r == 0)
+                r = load_text(s, e);
+        if (r == 0)
+                r = choose_length(s, &length, e);
+        if (r < 0)
+                return r;
+        fill_api_options(s, length);
+        r = uv_loop_init(&s->loop);
+        if (r < 0)
+                return error_set(e, r, "cannot make an event loop: %s", uv_strerror(r));
+        s->loop_made = true;
+        r = api_new(&s->loop, &s->api_options, &s->api, e);
+        if (r == 0)
+                r = make_engine(s, length, e);
+        if (r == 0)
+                r = listen_for_requests(s, e);
+        if (r < 0) {
+                if (s->api)
+                        api_close(s->api, nothing, NULL);
+                if (s->server)
+                        http_server_drain(s->server, 0, nothing, NULL);
+                uv_run(&s->loop, UV_RUN_DEFAULT);
+                return r;
+        }
+        uv_signal_init(&s->loop, &s->on_term);
+        uv_signal_init(&s->loop, &s->on_int);
+        s->on_term.data = s->on_int.data = s;
+        uv_signal_start(&s->on_term, on_signal, SIGTERM);
+        uv_signal_start(&s->on_int, on_signal, SIGINT);
+        uv_run(&s->loop, UV_RUN_DEFAULT);
+        return 0;
+}
+
+static void tear_down(struct serve *s) {
+        if (s->engine)
+                engine_stop(s->engine, 1000);
+        if (s->server)
+                http_server_free(s->server);
+        if (s->loop_made)
+                uv_loop_close(&s->loop);
+        api_free(s->api);
+        engine_free(s->engine);
+        tokenizer_free(s->tokenizer);
+        model_free(s->model);
+        compute_free(s->compute);
+}
+
+static void warn_ignored(const struct serve *s, const struct options_result *r) {
+        struct buf names = {0};
+
+        for (size_t i = 0; i < r->count_ignored; i++)
+                buf_printf(&names, "%s--%s", i ? ", " : "", r->ignored[i]);
+        if (names.len)
+                log_warn(&s->log, "known, without effect on a CPU: %s", buf_cstr(&names));
+        buf_free(&names);
+}
+
+int cmd_serve(int argc, char **argv) {
+        struct serve s = {.o = defaults};
+        struct options_result parsed = {0};
+        struct buf help = {0};
+        struct error e = {0};
+        enum log_level level = LOG_INFO;
+        int r = serve_options_parse(argc, argv, &s.o, &parsed, &help, &e);
+
+        if (r == 0 && parsed.help) {
+                options_result_free(&parsed);
+                return cli_print(&help, EXIT_FINE);
+        }
+        if (r == 0 && s.o.log_level)
+                r = log_level_parse(slice_str(s.o.log_level), &level) < 0
+                        ? error_set(&e, -EINVAL, "--log-level: `%s` is no level", s.o.log_level)
+                        : 0;
+        if (r == 0) {
+                s.log = log_to_fd(STDERR_FILENO, level, "engine");
+                s.dir = s.default_name = parsed.count_positional ? parsed.positional[0] : s.o.model;
+                warn_ignored(&s, &parsed);
+                os_raise_file_limit();
+                r = s.dir ? run(&s, &e)
+                          : error_set(&e, -EINVAL, "which model folder? usage: baton serve MODEL [options]");
+                tear_down(&s);
+        }
+        if (r < 0) {
+                fprintf(stderr, "baton serve: %s\n", error_text(&e, r));
+                r = r == -ENOMEM ? EXIT_NOT_FINE : EXIT_USAGE;
+        }
+        options_list_free(&s.o.api_key);
+        options_list_free(&s.o.served_names);
+        options_result_free(&parsed);
+        return r;
+}

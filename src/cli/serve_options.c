@@ -1,0 +1,455 @@
+/* serve_options.c - the flags of `vllm serve`: those that mean something on a CPU, and those that are known and mean nothing
+ * here (named once in a warning). Anything else is refused with the nearest name. */
+#include "base/json.h"
+#include "cli/serve.h"
+#include <errno.h>
+#include <stdlib.h>
+
+#define AT(member) offsetof(struct serve_options, member)
+
+static const struct option options[] = {
+    {"host", 0, OPTION_STRING, AT(host), "ADDRESS", "listen on this address (all)"},
+    {"port", 0, OPTION_INT, AT(port), "N", "listen on this port (8000)", .min = 0, .max = 65535},
+    {"uds", 0, OPTION_STRING, AT(uds), "PATH", "listen on a unix socket instead"},
+    {"api-key", 0, OPTION_LIST, AT(api_key), "KEY",
+        "clients must send it as Authorization: Bearer for /v1 (also VLLM_API_KEY)"},
+    {"ssl-certfile", 0, OPTION_STRING, AT(tls_cert), "PATH", "serve TLS with this certificate (PEM)"},
+    {"ssl-keyfile", 0, OPTION_STRING, AT(tls_key), "PATH", "and this key"},
+    {"ssl-ca-certs", 0, OPTION_STRING, AT(tls_ca), "PATH", "require client certificates signed by this"},
+    {"model", 0, OPTION_STRING, AT(model), "PATH", "the model folder, when not the first argument"},
+    {"served-model-name", 0, OPTION_LIST, AT(served_names), "NAME",
+        "names clients may use; the first is told (the folder's path)"},
+    {"dtype", 0, OPTION_STRING, AT(dtype), NULL, "how activations are kept (float32; auto is float32)",
+        .choices = "auto|float32|float|bfloat16"},
+    {"quantization", 'q', OPTION_STRING, AT(quantization), NULL,
+        "weight format (found by itself; ascend wants its description file)", .choices = "ascend|fp8"},
+    {"max-model-len", 0, OPTION_SIZE, AT(max_model_len), "N", "tokens of prompt and answer at most (the model's own)",
+        .min = -1, .max = 1 << 24},
+    {"max-num-seqs", 0, OPTION_INT, AT(max_num_seqs), "N", "sequences in one step at most (128)", .min = 1,
+        .max = 65536},
+    {"max-num-batched-tokens", 0, OPTION_SIZE, AT(max_num_batched_tokens), "N", "tokens in one step at most (2048)",
+        .min = 1, .max = 1 << 20},
+    {"max-num-queued-reqs", 0, OPTION_INT, AT(max_queued), "N", "waiting requests beyond which answers are 503 (10000)",
+        .min = 1, .max = 1 << 24},
+    {"long-prefill-token-threshold", 0, OPTION_INT, AT(long_prefill), "N",
+        "tokens of one prompt in a step at most (0: no limit)", .min = 0, .max = 1 << 24},
+    {"enable-chunked-prefill", 0, OPTION_FLAG, AT(chunked_prefill), NULL,
+        "split long prompts over steps (on; --no-… for off)"},
+    {"enable-prefix-caching", 0, OPTION_FLAG, AT(prefix_caching), NULL,
+        "reuse the KV of common prompt beginnings (on; --no-… for off)"},
+    {"scheduling-policy", 0, OPTION_STRING, AT(policy), NULL, "order of waiting requests (fcfs)",
+        .choices = "fcfs|priority"},
+    {"block-size", 0, OPTION_INT, AT(block_size), "N", "tokens of a KV block (64)", .min = 1, .max = 4096},
+    {"kv-cache-dtype", 0, OPTION_STRING, AT(kv_dtype), NULL, "how latents are kept (as --dtype)",
+        .choices = "auto|float32|bfloat16"},
+    {"kv-cache-memory-bytes", 0, OPTION_SIZE, AT(kv_bytes), "N", "memory of the KV cache", .min = 0, .max = INT64_MAX},
+    {"num-gpu-blocks-override", 0, OPTION_INT, AT(kv_blocks), "N", "blocks of the KV cache", .min = 1,
+        .max = INT32_MAX},
+    {"kv-cache-blocks", 0, OPTION_INT, AT(kv_blocks), "N", NULL, .min = 1, .max = INT32_MAX},
+    {"gpu-memory-utilization", 0, OPTION_DOUBLE, AT(memory_share), "0..1",
+        "share of the memory left after the weights for the KV cache (0.5)"},
+    {"max-logprobs", 0, OPTION_INT, AT(max_logprobs), "N", "log-probabilities a request may ask for (20; -1: all)",
+        .min = -1, .max = 1 << 24},
+    {"seed", 0, OPTION_INT, AT(seed), "N", "of sampling where the request has none (random)"},
+    {"generation-config", 0, OPTION_STRING, AT(generation_config), "auto|vllm",
+        "defaults of sampling: the model's, or vLLM's own"},
+    {"chat-format", 0, OPTION_STRING, AT(chat_format), "NAME",
+        "deepseek-v2, deepseek-v3, deepseek-r1 or deepseek-v3.1, instead of the one of the tokenizer's template"},
+    {"reasoning-parser", 0, OPTION_STRING, AT(reasoning_parser), "NAME", "deepseek_r1 or deepseek_v3"},
+    {"enable-auto-tool-choice", 0, OPTION_FLAG, AT(auto_tools), NULL,
+        "let the model call tools; needs --tool-call-parser"},
+    {"tool-call-parser", 0, OPTION_STRING, AT(tool_parser), "NAME", "deepseek_v3 or deepseek_v31"},
+    {"speculative-config", 0, OPTION_STRING, AT(speculative), "JSON",
+        "draft with the model's MTP module: {\"num_speculative_tokens\":1,\"method\":\"deepseek_mtp\"}"},
+    {"additional-config", 0, OPTION_STRING, AT(additional), "JSON",
+        "vllm-ascend's: ascend_scheduler_config counts, the rest is named"},
+    {"enable-prompt-tokens-details", 0, OPTION_FLAG, AT(prompt_details), NULL, "tell cached tokens in usage"},
+    {"enable-request-id-headers", 0, OPTION_FLAG, AT(id_headers), NULL, "echo X-Request-Id"},
+    {"enable-force-include-usage", 0, OPTION_FLAG, AT(force_usage), NULL, "usage at the end of every stream"},
+    {"shutdown-timeout", 0, OPTION_INT, AT(drain_seconds), "SECONDS", "for streams in flight after SIGTERM (30)",
+        .min = 0, .max = 86400},
+    {"threads", 0, OPTION_INT, AT(threads), "N", "threads that compute (one per usable core)", .min = 1, .max = 1024},
+    {"isa", 0, OPTION_STRING, AT(isa), NULL, "instruction set (the best there is)",
+        .choices = "auto|scalar|avx2|avx512|avx512_bf16"},
+    {"log-level", 0, OPTION_STRING, AT(log_level), "LEVEL", "debug, info, warning or error (info)"},
+    {"uvicorn-log-level", 0, OPTION_STRING, AT(log_level), "LEVEL", NULL},
+    {"tensor-parallel-size", 0, OPTION_INT, AT(tensor_parallel), "N", "1; ranks of one model are not here yet",
+        .min = 1, .max = 1024},
+    {"data-parallel-size", 0, OPTION_INT, AT(data_parallel), "N", "1, likewise", .min = 1, .max = 65536},
+    {"pipeline-parallel-size", 0, OPTION_INT, AT(pipeline_parallel), "N", NULL, .min = 1, .max = 1024},
+    {"kv-transfer-config", 0, OPTION_STRING, AT(kv_transfer), "JSON", NULL},
+};
+
+static const char *const without_effect[] = {
+    "aggregate-engine-logging",
+    "api-server-count",
+    "config",
+    "disable-log-stats",
+    "enable-log-requests",
+    "fail-on-environ-validation",
+    "gdn-prefill-backend",
+    "grpc",
+    "headless",
+    "kda-decode-backend",
+    "kda-prefill-backend",
+    "",
+    "allow-credentials",
+    "allowed-headers",
+    "allowed-methods",
+    "allowed-origins",
+    "anthropic-disabled-thinking-effort",
+    "chat-template",
+    "chat-template-content-format",
+    "cohere-format",
+    "cohere-is-reasoning-model",
+    "data-parallel-supervisor-port",
+    "default-chat-template-kwargs",
+    "disable-access-log-for-endpoints",
+    "disable-fastapi-docs",
+    "disable-uvicorn-access-log",
+    "dp-supervisor-probe-failure-threshold",
+    "dp-supervisor-probe-interval-s",
+    "dp-supervisor-probe-timeout-s",
+    "enable-flash-late-interaction",
+    "enable-log-deltas",
+    "enable-log-outputs",
+    "enable-offline-docs",
+    "enable-per-request-metrics",
+    "enable-scale-out",
+    "enable-server-load-tracking",
+    "enable-ssl-refresh",
+    "enable-tokenizer-info-endpoint",
+    "exclude-tools-when-tool-choice-none",
+    "fingerprint-mode",
+    "fingerprint-value",
+    "grpc-port",
+    "h11-max-header-count",
+    "h11-max-incomplete-event-size",
+    "log-error-stack",
+    "max-log-len",
+    "middleware",
+    "response-role",
+    "return-tokens-as-token-ids",
+    "root-path",
+    "sse-keep-alive-interval",
+    "ssl-cert-reqs",
+    "ssl-ciphers",
+    "tokens-only",
+    "tool-parser-plugin",
+    "tool-server",
+    "tool-strict-level",
+    "trust-request-chat-template",
+    "trust-request-mm-kwargs",
+    "allow-deprecated-quantization",
+    "allowed-local-media-path",
+    "allowed-media-domains",
+    "code-revision",
+    "config-format",
+    "convert",
+    "disable-cascade-attn",
+    "disable-sliding-window",
+    "enable-cumem-allocator",
+    "enable-nccl-comm-suspend",
+    "enable-prompt-embeds",
+    "enable-return-routed-experts",
+    "enable-sleep-mode",
+    "enable-trace-replay",
+    "enforce-eager",
+    "hf-config-path",
+    "hf-overrides",
+    "hf-token",
+    "io-processor-plugin",
+    "logits-processors",
+    "logprobs-mode",
+    "model-class-overrides",
+    "model-impl",
+    "override-generation-config",
+    "pooler-config",
+    "quantization-config",
+    "renderer-num-workers",
+    "return-sampling-mask",
+    "revision",
+    "runner",
+    "skip-tokenizer-init",
+    "sleep-mode-offload-cudagraph",
+    "sleep-preserve-parameter-names",
+    "tokenizer",
+    "tokenizer-mode",
+    "tokenizer-revision",
+    "trust-remote-code",
+    "use-fp64-gumbel",
+    "download-dir",
+    "ignore-patterns",
+    "load-format",
+    "model-loader-extra-config",
+    "pt-load-map-location",
+    "safetensors-load-strategy",
+    "safetensors-prefetch-block-size",
+    "safetensors-prefetch-num-threads",
+    "use-tqdm-on-load",
+    "attention-backend",
+    "enable-mamba-cache-stochastic-rounding",
+    "mamba-backend",
+    "mamba-cache-philox-rounds",
+    "mamba-ssu-algorithm",
+    "reasoning-parser-plugin",
+    "all2all-backend",
+    "cp-kv-cache-interleave-size",
+    "cpu-distributed-timeout-seconds",
+    "data-parallel-address",
+    "data-parallel-backend",
+    "data-parallel-external-lb",
+    "data-parallel-hybrid-lb",
+    "data-parallel-multi-port-external-lb",
+    "data-parallel-rank",
+    "data-parallel-rpc-port",
+    "data-parallel-size-local",
+    "data-parallel-start-rank",
+    "dbo-decode-token-threshold",
+    "dbo-prefill-token-threshold",
+    "dcp-comm-backend",
+    "dcp-kv-cache-interleave-size",
+    "dcp-q-replicate",
+    "decode-context-parallel-size",
+    "device-ids",
+    "disable-custom-all-reduce",
+    "disable-nccl-for-dp-synchronization",
+    "distributed-executor-backend",
+    "distributed-timeout-seconds",
+    "dp-sync-interval",
+    "elastic-ep-max-dp-size",
+    "enable-batch-sharded-sampling",
+    "enable-dbo",
+    "enable-elastic-ep",
+    "enable-ep-weight-filter",
+    "enable-eplb",
+    "enable-expert-parallel",
+    "enable-fault-tolerance",
+    "enable-hc-sp",
+    "enable-shm-tensor-arena",
+    "eplb-config",
+    "expert-placement-strategy",
+    "fault-tolerance-config",
+    "master-addr",
+    "master-port",
+    "max-parallel-loading-workers",
+    "nnodes",
+    "node-rank",
+    "numa-bind",
+    "numa-bind-cpus",
+    "numa-bind-nodes",
+    "prefill-context-parallel-size",
+    "ray-workers-use-nsight",
+    "ubatch-size",
+    "worker-cls",
+    "worker-extension-cls",
+    "enable-mamba-shared-prefix-checkpoint",
+    "kv-cache-dtype-skip-layers",
+    "kv-offloading-backend",
+    "kv-offloading-size",
+    "kv-sharing-fast-prefill",
+    "mamba-block-size",
+    "mamba-cache-dtype",
+    "mamba-cache-mode",
+    "mamba-ssm-cache-dtype",
+    "prefix-cache-retention-interval",
+    "prefix-caching-hash-algo",
+    "prefix-match-unit",
+    "replayssm-buffer-len",
+    "swa-bounded-replay",
+    "use-replayssm",
+    "cpu-offload-gb",
+    "cpu-offload-params",
+    "offload-backend",
+    "offload-group-size",
+    "offload-num-in-group",
+    "offload-params",
+    "offload-prefetch-step",
+    "enable-mm-embeds",
+    "interleave-mm-strings",
+    "language-model-only",
+    "limit-mm-per-prompt",
+    "media-io-kwargs",
+    "mm-device-do-normalize",
+    "mm-encoder-attn-backend",
+    "mm-encoder-attn-dtype",
+    "mm-encoder-fp8-scale-path",
+    "mm-encoder-fp8-scale-save-margin",
+    "mm-encoder-fp8-scale-save-path",
+    "mm-encoder-only",
+    "mm-encoder-tp-mode",
+    "mm-hasher-algorithm",
+    "mm-ipc-gpu-memory-gb",
+    "mm-processor-cache-gb",
+    "mm-processor-cache-type",
+    "mm-processor-device",
+    "mm-processor-kwargs",
+    "mm-shm-cache-max-object-size-mb",
+    "mm-tensor-ipc",
+    "skip-mm-profiling",
+    "video-pruning-method",
+    "video-pruning-rate",
+    "default-mm-loras",
+    "enable-mixed-moe-lora-format",
+    "enable-moe-shared-loras",
+    "enable-tower-connector-lora",
+    "fully-sharded-loras",
+    "lora-dtype",
+    "lora-target-modules",
+    "max-cpu-loras",
+    "max-lora-cls-labels",
+    "max-lora-rank",
+    "max-loras",
+    "specialize-active-lora",
+    "log-config-file",
+    "logging-config",
+    "collect-detailed-traces",
+    "cudagraph-metrics",
+    "custom-histogram-buckets",
+    "enable-layerwise-nvtx-tracing",
+    "enable-logging-iteration-details",
+    "enable-mfu-metrics",
+    "jit-monitor-mode",
+    "jit-monitor-verbose",
+    "kv-cache-metrics",
+    "kv-cache-metrics-sample",
+    "otlp-traces-endpoint",
+    "per-request-spec-decode-metrics",
+    "show-hidden-metrics-for-version",
+    "async-scheduling",
+    "disable-chunked-mm-input",
+    "disable-hybrid-kv-cache-manager",
+    "long-prefill-token-threshold-adaptive",
+    "max-num-active-seqs",
+    "max-num-queued-tokens",
+    "max-num-scheduled-tokens",
+    "prefill-schedule-interval",
+    "scheduler-cls",
+    "scheduler-reserve-full-isl",
+    "stream-interval",
+    "watermark",
+    "cudagraph-capture-sizes",
+    "max-cudagraph-capture-size",
+    "enable-flashinfer-autotune",
+    "ir-op-priority",
+    "linear-backend",
+    "moe-backend",
+    "sparse-indexer-topk-backend",
+    "attention-config",
+    "aux-output-config",
+    "compilation-config",
+    "diffusion-config",
+    "ec-manager-config",
+    "ec-transfer-config",
+    "engram-config",
+    "kernel-config",
+    "kv-events-config",
+    "optimization-level",
+    "performance-mode",
+    "profiler-config",
+    "reasoning-config",
+    "spec-method",
+    "spec-model",
+    "spec-tokens",
+    "structured-outputs-config",
+    "watermark-config",
+    "weight-transfer-config",
+};
+
+#define MEANT   (sizeof(options) / sizeof(*options))
+#define IGNORED (sizeof(without_effect) / sizeof(*without_effect))
+
+int serve_options_parse(int argc, char **argv, struct serve_options *o, struct options_result *ret_result,
+    struct buf *ret_help, struct error *e) {
+        struct option *all = calloc(MEANT + IGNORED, sizeof(*all));
+        struct option_set set = {"baton serve MODEL [options]",
+            "Serves a DeepSeek V2 or V3 checkpoint (a Hugging Face folder) over the OpenAI API on CPUs. Flags are "
+            "those of `vllm "
+            "serve`; those without a meaning on a CPU are accepted and named once.",
+            all, MEANT + IGNORED, 1};
+        int r;
+
+        if (!all)
+                return error_set(e, -ENOMEM, "out of memory");
+        memcpy(all, options, sizeof(options));
+        for (size_t i = 0; i < IGNORED; i++)
+                all[MEANT + i] = (struct option){.name = without_effect[i], .kind = OPTION_IGNORED};
+        r = options_parse(&set, argc, argv, o, ret_result, e);
+        if (r == 0 && ret_result->help)
+                options_help(&set, ret_help);
+        free(all);
+        return r;
+}
+
+/* {"num_speculative_tokens":N,"method":"deepseek_mtp"} */
+int serve_read_speculative(const char *json, uint32_t *ret_tokens, struct error *e) {
+        yyjson_doc *doc;
+        struct slice method;
+        int64_t tokens;
+        int r = json_parse(slice_str(json), &doc, e);
+
+        if (r < 0)
+                return error_prefix(e, r, "--speculative-config");
+        method = json_get_slice(yyjson_doc_get_root(doc), "method");
+        tokens = json_get_i64(yyjson_doc_get_root(doc), "num_speculative_tokens", 0);
+        if (method.len && !slice_is(method, "deepseek_mtp") && !slice_is(method, "mtp"))
+                r = error_set(e, -EINVAL,
+                    "--speculative-config: method `%.*s` is not known; this engine drafts with deepseek_mtp",
+                    SLICE_ARG(slice_sub(method, 0, 60)));
+        else if (tokens < 1 || tokens > 8)
+                r = error_set(e, -EINVAL, "--speculative-config: num_speculative_tokens must be 1..8");
+        else
+                *ret_tokens = (uint32_t)tokens;
+        yyjson_doc_free(doc);
+        return r;
+}
+
+/* vllm-ascend's --additional-config: the old scheduler's switch means whole prompts before decodes when chunked prefill is
+ * off. *ret_unused lists the other keys. */
+int serve_read_additional(
+    const char *json, bool *ret_prefill_first, bool *chunked_prefill, struct buf *ret_unused, struct error *e) {
+        yyjson_doc *doc;
+        yyjson_val *root, *scheduler, *key;
+        yyjson_obj_iter iter;
+        int r = json_parse(slice_str(json), &doc, e);
+
+        if (r < 0)
+                return error_prefix(e, r, "--additional-config");
+        root = yyjson_doc_get_root(doc);
+        scheduler = json_get(root, "ascend_scheduler_config");
+        if (json_get_bool(scheduler, "enabled", false)) {
+                *chunked_prefill = json_get_bool(
+                    scheduler, "chunked_prefill_enabled", json_get_bool(scheduler, "enable_chunked_prefill", false));
+                *ret_prefill_first = !*chunked_prefill;
+        }
+        if (yyjson_is_obj(root)) {
+                yyjson_obj_iter_init(root, &iter);
+                while ((key = yyjson_obj_iter_next(&iter)))
+                        if (!slice_is(json_slice(key), "ascend_scheduler_config"))
+                                buf_printf(
+                                    ret_unused, "%s%.*s", ret_unused->len ? ", " : "", SLICE_ARG(json_slice(key)));
+        }
+        yyjson_doc_free(doc);
+        return 0;
+}
+
+/* Sampling defaults of generation_config.json. do_sample false without a temperature means greedy, as transformers has it. */
+void serve_read_generation(const char *dir, struct openai_defaults *d) {
+        struct buf path = {0};
+        yyjson_doc *doc = NULL;
+        yyjson_val *root;
+
+        buf_printf(&path, "%s/generation_config.json", dir);
+        if (json_parse_file(buf_cstr(&path), 1 << 20, &doc, NULL) == 0) {
+                root = yyjson_doc_get_root(doc);
+                if (yyjson_is_false(json_get(root, "do_sample")))
+                        d->temperature = 0;
+                d->temperature = (float)json_get_double(root, "temperature", d->temperature);
+                d->top_p = (float)json_get_double(root, "top_p", d->top_p);
+                d->min_p = (float)json_get_double(root, "min_p", d->min_p);
+                d->top_k = (int32_t)json_get_i64(root, "top_k", d->top_k);
+                d->repetition_penalty = (float)json_get_double(root, "repetition_penalty", d->repetition_penalty);
+                yyjson_doc_free(doc);
+        }
+        buf_free(&path);
+}
