@@ -74,7 +74,7 @@ int compute_new(const struct compute_options *options, struct compute **ret_comp
         c->table = isa_table(isa);
         c->activation = options->activation;
         c->cache_bytes = cache > 0 ? (size_t)cache : CACHE_BYTES_DEFAULT;
-        r = pool_new(options->threads, options->pin, options->spin_us, &c->pool, e);
+        r = worker_pool_new(options->threads, options->pin, options->spin_us, &c->pool, e);
         if (r < 0)
                 goto fail;
         c->scratch =
@@ -99,7 +99,7 @@ void compute_free(struct compute *c) {
                 return;
         if (c->scratch)
                 munmap(c->scratch, scratch_bytes(c));
-        pool_free(c->pool);
+        worker_pool_free(c->pool);
         free(c);
 }
 

@@ -125,7 +125,7 @@ static void pin_to_core(pthread_t thread, const cpu_set_t *usable, unsigned nth)
         }
 }
 
-int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e) {
+int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e) {
         cpu_set_t usable;
         struct pool *p;
         int r;
@@ -159,7 +159,7 @@ int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_poo
                 if (r != 0) {
                         error_set(
                             e, -r, "cannot start compute thread %u of %u: %s", w->index + 1, threads, strerror(r));
-                        pool_free(p);
+                        worker_pool_free(p);
                         return -r;
                 }
                 if (pin)
@@ -169,7 +169,7 @@ int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_poo
         return 0;
 }
 
-void pool_free(struct pool *p) {
+void worker_pool_free(struct pool *p) {
         if (!p)
                 return;
         atomic_store(&p->stop, true);

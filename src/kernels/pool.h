@@ -19,8 +19,8 @@ struct pool;
 typedef void pool_task(void *context, unsigned worker, unsigned workers);
 
 /* `threads` counts the caller (0: one per usable core). Returns 0, -EINVAL, -ENOMEM or what pthread_create said. */
-int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e);
-void pool_free(struct pool *p); /* NULL is fine; no region may be running */
+int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e);
+void worker_pool_free(struct pool *p); /* NULL is fine; no region may be running */
 unsigned pool_threads(const struct pool *p);
 
 /* Run the task on the caller, as worker 0, and on the workers that come before the caller is through with it. Returns

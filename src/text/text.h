@@ -67,9 +67,11 @@ enum chat_family { CHAT_NONE, CHAT_V2, CHAT_V3, CHAT_R1, CHAT_V31 };
 
 struct chat_format {
         enum chat_family family;
-        bool lists_tools;           /* the template prints `tools` into the system part */
+        bool lists_tools;           /* prints `tools` into the system part, as models/baton-tiny's template does */
         bool reads_enable_thinking; /* chat_template_kwargs.enable_thinking counts too */
-        bool r1_opens_think;        /* the generation prompt ends in <think> */
+        bool r1_opens_think;        /* R1: the generation prompt ends in <think> (the first release's did not) */
+        bool cuts_after_tools;      /* V3.1: an answer after tool output loses its reasoning too */
+        bool prefix_stays_open;     /* V3.1: a message with `prefix` is not closed by EOS */
 };
 
 /* Recognise the family from the chat template text of tokenizer_config.json in DIR. CHAT_NONE when there is no template

@@ -21,7 +21,7 @@ static struct pool *new_pool(unsigned threads, unsigned spin) {
         struct pool *p = NULL;
         struct error e;
 
-        assert_int_equal(pool_new(threads, false, spin, &p, &e), 0);
+        assert_int_equal(worker_pool_new(threads, false, spin, &p, &e), 0);
         assert_int_equal(pool_threads(p), threads);
         return p;
 }
@@ -43,7 +43,7 @@ static void every_worker_runs_each_region_once(void **state) {
                                 for (unsigned w = 0; w < counts[i]; w++)
                                         assert_int_equal(t.seen[w], n);
                         }
-                        pool_free(t.pool);
+                        worker_pool_free(t.pool);
                 }
 }
 
@@ -88,7 +88,7 @@ static void what_a_step_wrote_is_read_after_it(void **state) {
                                         for (unsigned k = 0; k < TASKS; k++)
                                                 assert_int_equal(c.written[j][k], j + 1);
                         }
-                        pool_free(c.pool);
+                        worker_pool_free(c.pool);
                 }
 }
 
@@ -119,7 +119,7 @@ static void each_task_is_done_once_however_late_workers_come(void **state) {
                                         if (t.done[j] != (j < t.step.total))
                                                 fail_msg("task %u done %u times", j, t.done[j]);
                         }
-                        pool_free(p);
+                        worker_pool_free(p);
                 }
 }
 
@@ -131,20 +131,20 @@ static void an_empty_step_is_finished(void **state) {
         step_begin(&s, 0);
         assert_false(step_take(&s, &task));
         step_wait(p, &s);
-        pool_free(p);
+        worker_pool_free(p);
 }
 
 static void a_pool_that_never_ran_ends(void **state) {
         for (size_t i = 0; i < 4; i++)
-                pool_free(new_pool(counts[i], 0));
-        pool_free(NULL);
+                worker_pool_free(new_pool(counts[i], 0));
+        worker_pool_free(NULL);
 }
 
 static void too_many_threads_are_refused(void **state) {
         struct pool *p = NULL;
         struct error e = {{0}};
 
-        assert_true(pool_new(POOL_THREADS_MAX + 1, false, 0, &p, &e) < 0);
+        assert_true(worker_pool_new(POOL_THREADS_MAX + 1, false, 0, &p, &e) < 0);
         assert_null(p);
         assert_non_null(strstr(e.text, "1025"));
 }
@@ -153,9 +153,9 @@ static void zero_threads_means_every_usable_core(void **state) {
         struct pool *p = NULL;
         struct error e;
 
-        assert_int_equal(pool_new(0, true, 0, &p, &e), 0);
+        assert_int_equal(worker_pool_new(0, true, 0, &p, &e), 0);
         assert_true(pool_threads(p) >= 1);
-        pool_free(p);
+        worker_pool_free(p);
 }
 
 int main(void) {
