@@ -294,7 +294,7 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
         struct ticket *t = malloc(sizeof(*t)), **bucket = &g->tickets[id % ID_BUCKETS];
         struct command *c = malloc(sizeof(*c));
         struct request *q = NULL;
-        int r = t && c ? request_new(request, &limits, id, &q) : -ENOMEM;
+        int r = t && c ? sequence_new(request, &limits, id, &q) : -ENOMEM;
 
         if (r == 0) {
                 *c = (struct command){.kind = COMMAND_SUBMIT, .request = q};

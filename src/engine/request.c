@@ -76,7 +76,7 @@ static bool is_possible(const struct engine_request *r, const struct request_lim
         return true;
 }
 
-int request_new(const struct engine_request *from, const struct request_limits *limits, engine_id id,
+int sequence_new(const struct engine_request *from, const struct request_limits *limits, engine_id id,
     struct request **ret_request) {
         struct request *q;
         int r;

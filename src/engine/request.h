@@ -34,7 +34,7 @@ struct request_limits {
         uint32_t max_model_len, vocab, block_tokens, lookahead;
         uint64_t seed; /* for a request that brings none */
 };
-int request_new(
+int sequence_new(
     const struct engine_request *from, const struct request_limits *limits, engine_id id, struct request **ret_request);
 void request_free(struct request *q); /* holds no blocks; NULL is fine */
 
