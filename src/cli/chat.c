@@ -102,8 +102,8 @@ static void show_stats(const struct talk_result *r) {
         if (r->cached_tokens >= 0)
                 fprintf(stderr, " (%lld cached)", (long long)r->cached_tokens);
         fprintf(stderr, " · TTFT %.1f ms · %lld tokens", r->ttft_ms, (long long)r->tokens);
-        if (r->gap_ms > 0)
-                fprintf(stderr, " at %.2f ms, %.0f tokens/s", r->gap_ms, 1000 / r->gap_ms);
+        if (r->tokens > 0 && r->total_ms > 0)
+                fprintf(stderr, " in %.1f ms, %.0f tokens/s", r->total_ms, 1000 * (double)r->tokens / r->total_ms);
         fprintf(stderr, "\n");
 }
 

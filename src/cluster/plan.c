@@ -338,7 +338,10 @@ static void command_embedded(struct planner *p, struct plan_rank *rank) {
 static void list_endpoints(struct planner *p, enum role role, const char **argv, size_t *n) {
         for (size_t i = 0; i < p->rank_count; i++)
                 if (p->ranks[i].role == role) {
-                        argv[(*n)++] = role == ROLE_PREFILL ? "--prefill" : "--decode";
+                        /* Without prefill ranks the decode ones are whole engines. */
+                        argv[(*n)++] = role == ROLE_PREFILL                ? "--prefill"
+                                       : p->c->roles[ROLE_PREFILL].present ? "--decode"
+                                                                           : "--worker-urls";
                         argv[(*n)++] = p->ranks[i].url.ptr;
                 }
 }
