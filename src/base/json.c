@@ -35,6 +35,10 @@ static bool too_deep(struct slice text) {
 }
 
 int json_parse(struct slice text, yyjson_doc **ret_doc, struct error *e) {
+        return json_parse_flags(text, YYJSON_READ_NOFLAG, ret_doc, e);
+}
+
+int json_parse_flags(struct slice text, yyjson_read_flag flags, yyjson_doc **ret_doc, struct error *e) {
         yyjson_read_err err = {0};
         yyjson_doc *doc;
         size_t skipped = 0;
@@ -48,7 +52,7 @@ int json_parse(struct slice text, yyjson_doc **ret_doc, struct error *e) {
         if (too_deep(text))
                 return error_set(e, -E2BIG, "JSON is nested deeper than %d levels", JSON_DEPTH_MAX);
         /* Without YYJSON_READ_INSITU the input is only read. */
-        doc = yyjson_read_opts((char *)(uintptr_t)text.ptr, text.len, YYJSON_READ_NOFLAG, NULL, &err);
+        doc = yyjson_read_opts((char *)(uintptr_t)text.ptr, text.len, flags, NULL, &err);
         if (!doc && err.code == YYJSON_READ_ERROR_MEMORY_ALLOCATION)
                 return error_set(e, -ENOMEM, "out of memory");
         if (!doc)
@@ -252,7 +256,7 @@ void json_add_value(struct buf *b, yyjson_val *v) {
                 buf_add_str(b, "null");
                 return;
         }
-        text = yyjson_val_write(v, YYJSON_WRITE_NOFLAG, &len);
+        text = yyjson_val_write(v, YYJSON_WRITE_INF_AND_NAN_AS_NULL, &len);
         if (text)
                 buf_append(b, text, len);
         else

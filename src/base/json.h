@@ -15,6 +15,8 @@
 /* Returns 0 and the document, -EINVAL (not JSON: e says at which byte), -E2BIG (deeper than JSON_DEPTH_MAX), -ENOMEM.
  * A leading UTF-8 byte order mark is skipped. Trailing bytes other than white space are an error. */
 int json_parse(struct slice text, yyjson_doc **ret_doc, struct error *e);
+/* The same for those who must read what is not quite JSON: YYJSON_READ_ALLOW_INF_AND_NAN, YYJSON_READ_BIGNUM_AS_RAW. */
+int json_parse_flags(struct slice text, yyjson_read_flag flags, yyjson_doc **ret_doc, struct error *e);
 /* As json_parse of a whole file of at most max_bytes; e names the file. */
 int json_parse_file(const char *path, size_t max_bytes, yyjson_doc **ret_doc, struct error *e);
 
@@ -32,7 +34,8 @@ struct slice json_get_slice(yyjson_val *object, const char *key);
 
 /* A quoted string. Invalid UTF-8 becomes U+FFFD; control characters, quote and backslash are escaped. */
 void json_add_string(struct buf *b, struct slice s);
-/* The value as compact JSON; NULL writes null. Integers beyond 64 bits come out as the doubles they were read as. */
+/* The value as compact JSON; NULL and what is not finite write null. Integers beyond 64 bits come out as the doubles they
+ * were read as. */
 void json_add_value(struct buf *b, yyjson_val *v);
 
 /* Writes nested JSON with commas in the right places.
