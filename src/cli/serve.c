@@ -206,7 +206,11 @@ static void fill_api_options(struct serve *s, uint32_t length) {
             .repetition_penalty = 1,
             .vocab = c->vocab,
             .max_model_len = length,
-            .max_logprobs = (int32_t)s->o.max_logprobs};
+            .max_logprobs = (int32_t)s->o.max_logprobs,
+            .thinking = -1,
+            .auto_tools = s->o.auto_tools,
+            .tool_parser = a->tools != TOOLS_NONE,
+            .model = slice_str(s->o.served_names.count ? s->o.served_names.items[0] : s->default_name)};
         if (!s->o.generation_config || strcmp(s->o.generation_config, "vllm"))
                 serve_read_generation(s->dir, &a->defaults);
         a->eos = c->eos;

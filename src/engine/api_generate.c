@@ -634,33 +634,6 @@ static bool check_model(struct request *r) {
         return false;
 }
 
-static bool check_tools(struct request *r) {
-        const struct api_options *o = &r->api->options;
-
-        if (r->parsed.kind != OPENAI_CHAT || !r->parsed.tools || r->parsed.tool_choice == TOOL_CHOICE_NONE)
-                return true;
-        if (r->parsed.tool_choice == TOOL_CHOICE_AUTO && o->auto_tool_choice && o->tools != TOOLS_NONE)
-                return true;
-        if (r->parsed.tool_choice == TOOL_CHOICE_AUTO)
-                refuse_with(r, 400, "BadRequestError",
-                    "\"auto\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set");
-        else if (r->parsed.tool_choice == TOOL_CHOICE_REQUIRED)
-                refuse_with(r, 400, "BadRequestError",
-                    o->tools == TOOLS_NONE
-                        ? "tool_choice=\"required\" requires --tool-call-parser to be set"
-                        : "tool_choice=\"required\" needs constrained decoding, which this engine does not have");
-        else {
-                char text[300];
-
-                snprintf(text, sizeof(text), "tool_choice=function \"%.*s\" %s",
-                    SLICE_ARG(slice_sub(r->parsed.tool_choice_name, 0, 100)),
-                    o->tools == TOOLS_NONE ? "requires --tool-call-parser to be set"
-                                           : "needs constrained decoding, which this engine does not have");
-                refuse_with(r, 400, "BadRequestError", text);
-        }
-        return false;
-}
-
 /* X-Request-Id beats the body's request_id; without both a fresh one. */
 static void choose_id(struct request *r) {
         const char *prefix = r->parsed.kind == OPENAI_CHAT ? "chatcmpl" : "cmpl";
@@ -707,6 +680,6 @@ void api_generate(struct api *a, struct http_exchange *x, enum openai_kind kind,
         }
         r->has_parsed = true;
         choose_id(r);
-        if (check_model(r) && check_tools(r))
+        if (check_model(r))
                 start(r);
 }
