@@ -134,7 +134,7 @@ enum finish_reason request_check_end(const struct request *q, int64_t *ret_stop_
                 /* The first is the model's own end; further ones of generation_config.json count as stop tokens. */
                 for (uint32_t i = 0; i < q->eos_count && !q->params.ignore_eos; i++)
                         if (q->eos[i] == last) {
-                                *ret_stop_id = i == 0 ? -1 : last;
+                                *ret_stop_id = i == 0 ? -1 : (int64_t)last;
                                 return FINISH_STOP;
                         }
                 for (uint32_t i = 0; i < q->params.stop_id_count; i++)
