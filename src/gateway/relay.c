@@ -137,6 +137,22 @@ static void read_logprobs(struct chunk *c) {
                 c->text_offset = openai_find(m, n, "text_offset");
 }
 
+/* A list of numbers, at least one, and nothing else: what an engine calls ids goes into the body of another leg. */
+static bool is_id_list(struct slice v) {
+        bool any = false;
+
+        if (v.len < 3 || v.ptr[0] != '[')
+                return false;
+        for (size_t i = 1; i + 1 < v.len; i++) {
+                bool digit = v.ptr[i] >= '0' && v.ptr[i] <= '9';
+
+                if (!digit && v.ptr[i] != ',' && v.ptr[i] != ' ')
+                        return false;
+                any |= digit;
+        }
+        return any;
+}
+
 static uint32_t count_items(struct slice list) {
         struct slice item;
         uint32_t n = 0;
@@ -166,7 +182,7 @@ static bool read_choice(struct slice choice, struct chunk *c) {
         if (!c->text.ptr)
                 read_delta(openai_find(m, n, "delta"), c);
         read_logprobs(c);
-        c->id_count = openai_is_null(c->ids) ? 0 : count_items(c->ids);
+        c->id_count = is_id_list(c->ids) ? count_items(c->ids) : 0;
         return true;
 }
 
@@ -205,7 +221,7 @@ static void learn(struct relay *r, const struct chunk *c) {
                 if (!r->id.ptr)
                         r->id = slice_of(r->head.ptr + at[2], r->head.len - at[2]);
         }
-        if (r->track && r->prompt_ids.len == 0 && !openai_is_null(c->prompt_ids) && r->ids_before == 0)
+        if (r->track && r->prompt_ids.len == 0 && is_id_list(c->prompt_ids) && r->ids_before == 0)
                 buf_add(&r->prompt_ids, c->prompt_ids);
 }
 
