@@ -342,7 +342,10 @@ static void list_endpoints(struct planner *p, enum role role, const char **argv,
                         argv[(*n)++] = role == ROLE_PREFILL                ? "--prefill"
                                        : p->c->roles[ROLE_PREFILL].present ? "--decode"
                                                                            : "--worker-urls";
-                        argv[(*n)++] = p->ranks[i].url.ptr;
+                        argv[(*n)++] = arena_printf(
+                            p->arena, "%.*s=%.*s", SLICE_ARG(p->ranks[i].name), SLICE_ARG(p->ranks[i].url));
+                        if (!argv[*n - 1])
+                                p->failed = true;
                 }
 }
 

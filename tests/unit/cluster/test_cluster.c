@@ -234,7 +234,7 @@ static void the_example_plans(void **state) {
         plan_write_table(plan, &table);
         assert_non_null(strstr(buf_cstr(&table), "d1.0"));
         assert_true(slice_is(plan->gateway_url, "http://127.0.0.1:8000"));
-        assert_true(has_pair(plan->gateway_argv, "--worker-urls", "http://127.0.0.1:9201"));
+        assert_true(has_pair(plan->gateway_argv, "--worker-urls", "d1.0=http://127.0.0.1:9201"));
         buf_free(&table);
         arena_free(&arena);
 }
