@@ -8,10 +8,11 @@
  * Prefixes of strangers must not meet: the chain of hashes is 128-bit SipHash under a key that is drawn at the start and
  * never leaves the process, so nobody can choose tokens (or salts) that collide, and 2^-128 per pair is left to chance.
  *
- * Output rows are computed in the absorbed form (form.h), a prompt's in the naive one. A block of one sequence's output that
- * serves as another's prompt therefore saves the work, as in vLLM, but its bits are not those that computing the prompt
- * would give. Where that matters, PREFIX_EXACT makes the form part of the name: then a hit never changes a bit, and
- * outputs are found again only by the sequence that made them. Blocks of prompt rows are exact either way.
+ * Output rows and the last one of a prompt are computed in the absorbed form (form.h), the rest of a prompt in the naive
+ * one. PREFIX_EXACT makes the form part of a block's name: then a hit never changes a bit of anybody's answer, and blocks
+ * with absorbed rows are found again only by sequences whose prompt ends at the same place. PREFIX_SHARED leaves the form
+ * out, as vLLM does: an answer that comes back as the history of a chat is not computed again, but the bits are not those
+ * that computing it as a prompt would give.
  *
  * Pure: no I/O, no clock. One thread. */
 #pragma once
@@ -22,7 +23,7 @@ struct blocks;
 
 #define BLOCK_NONE UINT32_MAX
 
-enum prefix_caching { PREFIX_OFF, PREFIX_ON, PREFIX_EXACT };
+enum prefix_caching { PREFIX_OFF, PREFIX_EXACT, PREFIX_SHARED };
 
 /* What a sequence's positions hold. Tokens may only be appended while a table refers to them. */
 struct block_source {

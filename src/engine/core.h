@@ -24,7 +24,7 @@ struct mailbox {
         pthread_cond_t reply; /* for the front: cache_reset_done, ended */
         struct command *first, *last;
         struct output *out_first, *out_last;
-        uint32_t queued; /* submitted and not yet ended */
+        uint32_t queued;                          /* submitted and not yet ended */
         bool started, stopping, abort_all, ended; /* the thread's life */
         bool cache_reset_done, cache_was_reset;
 };
@@ -54,7 +54,7 @@ struct engine {
         struct mailbox mailbox;
         struct engine_metrics metrics;
         pthread_t thread;
-        bool started; /* front thread: to be joined */
+        bool started;                       /* front thread: to be joined */
         engine_id last_id;                  /* front thread */
         struct ticket *tickets[ID_BUCKETS]; /* front thread */
         uint32_t forgotten;                 /* front thread: tickets that are */
@@ -82,6 +82,9 @@ void *engine_thread(void *engine);
 /* Take commands, compute one step if there is anything to compute, tell. False when nothing was done. The engine thread, or
  * a test that runs none. */
 bool engine_step(struct engine *g);
+
+/* Room for so many rows in g->logits. 0 or -ENOMEM. */
+int reserve_logits(struct engine *g, size_t rows);
 
 /* sample.c: tokens out of the step's logits, every job on some worker. */
 void sample_step(struct engine *g);

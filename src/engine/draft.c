@@ -7,7 +7,8 @@
  * The module runs draft_tokens times after every step, if with no rows: its experts may be shared with other engines. */
 #include "engine/core.h"
 
-/* The last computed row's follower is the newest token: a draft can be made of it. */
+/* The last computed row's follower is the last known token: a draft can be made of it. So it is after every token that came
+ * out, and where a chunk of the prompt ends just before its last token. */
 static bool decodes(const struct sequence *s) {
         return s->computed + 1 == s->count;
 }
@@ -100,6 +101,9 @@ int draft_step(struct engine *g) {
                         gather_rows(g, &step);
                 else
                         gather_next(g, &step);
+                r = reserve_logits(g, step.logit_count);
+                if (r < 0)
+                        return r;
                 r = model_draft(g->options.model, &g->kv, &step, g->hidden, g->logits, g->draft_hidden);
                 if (r < 0)
                         return r;

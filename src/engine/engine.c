@@ -53,7 +53,7 @@ static uint32_t count_blocks(const struct engine_options *o) {
 static int make_cache(struct engine *g, struct error *e) {
         const struct engine_options *o = &g->options;
         uint32_t blocks = count_blocks(o);
-        enum prefix_caching caching = o->prefix_caching ? (o->exact_prefixes ? PREFIX_EXACT : PREFIX_ON) : PREFIX_OFF;
+        enum prefix_caching caching = !o->prefix_caching ? PREFIX_OFF : o->share_outputs ? PREFIX_SHARED : PREFIX_EXACT;
         uint8_t key[16];
         int r;
 

@@ -21,7 +21,7 @@ struct engine_options {
         uint32_t long_prefill_tokens; /* --long-prefill-token-threshold, 0: off */
         bool chunked_prefill, prefix_caching;
         bool
-            exact_prefixes; /* share only blocks of prompt rows: a prefix hit never changes a bit (see engine/blocks.h) */
+            share_outputs; /* prefixes may hold what was output: as vLLM, less exact (engine/blocks.h, PREFIX_SHARED) */
         bool prefill_first; /* whole prompts before decodes: vLLM-Ascend's old scheduler; chunked_prefill is off then */
         enum { SCHEDULE_FCFS, SCHEDULE_PRIORITY } policy;
         uint32_t block_tokens;

@@ -5,7 +5,7 @@
  * token of the prompt are naive, that token and all output are absorbed. Then
  *  - chunk borders move no row from one form to the other;
  *  - a prefix hit brings the very bits that computing would give: whole blocks before the prompt's last token are naive for
- *    whoever computed them (for blocks with output rows see blocks.h);
+ *    whoever computed them (for blocks with other rows see blocks.h);
  *  - a preempted sequence computes its output again in the form that it had;
  *  - a decoder that takes over the prompt's KV computes the last prompt token itself, as the prefiller would have. */
 #pragma once

@@ -138,7 +138,7 @@ static uint32_t wanted_rows(const struct job *j) {
         return j->ends ? j->drafts + 1 : 0;
 }
 
-static int reserve_logits(struct engine *g, size_t rows) {
+int reserve_logits(struct engine *g, size_t rows) {
         float *grown;
 
         if (rows <= g->logits_capacity)

@@ -64,7 +64,7 @@ static const char *reason_of(int r) {
 static void take_tokens(struct request *q, struct job *j, struct sampler_scratch *scratch) {
         struct sequence *s = &q->sequence;
         struct engine_output *o = &j->output->public;
-        const float *row = j->logits + (wants_report(j) ? (size_t)(j->rows - 1) * scratch->vocab : 0);
+        const float *row = j->logits + (wants_report(j) ? (size_t)(j->rows - 1 - j->drafts) * scratch->vocab : 0);
         bool go_on = true;
 
         for (; go_on && o->token_count <= j->drafts; row += scratch->vocab) {

@@ -32,7 +32,7 @@ static double nanoseconds_per_step(uint32_t running, size_t queued, uint32_t blo
             .max_batched_tokens = 2048 + running,
             .max_model_len = PROMPT + OUTPUT,
             .chunked_prefill = true};
-        struct blocks *blocks = blocks_new(running * blocks_each + 4, BLOCK_TOKENS, PREFIX_ON, key);
+        struct blocks *blocks = blocks_new(running * blocks_each + 4, BLOCK_TOKENS, PREFIX_EXACT, key);
         struct scheduler s;
         size_t arrived = 0, planned = 0;
         uint64_t begin, spent = 0;

@@ -285,7 +285,7 @@ static void any_operations_agree_with_the_model(void **state) {
 /* ---- single rules ---------------------------------------------------------------------------------------------------------- */
 
 static void a_prefix_is_found_by_whole_blocks_and_never_to_the_last_token(void **state) {
-        struct blocks *b = new_blocks(32, 4, PREFIX_ON);
+        struct blocks *b = new_blocks(32, 4, PREFIX_SHARED);
         struct holder first, again;
 
         fill(&first, 100, 12);
@@ -300,7 +300,7 @@ static void a_prefix_is_found_by_whole_blocks_and_never_to_the_last_token(void *
 }
 
 static void the_last_matching_blocks_can_be_left_out(void **state) {
-        struct blocks *b = new_blocks(32, 4, PREFIX_ON);
+        struct blocks *b = new_blocks(32, 4, PREFIX_SHARED);
         struct holder first, again;
         struct block_source source;
 
@@ -317,7 +317,7 @@ static void the_last_matching_blocks_can_be_left_out(void **state) {
 }
 
 static void other_salts_find_nothing(void **state) {
-        struct blocks *b = new_blocks(32, 4, PREFIX_ON);
+        struct blocks *b = new_blocks(32, 4, PREFIX_SHARED);
         struct holder first, again;
 
         fill(&first, 100, 12);
@@ -336,7 +336,7 @@ static void other_salts_find_nothing(void **state) {
 }
 
 static void a_change_anywhere_before_loses_the_rest(void **state) {
-        struct blocks *b = new_blocks(32, 4, PREFIX_ON);
+        struct blocks *b = new_blocks(32, 4, PREFIX_SHARED);
         struct holder first, again;
 
         fill(&first, 100, 16);
@@ -353,7 +353,7 @@ static void a_change_anywhere_before_loses_the_rest(void **state) {
 
 /* What was let go first is taken first, tails before heads; found again it counts as used. */
 static void the_least_recently_used_tail_goes_first(void **state) {
-        struct blocks *b = new_blocks(4, 2, PREFIX_ON);
+        struct blocks *b = new_blocks(4, 2, PREFIX_SHARED);
         struct holder old, young, probe, big;
 
         fill(&old, 100, 4);
@@ -379,7 +379,7 @@ static void the_least_recently_used_tail_goes_first(void **state) {
 }
 
 static void blocks_without_a_name_are_taken_before_remembered_ones(void **state) {
-        struct blocks *b = new_blocks(4, 2, PREFIX_ON);
+        struct blocks *b = new_blocks(4, 2, PREFIX_SHARED);
         struct holder first, second;
 
         fill(&first, 100, 7); /* the fourth block is not full */
@@ -394,7 +394,7 @@ static void blocks_without_a_name_are_taken_before_remembered_ones(void **state)
 }
 
 static void shared_blocks_are_free_after_the_last_holder(void **state) {
-        struct blocks *b = new_blocks(8, 2, PREFIX_ON);
+        struct blocks *b = new_blocks(8, 2, PREFIX_SHARED);
         struct holder first, second;
 
         fill(&first, 100, 5);
@@ -410,7 +410,7 @@ static void shared_blocks_are_free_after_the_last_holder(void **state) {
 }
 
 static void forgetting_waits_until_nothing_is_held(void **state) {
-        struct blocks *b = new_blocks(8, 2, PREFIX_ON);
+        struct blocks *b = new_blocks(8, 2, PREFIX_SHARED);
         struct holder h;
 
         fill(&h, 100, 5);
@@ -424,7 +424,7 @@ static void forgetting_waits_until_nothing_is_held(void **state) {
 }
 
 static void too_few_blocks_change_nothing(void **state) {
-        struct blocks *b = new_blocks(4, 2, PREFIX_ON);
+        struct blocks *b = new_blocks(4, 2, PREFIX_SHARED);
         struct holder h;
 
         fill(&h, 100, 2);
@@ -439,7 +439,7 @@ static void too_few_blocks_change_nothing(void **state) {
 }
 
 static void a_block_held_by_a_transfer_outlives_its_sequence(void **state) {
-        struct blocks *b = new_blocks(2, 2, PREFIX_ON);
+        struct blocks *b = new_blocks(2, 2, PREFIX_SHARED);
         struct holder h, other;
         uint32_t id, generation;
 
@@ -462,7 +462,7 @@ static void a_block_held_by_a_transfer_outlives_its_sequence(void **state) {
 
 /* A block of output rows holds other bits than the same tokens computed as a prompt. */
 static void exact_prefixes_tell_output_rows_from_prompt_rows(void **state) {
-        for (enum prefix_caching caching = PREFIX_ON; caching <= PREFIX_EXACT; caching++) {
+        for (enum prefix_caching caching = PREFIX_EXACT; caching <= PREFIX_SHARED; caching++) {
                 struct blocks *b = new_blocks(16, 4, caching);
                 struct holder first, as_prompt, resumed;
 

@@ -314,7 +314,7 @@ static void by_priority_the_best_waiting_one_is_admitted_first(void **state) {
 
 static void a_prefix_spares_its_rows_and_is_counted_once(void **state) {
         struct scheduler_options o = common();
-        struct sim *m = new_sim(&o, 8, PREFIX_ON);
+        struct sim *m = new_sim(&o, 8, PREFIX_SHARED);
         struct sequence *a = make(m, 13, 500), *b = make(m, 13, 500);
 
         assert_int_equal(scheduler_add(&m->s, a), 0);
@@ -332,7 +332,7 @@ static void a_prefix_spares_its_rows_and_is_counted_once(void **state) {
 
 static void a_resumed_sequence_finds_its_own_blocks_again(void **state) {
         struct scheduler_options o = common();
-        struct sim *m = new_sim(&o, 7, PREFIX_ON);
+        struct sim *m = new_sim(&o, 7, PREFIX_SHARED);
         struct sequence *a = add(m, 12), *b = add(m, 12);
         uint64_t queries;
 
@@ -400,7 +400,7 @@ static void rejected_drafts_are_computed_again(void **state) {
         struct sequence *a;
 
         o.lookahead = 2;
-        m = new_sim(&o, 100, PREFIX_ON);
+        m = new_sim(&o, 100, PREFIX_SHARED);
         a = add(m, 6);
         step(m);
         a->drafts = 2;
@@ -438,7 +438,7 @@ static void slots_for_drafts_are_kept_and_the_last_block_of_a_prefix_is_computed
         struct sequence *a, *b;
 
         o.lookahead = 1;
-        m = new_sim(&o, 100, PREFIX_ON);
+        m = new_sim(&o, 100, PREFIX_SHARED);
         a = make(m, 12, 500);
         assert_int_equal(scheduler_add(&m->s, a), 0);
         step(m);
@@ -458,7 +458,7 @@ static void prompts_with_all_rows_go_in_small_chunks_and_read_no_prefix(void **s
 
         o.max_batched_tokens = 2000;
         o.max_model_len = 1000;
-        m = new_sim(&o, 300, PREFIX_ON);
+        m = new_sim(&o, 300, PREFIX_SHARED);
         a = make(m, 200, 0);
         b = make(m, 200, 0);
         c = make(m, 3, 900);
@@ -479,7 +479,7 @@ static void prompts_with_all_rows_go_in_small_chunks_and_read_no_prefix(void **s
 
 static void removing_frees_at_once_in_every_state(void **state) {
         struct scheduler_options o = common();
-        struct sim *m = new_sim(&o, 100, PREFIX_ON);
+        struct sim *m = new_sim(&o, 100, PREFIX_SHARED);
         struct sequence *a = add(m, 40), *b = add(m, 4);
 
         step(m); /* a in the middle of its prompt, b waits */
