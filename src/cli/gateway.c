@@ -1,6 +1,7 @@
 /* gateway.c - `baton gateway`: the proxy as a process. SIGTERM and SIGINT drain it, a second one ends it at once. */
 #include "gateway/gateway.h"
 #include "cli/cli.h"
+#include "cluster/cluster.h"
 #include "os/os.h"
 #include <errno.h>
 #include <stdio.h>
@@ -76,7 +77,37 @@ static int run_gateway(struct gateway_options *options) {
 /* A gateway holds two descriptors for each request and one for each idle connection. */
 #define FILES_WANTED 65536
 
-int cmd_gateway(int argc, char **argv) {
+/* `baton gateway FILE …`: the options that the cluster file's plan has for its gateway, then those given. Returns -1 to go
+ * on, or the exit code. */
+static int take_cluster_file(int argc, char **argv, struct cli_plan *plan, int *ret_argc, char ***ret_argv) {
+        const char *const *planned;
+        int planned_count = 0, r;
+        char **all;
+
+        r = cli_plan_read(argv[1], plan);
+        if (r >= 0)
+                return r;
+        planned = plan->plan->gateway_argv;
+        if (!planned) {
+                fprintf(stderr, "baton: %s has no gateway; add one, such as `gateway: {port: 8000}`\n", argv[1]);
+                return EXIT_USAGE;
+        }
+        while (planned[planned_count])
+                planned_count++;
+        all = arena_array(&plan->arena, (size_t)(planned_count + argc), sizeof(*all));
+        if (!all)
+                return EXIT_UNKNOWN;
+        /* planned[0] is the program; planned[1], "gateway", stands where argv[0] did. */
+        for (int i = 1; i < planned_count; i++)
+                all[i - 1] = (char *)planned[i];
+        for (int i = 2; i < argc; i++)
+                all[planned_count - 1 + i - 2] = argv[i];
+        *ret_argc = planned_count - 1 + argc - 2;
+        *ret_argv = all;
+        return -1;
+}
+
+static int run_with_options(int argc, char **argv) {
         struct gateway_options options;
         struct error e = {0};
         struct buf help = {0};
@@ -110,5 +141,17 @@ int cmd_gateway(int argc, char **argv) {
                     &log, "no instances yet: name them with --prefill and --decode, or add them at /instances/add");
         r = run_gateway(&options);
         gateway_options_free(&options);
+        return r;
+}
+
+int cmd_gateway(int argc, char **argv) {
+        struct cli_plan plan = {0};
+        int r = -1;
+
+        if (argc > 1 && argv[1][0] != '-')
+                r = take_cluster_file(argc, argv, &plan, &argc, &argv);
+        if (r < 0)
+                r = run_with_options(argc, argv);
+        cli_plan_free(&plan);
         return r;
 }

@@ -92,9 +92,10 @@ static const struct option rows[] = {
 };
 
 static const struct option_set set = {
-    .usage = "baton gateway --prefill URL… --decode URL… [options]",
+    .usage = "baton gateway [FILE] --prefill URL… --decode URL… [options]",
     .about = "Spread OpenAI requests over prefill and decode instances: prefill on one, hand the KV over, decode on "
-             "another. The options of load_balance_proxy_server_example.py work unchanged.",
+             "another. The options of load_balance_proxy_server_example.py work unchanged. With a cluster FILE its "
+             "ranks are the instances; options given besides go before what the file says.",
     .options = rows,
     .count = sizeof(rows) / sizeof(*rows),
 };

@@ -2,11 +2,12 @@
 import json
 import os
 import signal
+import tempfile
 import unittest
 
 from fault_engine import Engine, encode, encode_chat, generate
 from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, expected, in_threads, text_of
-from harness import Connection, TestCase, answers, baton, free_port, http, stream, wait_until
+from harness import BATON, Connection, Process, TestCase, answers, baton, free_port, http, stream, wait_until
 
 
 class Flow(GatewayCase):
@@ -205,7 +206,6 @@ class Life(GatewayCase):
     def test_flags_of_the_example_proxy_work_unchanged(self):
         ledger, p, d = self.engines(1, 1)
         port = free_port()
-        from harness import BATON, Process
         with Process([BATON, "gateway", "--port", str(port), "--host", "localhost", "--prefiller-hosts-num", "1",
                       "--prefiller-hosts", "127.0.0.1", "--prefiller-ports-inc", "1", "--prefiller-ports",
                       str(p[0].port), "--decoder-hosts", "127.0.0.1", "--decoder-ports", str(d[0].port),
@@ -213,6 +213,22 @@ class Life(GatewayCase):
             wait_until(lambda: answers(port, "/ready"), "ready")
             self.assertEqual(http(port, "POST", CHAT, chat()).status, 200)
         self.assertEqual((len(p[0].requests), len(d[0].requests)), (1, 1))
+
+    def test_a_cluster_file_names_the_instances(self):
+        ledger, p, d = self.engines(1, 0)
+        port = free_port()
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "c.yaml")
+            with open(path, "w") as f:
+                f.write("model: {path: m}\nengine: {kind: embedded}\nplatform: cpu\nnodes:\n  n: {ip: 127.0.0.1}\n"
+                        f"decode: {{groups: [[n]], dp: 1, tp: 1, api_port: {p[0].port}}}\n"
+                        f"gateway: {{node: n, host: 127.0.0.1, port: {port}, policy: round_robin}}\n")
+            with Process([BATON, "gateway", path, "--log-level", "debug"]) as g:
+                wait_until(lambda: answers(port, "/ready") or not g.alive(), "ready")
+                r = http(port, "POST", CHAT, chat())
+                self.assertEqual((r.status, r.header("X-Baton-Decode")), (200, "n.0"))
+            code, out, err = baton("gateway", os.path.join(folder, "nope.yaml"))
+            self.assertEqual(code, 2)
 
     def test_wrong_use_is_explained(self):
         for args, word in ((["--policy", "best"], "least_load"), (["--prefiller-hosts", "a", "b", "--prefiller-ports", "1"],
