@@ -3,6 +3,7 @@
 #include "base/json.h"
 #include "model/model.h"
 #include "model/safetensors.h"
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
