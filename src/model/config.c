@@ -101,12 +101,16 @@ static int read_fields(yyjson_val *root, const struct field *f, size_t count, st
         return 0;
 }
 
-/* A finite number > 0. */
+/* Numbers that survive being kept as float, and their products too. */
+#define POSITIVE_MIN 1e-15
+#define POSITIVE_MAX 1e15
+#define SCALE_MAX    1e3 /* mscale: 0.1 * mscale * ln(factor) + 1 is squared; released ones are at most 1 */
+
 static int read_positive(yyjson_val *object, const char *name, double *to, struct error *e) {
         yyjson_val *v = member(object, name);
         double d;
 
-        if (!v || json_to_double(v, &d) < 0 || !isfinite(d) || d <= 0)
+        if (!v || json_to_double(v, &d) < 0 || !(d >= POSITIVE_MIN && d <= POSITIVE_MAX))
                 return refuse(e, name, "a number above 0", v);
         *to = d;
         return 0;
@@ -120,14 +124,22 @@ static int read_positive_or(yyjson_val *object, const char *name, double otherwi
         return read_positive(object, name, to, e);
 }
 
-/* A finite number >= 0. */
 static int read_scale(yyjson_val *object, const char *name, double otherwise, double *to, struct error *e) {
         yyjson_val *v = member(object, name);
         double d = otherwise;
 
-        if (v && (json_to_double(v, &d) < 0 || !isfinite(d) || d < 0))
-                return refuse(e, name, "a number of at least 0", v);
+        if (v && (json_to_double(v, &d) < 0 || !(d >= 0 && d <= SCALE_MAX)))
+                return refuse(e, name, "a number from 0 to 1000", v);
         *to = d;
+        return 0;
+}
+
+static int read_bool(yyjson_val *object, const char *name, bool otherwise, bool *to, struct error *e) {
+        yyjson_val *v = member(object, name);
+
+        if (v && !yyjson_is_bool(v))
+                return refuse(e, name, "true or false", v);
+        *to = v ? yyjson_get_bool(v) : otherwise;
         return 0;
 }
 
@@ -176,9 +188,11 @@ static int read_gate(yyjson_val *root, struct model_config *c, struct error *e) 
                         return refuse(e, "scoring_func", "\"softmax\" in a V2 model", scoring);
                 c->gate = slice_is(m, "group_limited_greedy") ? GATE_SOFTMAX_GROUPS : GATE_SOFTMAX_GREEDY;
         }
-        c->norm_topk = json_get_bool(root, "norm_topk_prob", c->is_v3);
-        r = read_positive(root, "routed_scaling_factor", &scale, e);
-        c->routed_scale = (float)scale;
+        r = read_bool(root, "norm_topk_prob", c->is_v3, &c->norm_topk, e);
+        if (r == 0)
+                r = read_positive(root, "routed_scaling_factor", &scale, e);
+        if (r == 0)
+                c->routed_scale = (float)scale;
         return r;
 }
 
@@ -200,14 +214,14 @@ static int read_experts(yyjson_val *root, struct model_config *c, struct error *
         if (c->experts % c->groups)
                 return error_set(
                     e, -EINVAL, "n_routed_experts %u do not divide into n_group %u groups", c->experts, c->groups);
+        if (c->gate == GATE_SIGMOID_NOAUX && c->groups > 1 && c->experts / c->groups < 2)
+                return error_set(e, -EINVAL, "n_group %u leaves fewer than two experts in a group", c->groups);
         if (c->top_groups > c->groups)
                 return error_set(e, -EINVAL, "topk_group %u is more than n_group %u", c->top_groups, c->groups);
         if (c->top_k > c->experts / c->groups * c->top_groups)
                 return error_set(e, -EINVAL,
                     "num_experts_per_tok %u is more than the %u experts of topk_group %u groups", c->top_k,
                     c->experts / c->groups * c->top_groups, c->top_groups);
-        if (c->gate == GATE_SIGMOID_NOAUX && c->groups > 1 && c->experts / c->groups < 2)
-                return error_set(e, -EINVAL, "n_group %u leaves fewer than two experts in a group", c->groups);
         if ((uint64_t)c->shared_experts * c->expert_width > WIDTH_MAX)
                 return error_set(e, -EINVAL, "n_shared_experts %u times moe_intermediate_size %u is more than %u",
                     c->shared_experts, c->expert_width, WIDTH_MAX);
@@ -279,12 +293,15 @@ static int read_quantization(yyjson_val *root, struct model_config *c, struct er
 
 static int check_activation(yyjson_val *root, struct error *e) {
         yyjson_val *act = member(root, "hidden_act");
+        bool bias = false;
+        int r;
 
         if (act && !slice_is(json_slice(act), "silu"))
                 return refuse(e, "hidden_act", "\"silu\"", act);
-        if (json_get_bool(root, "attention_bias", false))
-                return error_set(e, -EINVAL, "attention_bias is true: biases in attention are not supported");
-        return 0;
+        r = read_bool(root, "attention_bias", false, &bias, e);
+        if (r == 0 && bias)
+                r = error_set(e, -EINVAL, "attention_bias is true: biases in attention are not supported");
+        return r;
 }
 
 static int check_shapes(struct model_config *c, struct error *e) {
@@ -359,7 +376,7 @@ static int read_generation_config(const char *dir, struct model_config *c, struc
 
 /* ---- the whole ------------------------------------------------------------------------------------------------------ */
 
-static int read_root(yyjson_val *root, struct model_config *c, struct error *e) {
+int model_config_parse(yyjson_val *root, struct model_config *c, struct error *e) {
         double eps;
         int r;
 
@@ -382,10 +399,11 @@ static int read_root(yyjson_val *root, struct model_config *c, struct error *e) 
                 r = read_quantization(root, c, e);
         if (r == 0)
                 r = read_ids(root, c, e);
+        if (r == 0)
+                r = read_bool(root, "tie_word_embeddings", false, &c->tied, e);
         if (r < 0)
                 return r;
         c->eps = (float)eps;
-        c->tied = json_get_bool(root, "tie_word_embeddings", false);
         c->softmax_scale = (float)rope_softmax_scale(c);
         return 0;
 }
@@ -401,7 +419,7 @@ int model_config_read(const char *dir, struct model_config *ret_config, struct e
         r = json_parse_file(path, CONFIG_BYTES_MAX, &doc, e);
         if (r < 0)
                 return r == -ENOENT || r == -ENOTDIR ? -ENOENT : r == -ENOMEM ? r : -EINVAL;
-        r = read_root(yyjson_doc_get_root(doc), &c, e);
+        r = model_config_parse(yyjson_doc_get_root(doc), &c, e);
         if (r < 0)
                 error_prefix(e, r, "%s", path);
         yyjson_doc_free(doc);

@@ -1,6 +1,7 @@
 /* core.h - the inside of a struct model (private to model/). */
 #pragma once
 #include "base/arena.h"
+#include "base/json.h"
 #include "model/model.h"
 
 struct norm {
@@ -59,6 +60,11 @@ struct model {
         struct workspace work, experts_work;
         char digest[33];
 };
+
+/* ---- config.c ------------------------------------------------------------------------------------------------------- */
+
+/* config.json into a zeroed config. 0 or -EINVAL with a text; *c is then half done. */
+int model_config_parse(yyjson_val *root, struct model_config *c, struct error *e);
 
 /* ---- rope.c --------------------------------------------------------------------------------------------------------- */
 

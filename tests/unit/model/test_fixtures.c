@@ -119,6 +119,42 @@ static void token_by_token_through_the_absorbed_form_gives_the_same(void **state
                 check_fixture(fixture_names[i], TOKEN_BY_TOKEN);
 }
 
+/* What lies in the cache is part of the protocol between engines: the normed latent, then the rotated key, pairs interleaved. */
+static void the_cache_holds_normed_latents_and_rotated_keys(void **state) {
+        struct fixture f = fixture_open("v3-f32", &plain);
+        const struct model_config *c = model_config(f.model);
+        struct safetensors layers = {0};
+        struct error e = {{0}};
+        uint32_t tokens[FIXTURE_ROWS], count = load_prompt(&f, "case", 2, tokens);
+
+        if (safetensors_add_file(&layers, data_path("v3-f32", "expected/layers.safetensors"), &e) < 0)
+                fail_msg("%s", e.text);
+        run_rows(&f, tokens, 0, count, count - 1);
+        for (uint32_t i = 0; i < c->layers; i++) {
+                const struct kv_layer kv = kv_cache_layer(&f.kv, i);
+                const struct tensor *latents, *keys;
+                char name[64];
+
+                snprintf(name, sizeof(name), "layer%u.latent_c", i);
+                latents = safetensors_find(&layers, slice_str(name));
+                snprintf(name, sizeof(name), "layer%u.k_pe", i);
+                keys = safetensors_find(&layers, slice_str(name));
+                for (uint32_t p = 0; p < count; p++) {
+                        const float *row = (const float *)kv.base + f.blocks[p / FIXTURE_BLOCK] * kv.block_stride +
+                                           (size_t)(p % FIXTURE_BLOCK) * kv.width;
+
+                        assert_true(row_error(row, tensor_floats(latents) + p * c->kv_rank, c->kv_rank) < 1e-5);
+                        assert_true(row_error(row + c->kv_rank, tensor_floats(keys) + p * c->rope, c->rope) < 1e-5);
+                }
+        }
+        for (uint32_t p = 0; p < count; p++)
+                assert_true(row_error(f.hidden + (size_t)p * f.width,
+                                tensor_floats(safetensors_find(&layers, SLICE_LIT("final_norm"))) + (size_t)p * f.width,
+                                f.width) < 1e-5);
+        safetensors_close(&layers);
+        fixture_close(&f);
+}
+
 /* ---- rounded to bf16 ---------------------------------------------------------------------------------------------------- */
 
 static void bf16_activations_stay_within_their_wider_tolerance(void **state) {
@@ -273,6 +309,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(logits_and_greedy_texts_are_the_reference),
             cmocka_unit_test(token_by_token_through_the_absorbed_form_gives_the_same),
+            cmocka_unit_test(the_cache_holds_normed_latents_and_rotated_keys),
             cmocka_unit_test(bf16_activations_stay_within_their_wider_tolerance),
             cmocka_unit_test(the_draft_modules_logits_are_the_reference),
             cmocka_unit_test(as_many_drafts_are_accepted_as_in_the_reference),
