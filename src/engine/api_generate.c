@@ -531,10 +531,16 @@ static bool make_child(
                 if (!c->parser)
                         return false;
         }
-        if (r->parsed.echo && r->parsed.kind == OPENAI_COMPLETION) {
+        if (r->parsed.echo && r->parsed.kind == OPENAI_COMPLETION)
                 tokenizer_decode(o->tokenizer, prompt->ids, prompt->count, true, &c->text);
-                c->check_from = c->text.len;
+        else if (r->parsed.echo && !c->parser) {
+                const struct openai_message *last = &r->parsed.messages[r->parsed.message_count - 1];
+
+                /* Chat's echo: the answer begins with the message that it goes on with. */
+                if (slice_is(last->role, "assistant"))
+                        buf_add(&c->text, last->content);
         }
+        c->check_from = c->text.len;
         return buf_ok(&c->text);
 }
 

@@ -71,6 +71,7 @@ static int64_t clamp(double value) {
 static bool text_integer(struct slice s, int64_t *ret_value) {
         double number;
 
+<<<<<<< HEAD
         s = slice_trim(s);
         if (s.len && *s.ptr == '+')
                 slice_take(&s, 1);
@@ -78,6 +79,294 @@ static bool text_integer(struct slice s, int64_t *ret_value) {
                 return true;
         if (!text_number(s, &number) || !isfinite(number) || number != trunc(number) || slice_find(s, 'e', 0) < s.len ||
             slice_find(s, 'E', 0) < s.len)
+=======
+        if (!v)
+                return SLICE_NONE;
+        if (!yyjson_is_str(v))
+                invalid(p, "string_type", name, "Input should be a valid string", v);
+        return json_slice(v);
+}
+
+static void *allocate(struct parsing *p, size_t count, size_t size) {
+        void *memory = arena_array(p->arena, count ? count : 1, size);
+
+        if (!memory)
+                out_of_memory(p);
+        return memory;
+}
+
+/* A list of token ids. */
+static const uint32_t *get_ids(struct parsing *p, const char *name, uint32_t *ret_count) {
+        yyjson_val *v = member(p, name), *item;
+        uint32_t *ids;
+        size_t i, n;
+
+        *ret_count = 0;
+        if (!v)
+                return NULL;
+        if (!yyjson_is_arr(v)) {
+                invalid(p, "list_type", name, "Input should be a valid list", v);
+                return NULL;
+        }
+        ids = allocate(p, yyjson_arr_size(v), sizeof(*ids));
+        yyjson_arr_foreach(v, i, n, item) {
+                int64_t id;
+
+                if (!ids)
+                        return NULL;
+                if (json_to_i64(item, &id) < 0) {
+                        invalid(p, "int_type", name, "Input should be a valid integer", item);
+                        return NULL;
+                }
+                ids[i] = id < 0 || id > UINT32_MAX ? UINT32_MAX : (uint32_t)id;
+        }
+        *ret_count = (uint32_t)yyjson_arr_size(v);
+        return ids;
+}
+
+/* A string or a list of strings. */
+static const struct slice *get_texts(struct parsing *p, const char *name, size_t max, uint32_t *ret_count) {
+        yyjson_val *v = member(p, name), *item;
+        struct slice *texts;
+        size_t i, n, count = yyjson_is_arr(v) ? yyjson_arr_size(v) : 1;
+
+        *ret_count = 0;
+        if (!v)
+                return NULL;
+        if (count > max) {
+                refuse(p, name, "%s has %zu entries, at most %zu are allowed. (parameter=%s)", name, count, max, name);
+                return NULL;
+        }
+        texts = allocate(p, count, sizeof(*texts));
+        if (!texts)
+                return NULL;
+        if (yyjson_is_str(v)) {
+                texts[0] = json_slice(v);
+                *ret_count = 1;
+                return texts;
+        }
+        if (!yyjson_is_arr(v)) {
+                invalid(p, "list_type", name, "Input should be a valid list", v);
+                return NULL;
+        }
+        yyjson_arr_foreach(v, i, n, item) {
+                if (!yyjson_is_str(item)) {
+                        invalid(p, "string_type", name, "Input should be a valid string", item);
+                        return NULL;
+                }
+                texts[i] = json_slice(item);
+        }
+        *ret_count = (uint32_t)count;
+        return texts;
+}
+
+/* ---- sampling ------------------------------------------------------------------------------------------------------------- */
+
+static float python_float(double v, char *to, size_t size) {
+        struct buf b = {0};
+
+        buf_add_double(&b, v);
+        snprintf(to, size, "%s", buf_cstr(&b));
+        buf_free(&b);
+        return (float)v;
+}
+
+static void parse_temperature(struct parsing *p, struct sampling_params *s) {
+        double v = p->defaults->temperature;
+        char shown[40];
+
+        get_float(p, "temperature", &v);
+        s->temperature = python_float(v, shown, sizeof(shown));
+        if (v < 0)
+                refuse(p, "temperature", "temperature must be non-negative, got %s. (parameter=temperature, value=%s)",
+                    shown, shown);
+        else if (v > 2)
+                refuse(p, "temperature", "temperature must be in [0, 2], got %s. (parameter=temperature, value=%s)",
+                    shown, shown);
+}
+
+static float parse_penalty(struct parsing *p, const char *name) {
+        double v = 0;
+        char shown[40];
+
+        get_float(p, name, &v);
+        python_float(v, shown, sizeof(shown));
+        if (v < -2 || v > 2)
+                refuse(p, NULL, "%s must be in [-2, 2], got %s.", name, shown);
+        return (float)v;
+}
+
+static void parse_filters(struct parsing *p, struct sampling_params *s) {
+        double top_p = p->defaults->top_p, min_p = p->defaults->min_p, repetition = p->defaults->repetition_penalty;
+        int64_t top_k = p->defaults->top_k;
+        char shown[40];
+
+        get_float(p, "top_p", &top_p);
+        s->top_p = python_float(top_p, shown, sizeof(shown));
+        if (top_p <= 0 || top_p > 1)
+                refuse(p, "top_p", "top_p must be in (0, 1], got %s. (parameter=top_p, value=%s)", shown, shown);
+        get_float(p, "min_p", &min_p);
+        s->min_p = python_float(min_p, shown, sizeof(shown));
+        if (min_p < 0 || min_p > 1)
+                refuse(p, NULL, "min_p must be in [0, 1], got %s.", shown);
+        get_float(p, "repetition_penalty", &repetition);
+        s->repetition_penalty = python_float(repetition, shown, sizeof(shown));
+        if (repetition <= 0)
+                refuse(p, NULL, "repetition_penalty must be greater than zero, got %s.", shown);
+        get_integer(p, "top_k", &top_k);
+        if (top_k < -1)
+                refuse(p, NULL, "top_k must be 0 (disable), or at least 1, got %lld.", (long long)top_k);
+        s->top_k = top_k > INT32_MAX ? INT32_MAX : (int32_t)top_k;
+}
+
+static void parse_bias(struct parsing *p, struct sampling_params *s) {
+        yyjson_val *v = member(p, "logit_bias"), *key;
+        yyjson_obj_iter iter;
+        struct openai_bias *list;
+
+        if (!v)
+                return;
+        if (!yyjson_is_obj(v) || yyjson_obj_size(v) > BIAS_MAX) {
+                invalid(p, "dict_type", "logit_bias", "Input should be a valid dictionary", v);
+                return;
+        }
+        list = allocate(p, yyjson_obj_size(v), sizeof(*list));
+        yyjson_obj_iter_init(v, &iter);
+        while (list && p->result == 0 && (key = yyjson_obj_iter_next(&iter))) {
+                double bias;
+                int64_t id;
+
+                if (slice_to_i64(json_slice(key), &id) < 0)
+                        refuse(p, "logit_bias",
+                            "logit_bias contains key(s) that cannot be converted to integer token IDs: ['%.*s'] "
+                            "(parameter=logit_bias, value=['%.*s'])",
+                            SLICE_ARG(json_slice(key)), SLICE_ARG(json_slice(key)));
+                else if (json_to_double(yyjson_obj_iter_get_val(key), &bias) < 0)
+                        invalid(p, "float_type", "logit_bias", "Input should be a valid number",
+                            yyjson_obj_iter_get_val(key));
+                else if (id < 0 || id >= p->defaults->vocab)
+                        refuse(p, "logit_bias",
+                            "token_id(s) [%lld] in logit_bias contain out-of-vocab token ids. Vocabulary size: %u "
+                            "(parameter=logit_bias, value=[%lld])",
+                            (long long)id, p->defaults->vocab, (long long)id);
+                else /* vLLM clamps to [-100, 100] */
+                        list[s->bias_count++] = (struct openai_bias){(uint32_t)id, (float)fmin(fmax(bias, -100), 100)};
+        }
+        s->bias = list;
+}
+
+static void parse_tokens_limits(struct parsing *p, struct sampling_params *s) {
+        int64_t max = 16, min = 0, chat_max;
+        bool echo = p->r->kind == OPENAI_COMPLETION && p->r->echo;
+
+        p->r->has_max_tokens = get_integer(p, "max_tokens", &max);
+        if (p->r->kind == OPENAI_CHAT && get_integer(p, "max_completion_tokens", &chat_max)) {
+                max = chat_max;
+                p->r->has_max_tokens = true;
+        }
+        if (max < (echo ? 0 : 1))
+                refuse(p, "max_tokens", "max_tokens must be at least 1, got %lld. (parameter=max_tokens, value=%lld)",
+                    (long long)max, (long long)max);
+        else if (p->r->has_max_tokens && max > p->defaults->max_model_len)
+                refuse(p, "max_tokens",
+                    "max_tokens=%lld cannot be greater than max_model_len=%u. Please request fewer output tokens. "
+                    "(parameter=max_tokens, value=%lld)",
+                    (long long)max, p->defaults->max_model_len, (long long)max);
+        if (get_integer(p, "min_tokens", &min) && min < 0)
+                refuse(p, NULL, "min_tokens must be greater than or equal to 0, got %lld.", (long long)min);
+        else if (p->r->has_max_tokens && min > max)
+                refuse(p, NULL, "min_tokens must be less than or equal to max_tokens=%lld, got %lld.", (long long)max,
+                    (long long)min);
+        s->max_tokens = max < 0 ? 0 : (uint32_t)max;
+        s->min_tokens = min < 0 ? 0 : min > UINT32_MAX ? UINT32_MAX : (uint32_t)min;
+}
+
+static void check_logprobs(struct parsing *p, const char *what, const char *name, int64_t value, int32_t *ret) {
+        int64_t most = p->defaults->max_logprobs < 0 ? p->defaults->vocab : p->defaults->max_logprobs;
+
+        if (value < -1)
+                refuse(p, name, "%s must be a non-negative value or -1, got %lld. (parameter=%s, value=%lld)", name,
+                    (long long)value, name, (long long)value);
+        if (value == -1)
+                value = p->defaults->vocab;
+        if (value > most)
+                refuse(p, name,
+                    "Requested %s logprobs of %lld, which is greater than max allowed: %lld (parameter=%s, value=%lld)",
+                    what, (long long)value, (long long)most, name, (long long)value);
+        *ret = (int32_t)value;
+}
+
+static void parse_logprobs(struct parsing *p, struct sampling_params *s) {
+        int64_t value = 0;
+
+        s->logprobs = s->prompt_logprobs = -1;
+        if (p->r->kind == OPENAI_COMPLETION) {
+                if (get_integer(p, "logprobs", &value))
+                        check_logprobs(p, "sample", "logprobs", value, &s->logprobs);
+        } else {
+                bool wanted = get_bool(p, "logprobs", false), top = get_integer(p, "top_logprobs", &value);
+
+                if (top && !wanted)
+                        refuse(p, "top_logprobs",
+                            "when using `top_logprobs`, `logprobs` must be set to true. (parameter=top_logprobs)");
+                if (wanted)
+                        check_logprobs(p, "sample", "logprobs", top ? value : 0, &s->logprobs);
+        }
+        if (get_integer(p, "prompt_logprobs", &value)) {
+                if (p->r->stream)
+                        refuse(p, "prompt_logprobs",
+                            "`prompt_logprobs` are not available when `stream=True`. (parameter=prompt_logprobs)");
+                check_logprobs(p, "prompt", "prompt_logprobs", value, &s->prompt_logprobs);
+        }
+        /* Echoed tokens carry theirs; vLLM's chat asks for them whenever it echoes. */
+        if (p->r->echo && s->prompt_logprobs < 0 && !(p->r->kind == OPENAI_CHAT && p->r->stream))
+                s->prompt_logprobs = p->r->kind == OPENAI_CHAT && s->logprobs < 0 ? 0 : s->logprobs;
+}
+
+static void parse_sampling(struct parsing *p) {
+        struct sampling_params *s = &p->r->sampling;
+        int64_t number = 1;
+
+        if (get_integer(p, "n", &number) && (number < 1 || number > N_MAX))
+                refuse(p, NULL, number < 1 ? "n must be at least 1, got %lld." : "n must be at most 16384, got %lld.",
+                    (long long)number);
+        p->r->n = (uint32_t)number;
+        parse_tokens_limits(p, s);
+        parse_temperature(p, s);
+        parse_filters(p, s);
+        s->presence_penalty = parse_penalty(p, "presence_penalty");
+        s->frequency_penalty = parse_penalty(p, "frequency_penalty");
+        s->has_seed = get_integer(p, "seed", &s->seed);
+        s->ignore_eos = get_bool(p, "ignore_eos", false);
+        parse_logprobs(p, s);
+        s->stop_ids = get_ids(p, "stop_token_ids", &s->stop_id_count);
+        s->stop = get_texts(p, "stop", STOPS_MAX, &s->stop_count);
+        for (uint32_t i = 0; i < s->stop_count; i++)
+                if (s->stop[i].len == 0)
+                        refuse(p, NULL, "stop cannot contain an empty string.");
+        s->include_stop = get_bool(p, "include_stop_str_in_output", false);
+        parse_bias(p, s);
+        s->allowed_ids = get_ids(p, "allowed_token_ids", &s->allowed_count);
+        if (s->allowed_ids && s->allowed_count == 0)
+                refuse(p, "allowed_token_ids",
+                    "allowed_token_ids is not None and empty! (parameter=allowed_token_ids, value=[])");
+        for (uint32_t i = 0; i < s->allowed_count; i++)
+                if (s->allowed_ids[i] >= p->defaults->vocab)
+                        refuse(p, "allowed_token_ids", "allowed_token_ids contains out-of-vocab token id!");
+        s->bad_words = get_texts(p, "bad_words", BAD_WORDS_MAX, &s->bad_word_count);
+        if (p->r->n > 1 && s->temperature < 1e-5f)
+                refuse(p, NULL, "n must be 1 when using greedy sampling, got %u.", p->r->n);
+}
+
+/* ---- completion ------------------------------------------------------------------------------------------------------------ */
+
+static bool parse_id_list(struct parsing *p, yyjson_val *list, struct openai_prompt *ret) {
+        uint32_t *ids = allocate(p, yyjson_arr_size(list), sizeof(*ids));
+        yyjson_val *item;
+        size_t i, n;
+
+        if (!ids)
+>>>>>>> 94e7780 (Hold the engine's API to recordings, and its answers to each other)
                 return false;
         *ret_value = clamp(number);
         return true;
