@@ -122,7 +122,8 @@ class Recorded(TestCase):
                 if recorded["name"] in DIFFERENT:
                     continue
                 count += 1
-                problem = self.compare(recorded["name"], self.ask(recorded["request"]), recorded["response"])
+                real = {"status": recorded["status"], "headers": recorded["response_headers"], "body": recorded["response"]}
+                problem = self.compare(recorded["name"], self.ask(recorded), real)
                 if problem:
                     wrong.append(f"{recorded['name']}: {problem}")
         self.assertGreater(count, 150)
