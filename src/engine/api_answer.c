@@ -409,7 +409,7 @@ static void end_event(struct json_writer *w, struct buf *out) {
 static void write_running_usage(struct json_writer *w, const struct request *r, const struct child *c) {
         struct request one = *r;
 
-        if (!r->parsed.continuous_usage)
+        if (!r->parsed.continuous_usage || !r->parsed.include_usage)
                 return;
         one.prompt_tokens = (uint32_t)c->prompt->count;
         write_usage(w, &one, (uint32_t)c->record_count, true);
@@ -428,7 +428,7 @@ void answer_role_chunk(struct request *r, struct child *c, struct buf *out) {
         key_null(&w, "finish_reason");
         json_close(&w, '}');
         json_close(&w, ']');
-        if (r->parsed.continuous_usage) {
+        if (r->parsed.continuous_usage && r->parsed.include_usage) {
                 struct request none = *r;
 
                 write_usage(&w, &none, 0, true);

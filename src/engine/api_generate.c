@@ -410,8 +410,8 @@ static bool tokenize(struct request *r, struct slice text, bool special, struct 
         return true;
 }
 
-static bool check_prompt(struct request *r, struct openai_prompt *p) {
-        uint32_t most = r->api->options.defaults.max_model_len;
+static bool check_prompt(struct request *r, struct openai_prompt *p, bool of_text) {
+        uint32_t most = r->api->options.defaults.max_model_len, max_tokens;
         int64_t keep = r->parsed.truncate_prompt_tokens;
         struct openai_error err;
 
@@ -425,17 +425,10 @@ static bool check_prompt(struct request *r, struct openai_prompt *p) {
                 refuse_with(r, 400, "BadRequestError", "The decoder prompt cannot be empty");
                 return false;
         }
-        if (p->count > most) {
-                too_long(r, p->count, false);
-                return false;
-        }
-        if (p->count == most) {
-                openai_fail(&err, 400, "BadRequestError", "max_tokens",
-                    "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)");
-                refuse(r, &err);
-                return false;
-        }
-        return true;
+        if (openai_fit_tokens(&r->parsed, p->count, of_text, most, &max_tokens, &err) == 0)
+                return true;
+        refuse(r, &err);
+        return false;
 }
 
 static bool render_chat(struct request *r, struct openai_prompt *p, bool *ret_in_reasoning) {
@@ -459,7 +452,7 @@ static bool render_chat(struct request *r, struct openai_prompt *p, bool *ret_in
         *ret_in_reasoning = slice_ends(rendered, SLICE_LIT("<think>"));
         ok = tokenize(r, buf_slice(&text), r->parsed.add_special, p);
         buf_free(&text);
-        return ok && check_prompt(r, p);
+        return ok && check_prompt(r, p, true);
 }
 
 /* The request's prompts as ids, in the exchange's arena. */
@@ -480,7 +473,7 @@ static struct openai_prompt *make_prompts(struct request *r, size_t *ret_count, 
                 list[i] = *from;
                 if (!from->is_ids && !tokenize(r, from->text, r->parsed.add_special, &list[i]))
                         return NULL;
-                if (!check_prompt(r, &list[i]))
+                if (!check_prompt(r, &list[i], !from->is_ids))
                         return NULL;
         }
         *ret_count = count;
@@ -525,6 +518,8 @@ static bool make_child(
             .thinking = r->parsed.thinking == 1 || r->parsed.enable_thinking == 1};
 
         *c = (struct child){.request = r, .index = index, .prompt = prompt, .stop_id = -1};
+        openai_fit_tokens(
+            &r->parsed, prompt->count, false, o->defaults.max_model_len, &c->max_tokens, &(struct openai_error){0});
         detokenizer_init(&c->detokenizer, o->tokenizer, r->parsed.skip_special);
         if (r->parsed.kind == OPENAI_CHAT && (parser.reasoning != REASONING_NONE || parser.tools != TOOLS_NONE)) {
                 c->parser = output_parser_new(&parser);
@@ -556,14 +551,7 @@ static int submit(struct request *r, struct child *c, const uint32_t *bad, uint3
             .priority = r->parsed.priority,
             .arrival_ns = r->arrival_ns,
             .user = c};
-        uint32_t room = o->defaults.max_model_len - q.prompt_count;
-
-        if (!r->parsed.has_max_tokens && r->parsed.kind == OPENAI_CHAT)
-                q.sampling.max_tokens = room;
-        if (q.sampling.max_tokens > room)
-                q.sampling.max_tokens = room;
-        if (q.sampling.max_tokens == 0)
-                q.sampling.max_tokens = 1; /* echo alone: vLLM computes one token too */
+        q.sampling.max_tokens = c->max_tokens;
         if (q.sampling.has_seed)
                 q.sampling.seed += sibling;
         return engine_submit(o->engine, &q, &c->id);

@@ -32,6 +32,7 @@ struct child {
         uint32_t index;
         const struct openai_prompt *prompt; /* as token ids */
         engine_id id;                       /* 0: not running */
+        uint32_t max_tokens;
         struct detokenizer detokenizer;
         struct output_parser *parser; /* NULL: all text is content */
         struct buf text;              /* everything generated, after stop strings */
