@@ -77,10 +77,13 @@ static void child_stdio(const struct child_plan *p) {
                         child_fail(p);
 }
 
-static void child_close_others(int keep) {
-        if (keep > 3)
-                syscall(SYS_close_range, 3u, (unsigned)keep - 1, 0u);
-        syscall(SYS_close_range, (unsigned)keep + 1, ~0u, 0u);
+/* keep is 20 or more, see start(). A kernel before 5.9 has no close_range(2), and the start fails rather than hand
+ * descriptors to a stranger. */
+static void child_close_others(const struct child_plan *p) {
+        unsigned keep = (unsigned)p->report_fd;
+
+        if (syscall(SYS_close_range, 3u, keep - 1, 0u) < 0 || syscall(SYS_close_range, keep + 1, ~0u, 0u) < 0)
+                child_fail(p);
 }
 
 static void child_run(const struct child_plan *p) {
@@ -103,7 +106,7 @@ static void child_run(const struct child_plan *p) {
         if (o->directory && chdir(o->directory) < 0)
                 child_fail(p);
         child_stdio(p);
-        child_close_others(p->report_fd);
+        child_close_others(p);
         execvpe(o->argv[0], (char *const *)(uintptr_t)o->argv, p->env);
         child_fail(p);
 }
@@ -112,6 +115,7 @@ static void child_run(const struct child_plan *p) {
 
 static int start(const struct os_child_options *o, char **env, struct os_child *ret_child) {
         int report[2], error = 0;
+        sigset_t all, before;
         struct child_plan plan = {.options = o, .env = env, .parent = getpid()};
         struct os_child child;
         ssize_t n;
@@ -123,14 +127,19 @@ static int start(const struct os_child_options *o, char **env, struct os_child *
                 error = errno;
                 goto fail;
         }
+        /* No signal may run a handler of ours in the child before it has put them back to their defaults: an event loop's
+         * would write into the pipe that both then share. */
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
         child.pid = fork();
+        if (child.pid == 0)
+                child_run(&plan);
+        error = child.pid < 0 ? errno : 0;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
         if (child.pid < 0) {
-                error = errno;
                 close(plan.report_fd);
                 goto fail;
         }
-        if (child.pid == 0)
-                child_run(&plan);
         close(report[1]);
         close(plan.report_fd);
         child.pidfd = (int)syscall(SYS_pidfd_open, child.pid, 0);

@@ -12,14 +12,15 @@
 
 /* Cores this process may use: its affinity mask cut by the cgroup's CPU quota (v1 or v2), rounded up, at least 1. */
 unsigned os_cpu_count(void);
-/* The first `max` usable core numbers. Returns how many were written. */
+/* The numbers of the cores in the affinity mask, at most `max`. Returns how many were written; 0 when they cannot be known. */
 size_t os_cpu_list(unsigned *ret_cpus, size_t max);
 /* "AMD EPYC …" of /proc/cpuinfo into `ret_text`; "unknown" when there is none. */
 void os_cpu_model(char *ret_text, size_t size);
-/* Bytes that may still be taken without pushing anybody out: MemAvailable, cut by the cgroup's limit less what counts
- * against it and cannot be dropped. */
+/* Bytes that may still be taken without pushing anybody out: MemAvailable, cut by what the limits of the cgroups (v1 or v2,
+ * all levels) leave over what counts against them and cannot be dropped. */
 uint64_t os_memory_available(void);
-uint64_t os_memory_total(void); /* likewise of what there is */
+/* Bytes of the machine, cut by the limits of the cgroups. */
+uint64_t os_memory_total(void);
 /* The kernel's id of this boot as text (36 characters); "" when unreadable. */
 void os_boot_id(char ret_text[40]);
 /* Raise the soft limit of open files to the hard one. Returns the limit that holds now. */
@@ -27,10 +28,12 @@ uint64_t os_raise_file_limit(void);
 
 /* ---- files ---------------------------------------------------------------------------------------------------------- */
 
-/* Append a whole file to `out`. -EFBIG beyond max_bytes. e names the file. */
+/* Append a whole file to `out`. -EFBIG beyond max_bytes. e names the file. On errors `out` holds what it held, unless memory
+ * ran out (-ENOMEM, and `out` has failed). */
 int os_read_file(const char *path, size_t max_bytes, struct buf *out, struct error *e);
 /* Write a file so that readers see the old or the new contents, never a part, also after a crash: temporary file beside
- * it, fsync, rename, fsync of the directory. */
+ * it, fsync, rename, fsync of the directory. `mode` is taken as it is, whatever the umask; a symbolic link at `path` is
+ * replaced, not followed. When only the last fsync fails, readers see the new contents though an error is returned. */
 int os_write_file_atomic(const char *path, struct slice contents, mode_t mode, struct error *e);
 /* mkdir -p with `mode` for those that are made. */
 int os_make_dirs(const char *path, mode_t mode, struct error *e);
@@ -38,9 +41,10 @@ int os_write_all(int fd, struct slice bytes); /* the whole of it, or an error */
 
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 
-/* Split "host:port", "[v6]:port". Returns 0 or -EINVAL. */
+/* Split "host:port", "[v6]:port"; the port is 1 to 65535. Returns 0 or -EINVAL. *ret_host is a part of `text`. */
 int os_parse_host_port(struct slice text, struct slice *ret_host, uint16_t *ret_port);
-/* Whether a listener could be bound to host:port right now: 0, -EADDRINUSE, -EADDRNOTAVAIL, -EACCES, … */
+/* Whether a listener could be bound to host:port right now: 0, -EADDRINUSE, -EADDRNOTAVAIL, -EACCES, … A host NULL or ""
+ * means all addresses; a name may take a name server's time. */
 int os_check_bind(const char *host, uint16_t port);
 
 /* ---- signals -------------------------------------------------------------------------------------------------------- */
@@ -51,10 +55,11 @@ void os_ignore_sigpipe(void);
 /* ---- child processes ------------------------------------------------------------------------------------------------ */
 
 struct os_child_options {
-        const char *const *argv; /* NULL-terminated; argv[0] is looked up in PATH unless it holds a '/' */
         const char *const
-            *env; /* NULL-terminated "NAME=value", put over this process's environment; "NAME" alone removes */
-        const char *directory;              /* NULL: this process's */
+            *argv;              /* NULL-terminated; argv[0] is looked up in this process's PATH unless it holds a '/' */
+        const char *const *env; /* NULL-terminated "NAME=value", put over this process's environment; "NAME" alone
+                                    removes. NULL: nothing changes */
+        const char *directory;  /* NULL: this process's */
         int stdin_fd, stdout_fd, stderr_fd; /* -1: /dev/null */
         bool own_group;   /* a process group of its own, so that os_child_kill_group reaches its children too */
         int death_signal; /* sent to it when the calling *thread* ends (PR_SET_PDEATHSIG), 0: none */
@@ -65,8 +70,8 @@ struct os_child {
         int pidfd; /* readable when the process has ended; for uv_poll */
 };
 
-/* Start a process. All other descriptors are closed in it, signals are at their defaults. Returns 0, or the reason with a
- * text that names the program: -ENOENT, -EACCES, -EAGAIN … also when execve itself failed. */
+/* Start a process. All other descriptors are closed in it, signals are at their defaults and none is blocked. Returns 0, or
+ * the reason with a text that names the program: -ENOENT, -EACCES, -EAGAIN … also when execve itself failed. */
 int os_child_start(const struct os_child_options *options, struct os_child *ret_child, struct error *e);
 
 struct os_child_exit {
