@@ -2,6 +2,7 @@
 
 Nothing here sleeps for luck: waits poll an observable state and end with a deadline. Processes are ended by their own
 pid. What a process printed is shown when its test fails."""
+import ctypes
 import json
 import os
 import signal
@@ -42,7 +43,15 @@ def wait_until(condition, what, seconds=DEADLINE):
         time.sleep(0.02)
 
 
-TERM = signal.SIGTERM  # inside the class `signal` is its method
+TERM, KILL = signal.SIGTERM, signal.SIGKILL  # inside the class `signal` is its method
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent():
+    """In the child before exec: a test run that is killed leaves nothing behind. The kernel means the *thread* that
+    starts the process, so start processes from the main one."""
+    LIBC.prctl(PR_SET_PDEATHSIG, KILL)
 
 
 class Process:
@@ -52,7 +61,8 @@ class Process:
         self.log = tempfile.NamedTemporaryFile(prefix="baton-e2e-", suffix=".log", delete=False)
         self.argv = argv
         self.child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT,
-                                      env={**os.environ, **(env or {})}, cwd=cwd, start_new_session=True)
+                                      env={**os.environ, **(env or {})}, cwd=cwd, start_new_session=True,
+                                      preexec_fn=die_with_parent)
         self.pid = self.child.pid
 
     def output(self):
@@ -77,7 +87,7 @@ class Process:
             try:
                 self.child.wait(15)
             except subprocess.TimeoutExpired:
-                self.child.kill()
+                os.killpg(self.pid, KILL)  # not yet waited for, so the group is still its own
                 self.child.wait()
         self.log.close()
         if os.path.exists(self.log.name):

@@ -1,20 +1,30 @@
 #!/usr/bin/env python3
 """Runs tests/e2e/test_*.py one after the other and prints one line per test: "ok - NAME" or "not ok - NAME" after what
 went wrong. With words as arguments, only tests whose name has one of them."""
-import io
 import os
+import signal
 import sys
 import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
+TEST_SECONDS = 300  # a test that takes longer hangs
+
+
+def too_long(*_):
+    raise AssertionError(f"the test did not end within {TEST_SECONDS} s")
 
 
 class Result(unittest.TestResult):
     def startTest(self, test):
         super().startTest(test)
         self.begun = time.monotonic()
+        signal.alarm(TEST_SECONDS)
+
+    def stopTest(self, test):
+        signal.alarm(0)
+        super().stopTest(test)
 
     def line(self, ok, test):
         name = test.id().replace("test_", "")
@@ -52,6 +62,7 @@ def main():
     found = unittest.defaultTestLoader.discover(HERE, pattern="test_*.py", top_level_dir=HERE)
     chosen = unittest.TestSuite(t for t in flatten(found) if not words or any(w in "e2e " + t.id() for w in words))
     result = Result()
+    signal.signal(signal.SIGALRM, too_long)
     chosen.run(result)
     return 1 if result.errors else 0
 
