@@ -147,7 +147,8 @@ int json_to_i64(yyjson_val *v, int64_t *ret_value) {
 }
 
 bool json_is_integer(yyjson_val *v) {
-        return yyjson_is_int(v) || (yyjson_is_real(v) && yyjson_get_real(v) == floor(yyjson_get_real(v)));
+        return yyjson_is_int(v) ||
+               (yyjson_is_real(v) && isfinite(yyjson_get_real(v)) && yyjson_get_real(v) == floor(yyjson_get_real(v)));
 }
 
 int json_to_double(yyjson_val *v, double *ret_value) {

@@ -333,6 +333,25 @@ static void numbers_become_integers_only_when_they_are(void **state) {
         assert_int_equal(json_to_double(NULL, &(double){0}), -EINVAL);
 }
 
+static void what_python_takes_is_read_only_where_asked_for(void **state) {
+        struct slice text = SLICE_LIT("[NaN,Infinity,-Infinity,1.5]");
+        yyjson_doc *doc;
+        struct buf b = {0};
+
+        assert_int_equal(parse(text, NULL), -EINVAL);
+        assert_int_equal(json_parse_flags(text, YYJSON_READ_ALLOW_INF_AND_NAN, &doc, NULL), 0);
+        for (size_t i = 0; i < 3; i++) {
+                yyjson_val *v = yyjson_arr_get(yyjson_doc_get_root(doc), i);
+
+                assert_false(json_is_integer(v));
+                assert_true(json_to_i64(v, &(int64_t){0}) < 0);
+        }
+        json_add_value(&b, yyjson_doc_get_root(doc));
+        assert_string_equal(buf_cstr(&b), "[null,null,null,1.5]");
+        yyjson_doc_free(doc);
+        buf_free(&b);
+}
+
 static void members_are_found_or_have_their_default(void **state) {
         struct slice text = SLICE_LIT("{\"i\":5,\"d\":0.5,\"b\":true,\"s\":\"x\",\"n\":null,\"o\":{\"p\":{\"q\":1}},"
                                       "\"i\":6,\"a\":[1],\"nul\\u0000key\":1}");
@@ -419,6 +438,7 @@ int main(void) {
             cmocka_unit_test(what_is_no_json_is_refused_with_its_place),
             cmocka_unit_test(any_bytes_parse_or_fail),
             cmocka_unit_test(numbers_become_integers_only_when_they_are),
+            cmocka_unit_test(what_python_takes_is_read_only_where_asked_for),
             cmocka_unit_test(members_are_found_or_have_their_default),
             cmocka_unit_test(files_are_named_in_what_went_wrong),
             cmocka_unit_test(out_of_memory_is_said),
