@@ -6,6 +6,8 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -125,7 +127,33 @@ static void pin_to_core(pthread_t thread, const cpu_set_t *usable, unsigned nth)
         }
 }
 
-int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e) {
+/* Returns 0 or what pthread_create said; p->started counts those that run. */
+static int start_workers(struct pool *p, const cpu_set_t *pin) {
+        sigset_t every, before;
+        int r = 0;
+
+        /* Signals are for the threads that know what to do with them. */
+        sigfillset(&every);
+        pthread_sigmask(SIG_SETMASK, &every, &before);
+        for (p->started = 1; p->started < p->threads; p->started++) {
+                struct worker *w = &p->workers[p->started];
+                char name[16];
+
+                w->pool = p;
+                w->index = p->started;
+                r = pthread_create(&w->thread, NULL, worker_main, w);
+                if (r != 0)
+                        break;
+                snprintf(name, sizeof(name), "compute/%u", w->index % 10000);
+                (void)pthread_setname_np(w->thread, name);
+                if (pin)
+                        pin_to_core(w->thread, pin, w->index);
+        }
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        return -r;
+}
+
+int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e) {
         cpu_set_t usable;
         struct pool *p;
         int r;
@@ -150,26 +178,17 @@ int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **
                 free(p);
                 return error_set(e, -ENOMEM, "no memory for the worker pool");
         }
-        for (p->started = 1; p->started < threads; p->started++) {
-                struct worker *w = &p->workers[p->started];
-
-                w->pool = p;
-                w->index = p->started;
-                r = pthread_create(&w->thread, NULL, worker_main, w);
-                if (r != 0) {
-                        error_set(
-                            e, -r, "cannot start compute thread %u of %u: %s", w->index + 1, threads, strerror(r));
-                        worker_pool_free(p);
-                        return -r;
-                }
-                if (pin)
-                        pin_to_core(w->thread, &usable, w->index);
+        r = start_workers(p, pin ? &usable : NULL);
+        if (r < 0) {
+                error_set(e, r, "cannot start compute thread %u of %u: %s", p->started + 1, threads, strerror(-r));
+                pool_free(p);
+                return r;
         }
         *ret_pool = p;
         return 0;
 }
 
-void worker_pool_free(struct pool *p) {
+void pool_free(struct pool *p) {
         if (!p)
                 return;
         atomic_store(&p->stop, true);

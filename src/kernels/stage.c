@@ -132,21 +132,18 @@ static void pack_block(const struct compute *c, const struct activations *a, siz
                 t->round_bf16((float *)to, rows * a->units);
 }
 
-static size_t stage_find_activations(const struct stage *s, size_t block, const struct activations **ret_a) {
-        for (const struct activations *a = s->a;; a++) {
-                if (block < a->blocks) {
-                        *ret_a = a;
-                        return block;
-                }
-                block -= a->blocks;
-        }
-}
-
 static void pack_nth_block(const struct compute *c, const struct stage *s, size_t nth, struct bench *bench) {
-        const struct activations *a;
-        size_t block = stage_find_activations(s, nth, &a);
+        size_t low = 0, high = s->a_count;
 
-        pack_block(c, a, block, bench->row);
+        while (high - low > 1) {
+                size_t middle = (low + high) / 2;
+
+                if (s->a[middle].first_block <= nth)
+                        low = middle;
+                else
+                        high = middle;
+        }
+        pack_block(c, &s->a[low], nth - s->a[low].first_block, bench->row);
 }
 
 /* ---- tasks ------------------------------------------------------------------------------------------------------- */
@@ -178,6 +175,7 @@ void stage_prepare(struct compute *c, struct stage *s, bool later) {
         size_t words = 0, blocks = 0, tasks = 0;
 
         for (size_t i = 0; i < s->a_count; i++) {
+                s->a[i].first_block = blocks;
                 blocks += s->a[i].blocks;
                 if (!is_direct(&s->a[i]))
                         words += s->a[i].rows * s->a[i].units;

@@ -21,6 +21,7 @@ struct activations {
 
         size_t units;       /* 32-bit words per row */
         size_t blocks;      /* rows are spread evenly over so many */
+        size_t first_block; /* in the stage's list of all blocks */
         const void *packed; /* block after block, each [unit][rows of the block]; one f32 row is x itself */
         float *row_scale;   /* FORM_INT8_DYNAMIC: [rows] */
 };

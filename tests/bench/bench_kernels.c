@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #define ROUNDS_MAX 64
 
@@ -77,40 +78,79 @@ static double seconds_of(void (*run)(void *), void *context, size_t calls) {
 struct figure {
         double rate;  /* work per second: bytes when there are no operations */
         double share; /* of the limit: the slower of reading the bytes and doing the operations */
+        bool disturbed;
 };
 
 /* Work done by one call, and what bounds it. */
 struct work {
         double bytes, operations;
         const struct yardstick *read, *peak; /* NULL: no bound */
+        unsigned threads;                    /* that are busy all the time */
 };
 
 static double limit_seconds(double work, const struct yardstick *y) {
         return y ? work * seconds_of(y->run, y->context, 1) / y->work : 0;
 }
 
+static double cpu_seconds(void) { /* of all our threads; waiting ones spin */
+        struct rusage u;
+
+        getrusage(RUSAGE_SELF, &u);
+        return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+               (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
+}
+
+struct rounds {
+        double rates[ROUNDS_MAX], shares[ROUNDS_MAX];
+        size_t n;
+};
+
+static struct figure medians(struct rounds *r, bool disturbed) {
+        qsort(r->rates, r->n, sizeof(*r->rates), by_value);
+        qsort(r->shares, r->n, sizeof(*r->shares), by_value);
+        return (struct figure){r->rates[r->n / 2], r->shares[r->n / 2], disturbed};
+}
+
 /* Rounds of at least `least` seconds, each beside a run of the yardsticks: a shared machine's speed wanders, and only
- * neighbours in time can be compared. Medians of both. */
+ * neighbours in time can be compared. Rounds in which somebody else had our cores are set aside as long as there are
+ * others. Medians of both figures. */
 static struct figure measure(const struct bench *b, void (*run)(void *), void *context, struct work w, double least) {
-        const double budget = b->quick ? 0.15 : 0.8;
-        double rates[ROUNDS_MAX], shares[ROUNDS_MAX], begin, once;
-        size_t calls, n = 0;
+        const double budget = b->quick ? 0.15 : 0.6;
+        struct rounds clean = {.n = 0}, all = {.n = 0};
+        double begin, once;
+        size_t calls;
 
         run(context);
         once = seconds_of(run, context, 1);
         calls = once < least ? (size_t)(least / (once + 1e-9)) + 1 : 1;
         begin = (double)clock_mono_ns() * 1e-9;
-        while (n < ROUNDS_MAX && (n < 5 || (double)clock_mono_ns() * 1e-9 - begin < budget)) {
+        for (;;) {
+                double now = (double)clock_mono_ns() * 1e-9, cpu = cpu_seconds();
                 double read = limit_seconds(w.bytes, w.read), compute = limit_seconds(w.operations, w.peak);
                 double seconds = seconds_of(run, context, calls) / (double)calls;
+                double rate = (w.operations > 0 ? w.operations : w.bytes) / seconds;
+                double share = (read > compute ? read : compute) / seconds;
+                double wall = (double)clock_mono_ns() * 1e-9 - now, past = now + wall - begin;
 
-                rates[n] = (w.operations > 0 ? w.operations : w.bytes) / seconds;
-                shares[n] = (read > compute ? read : compute) / seconds;
-                n++;
+                if (all.n < ROUNDS_MAX) {
+                        all.rates[all.n] = rate;
+                        all.shares[all.n++] = share;
+                }
+                if (cpu_seconds() - cpu > 0.9 * wall * w.threads && clean.n < ROUNDS_MAX) {
+                        clean.rates[clean.n] = rate;
+                        clean.shares[clean.n++] = share;
+                }
+                if (past > budget && clean.n >= 5)
+                        return medians(&clean, false);
+                if (past > 6 * budget && all.n >= 5)
+                        return clean.n >= 3 ? medians(&clean, false) : medians(&all, true);
         }
-        qsort(rates, n, sizeof(*rates), by_value);
-        qsort(shares, n, sizeof(*shares), by_value);
-        return (struct figure){rates[n / 2], shares[n / 2]};
+}
+
+/* Percent of the limit, and the rate; a tilde when the machine was never ours alone. */
+static void print_cell(struct figure f, int decimals) {
+        printf(" %s%.0f %% (%.*f) |", f.disturbed ? "~" : "", 100 * f.share, decimals, f.rate * 1e-9);
+        fflush(stdout);
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
@@ -139,7 +179,8 @@ static float *random_floats(size_t n) {
 
 /* ---- the machine ------------------------------------------------------------------------------------------------- */
 
-#define READ_BYTES ((size_t)192 << 20)
+/* Also what the layers of a decode measurement add up to: many times any cache. */
+#define READ_BYTES ((size_t)384 << 20)
 
 #if defined(__x86_64__)
 #define WIDEST __attribute__((target("avx2")))
@@ -199,7 +240,7 @@ static struct figure make_reader(const struct bench *b, struct reader *r, struct
 
                 r->ahead = ways[i].ahead;
                 r->piece = ways[i].piece;
-                f = measure(b, run_reader, r, (struct work){.bytes = READ_BYTES}, 0);
+                f = measure(b, run_reader, r, (struct work){.bytes = READ_BYTES, .threads = compute_threads(c)}, 0);
                 if (f.rate > best.rate) {
                         best = f;
                         chosen = i;
@@ -295,7 +336,9 @@ static void load_openblas(struct bench *b) {
 static double peak_rate(const struct bench *b, enum peak p) {
         const struct yardstick *y = &b->peak[p];
 
-        return y->run ? measure(b, y->run, y->context, (struct work){.operations = y->work}, 0).rate : 0;
+        return y->run
+                   ? measure(b, y->run, y->context, (struct work){.operations = y->work, .threads = b->threads}, 0).rate
+                   : 0;
 }
 
 static void section_machine(struct bench *b) {
@@ -469,7 +512,6 @@ static struct compute *compute_for(const struct bench *b, const struct format *f
 }
 
 static void section_decode(struct bench *b) {
-        const size_t total = (size_t)(b->quick ? 128 : 384) << 20;
         float *x = random_floats(16384), *y = random_floats(64 * 2048);
         static const uint32_t row0;
         static struct layer l;
@@ -492,26 +534,28 @@ static void section_decode(struct bench *b) {
                                 continue;
                         }
                         if (s < COUNT(shapes)) {
-                                make_linears(&l, c, formats[f].type, shapes[s].n, shapes[s].k, total);
+                                make_linears(&l, c, formats[f].type, shapes[s].n, shapes[s].k, READ_BYTES);
                                 l.x = x;
                                 l.y = y;
                                 l.m = 1;
-                                got = measure(
-                                    b, run_linear, &l, (struct work){.bytes = (double)l.bytes, .read = &b->read}, 4e-3);
+                                got = measure(b, run_linear, &l,
+                                    (struct work){.bytes = (double)l.bytes, .read = &b->read, .threads = b->threads},
+                                    4e-3);
                         } else {
                                 l.top = s == COUNT(shapes) ? 6 : 1;
                                 size_t each = l.top, width = each == 6 ? 1408 : 2816;
 
-                                make_mlps(&l, c, formats[f].type, 2048, width, 24);
+                                make_mlps(&l, c, formats[f].type, 2048, width, 48);
                                 l.top = l.call_count = each;
                                 l.x = x;
                                 for (size_t i = 0; i < each; i++)
                                         l.calls[i] = (struct expert_call){&l.mlp[i], &row0, 1, y + i * 2048};
                                 got = measure(b, run_experts, &l,
-                                    (struct work){.bytes = (double)(l.bytes * each), .read = &b->read}, 4e-3);
+                                    (struct work){
+                                        .bytes = (double)(l.bytes * each), .read = &b->read, .threads = b->threads},
+                                    4e-3);
                         }
-                        printf(" %.0f %% (%.1f) |", 100 * got.share, got.rate * 1e-9);
-                        fflush(stdout);
+                        print_cell(got, 1);
                 }
                 printf("\n");
         }
@@ -549,7 +593,7 @@ static void section_rows(struct bench *b, const char *title, size_t m) {
                                 l.m = m;
                                 operations = 2.0 * (double)m * (double)shapes[s].n * (double)shapes[s].k;
                                 got = measure(b, run_linear, &l,
-                                    (struct work){(double)l.bytes, operations, &b->read, peak}, 2e-3);
+                                    (struct work){(double)l.bytes, operations, &b->read, peak, b->threads}, 2e-3);
                         } else {
                                 /* f32 experts of a layer are 2.2 GB: half of them are enough to see */
                                 const size_t count = formats[f].type == WEIGHT_F32 ? 32 : 64;
@@ -567,10 +611,10 @@ static void section_rows(struct bench *b, const char *title, size_t m) {
                                 l.call_count = count;
                                 operations = 2.0 * (double)m * 6 * 3 * 2048 * 1408;
                                 got = measure(b, run_experts, &l,
-                                    (struct work){(double)(l.bytes * count), operations, &b->read, peak}, 2e-3);
+                                    (struct work){(double)(l.bytes * count), operations, &b->read, peak, b->threads},
+                                    2e-3);
                         }
-                        printf(" %.0f %% (%.0f) |", 100 * got.share, got.rate * 1e-9);
-                        fflush(stdout);
+                        print_cell(got, 0);
                 }
                 if (b->sgemm && !experts) {
                         struct figure got;
@@ -580,9 +624,11 @@ static void section_rows(struct bench *b, const char *title, size_t m) {
                         l.n = shapes[s].n;
                         l.k = shapes[s].k;
                         got = measure(b, run_blas, &l,
-                            (struct work){(double)l.n * (double)l.k * 4, operations, &b->read, &b->peak[PEAK_F32]},
+                            (struct work){
+                                (double)l.n * (double)l.k * 4, operations, &b->read, &b->peak[PEAK_F32], b->threads},
                             2e-3);
-                        printf(" %.0f %% (%.0f) |\n", 100 * got.share, got.rate * 1e-9);
+                        print_cell(got, 0);
+                        printf("\n");
                 } else {
                         printf(" - |\n");
                 }
@@ -648,10 +694,11 @@ static void attention_row(struct bench *b, const char *name, bool absorbed, unsi
                         operations += 2.0 * (double)length * heads * 256 * (double)rank;
                 munmap(rows, length * width * sizeof(float));
         }
-        got = measure(b, run_attention, &s, (struct work){.operations = operations, .peak = &b->peak[PEAK_F32]}, 2e-3);
-        printf(
-            "| %s | %.2f ms | %.0f %% (%.0f) |\n", name, operations / got.rate * 1e3, 100 * got.share, got.rate * 1e-9);
-        fflush(stdout);
+        got = measure(b, run_attention, &s,
+            (struct work){.operations = operations, .peak = &b->peak[PEAK_F32], .threads = b->threads}, 2e-3);
+        printf("| %s | %.2f ms |", name, operations / got.rate * 1e3);
+        print_cell(got, 0);
+        printf("\n");
 }
 
 static void section_attention(struct bench *b) {
