@@ -153,7 +153,7 @@ static int start_workers(struct pool *p, const cpu_set_t *pin) {
         return -r;
 }
 
-int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e) {
+int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e) {
         cpu_set_t usable;
         struct pool *p;
         int r;
@@ -181,14 +181,14 @@ int pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_poo
         r = start_workers(p, pin ? &usable : NULL);
         if (r < 0) {
                 error_set(e, r, "cannot start compute thread %u of %u: %s", p->started + 1, threads, strerror(-r));
-                pool_free(p);
+                worker_pool_free(p);
                 return r;
         }
         *ret_pool = p;
         return 0;
 }
 
-void pool_free(struct pool *p) {
+void worker_pool_free(struct pool *p) {
         if (!p)
                 return;
         atomic_store(&p->stop, true);
