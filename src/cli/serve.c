@@ -25,6 +25,10 @@ struct serve {
         const char *dir;
         const char *default_name;
         struct api_options api_options;
+        struct arena arena; /* of texts made from options */
+        struct option_list origins;
+        const char *environment_key;
+        char fingerprint[64];
         uint32_t drafts;
         bool prefill_first;
 };
@@ -196,10 +200,26 @@ static int make_engine(struct serve *s, uint32_t length, struct error *e) {
         return r;
 }
 
-static void fill_api_options(struct serve *s, uint32_t length) {
+/* --api-key, else VLLM_API_KEY, as vLLM has it. */
+static void choose_keys(struct serve *s) {
+        struct api_options *a = &s->api_options;
+
+        a->api_keys = s->o.api_key.items;
+        a->api_key_count = s->o.api_key.count;
+        s->environment_key = getenv("VLLM_API_KEY");
+        if (a->api_key_count == 0 && s->environment_key && *s->environment_key) {
+                a->api_keys = &s->environment_key;
+                a->api_key_count = 1;
+        }
+}
+
+static int fill_api_options(struct serve *s, uint32_t length, struct error *e) {
         struct api_options *a = &s->api_options;
         const struct model_config *c = model_config(s->model);
+        int r;
 
+        a->served_names = s->o.served_names.count ? s->o.served_names.items : &s->default_name;
+        a->served_count = s->o.served_names.count ? s->o.served_names.count : 1;
         a->tokenizer = s->tokenizer;
         a->defaults = (struct openai_defaults){.temperature = 1,
             .top_p = 1,
@@ -208,22 +228,30 @@ static void fill_api_options(struct serve *s, uint32_t length) {
             .max_model_len = length,
             .max_logprobs = (int32_t)s->o.max_logprobs,
             .thinking = -1,
+            .return_tokens_as_ids = s->o.tokens_as_ids,
             .auto_tools = s->o.auto_tools,
             .tool_parser = a->tools != TOOLS_NONE,
-            .model = slice_str(s->o.served_names.count ? s->o.served_names.items[0] : s->default_name)};
+            .model = slice_str(a->served_names[0])};
         if (!s->o.generation_config || strcmp(s->o.generation_config, "vllm"))
                 serve_read_generation(s->dir, &a->defaults);
+        r = serve_read_overrides(s->o.override_generation, s->o.template_kwargs, &a->defaults, e);
+        if (r == 0 && s->o.origins)
+                r = serve_read_origins(s->o.origins, &s->arena, &s->origins, e);
         a->eos = c->eos;
         a->eos_count = c->eos_count;
-        a->served_names = s->o.served_names.count ? s->o.served_names.items : &s->default_name;
-        a->served_count = s->o.served_names.count ? s->o.served_names.count : 1;
         a->model_path = s->dir;
-        a->api_key = s->o.api_key.count ? s->o.api_key.items[0] : getenv("VLLM_API_KEY");
-        a->auto_tool_choice = s->o.auto_tools;
+        snprintf(s->fingerprint, sizeof(s->fingerprint), "baton-" BATON_VERSION "-%.8s", model_digest(s->model));
+        a->fingerprint = s->fingerprint;
+        choose_keys(s);
+        a->allowed_origins = s->origins.items;
+        a->allowed_origin_count = s->origins.count;
+        a->allow_credentials = s->o.allow_credentials;
+        a->response_role = s->o.response_role;
         a->prompt_tokens_details = s->o.prompt_details;
         a->request_id_headers = s->o.id_headers;
-        a->force_include_usage = s->o.force_usage;
+        a->force_usage = s->o.force_usage;
         a->log = &s->log;
+        return r;
 }
 
 /* ---- serving ---------------------------------------------------------------------------------------------------------------- */
@@ -291,7 +319,9 @@ static int run(struct serve *s, struct error *e) {
                 r = choose_length(s, &length, e);
         if (r < 0)
                 return r;
-        fill_api_options(s, length);
+        r = fill_api_options(s, length, e);
+        if (r < 0)
+                return r;
         r = uv_loop_init(&s->loop);
         if (r < 0)
                 return error_set(e, r, "cannot make an event loop: %s", uv_strerror(r));
@@ -330,6 +360,8 @@ static void tear_down(struct serve *s) {
         tokenizer_free(s->tokenizer);
         model_free(s->model);
         compute_free(s->compute);
+        options_list_free(&s->origins);
+        arena_free(&s->arena);
 }
 
 static void warn_ignored(const struct serve *s, const struct options_result *r) {

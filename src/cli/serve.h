@@ -1,5 +1,6 @@
 /* serve.h - what the user asked of `baton serve`. */
 #pragma once
+#include "base/arena.h"
 #include "base/buf.h"
 #include "base/options.h"
 #include "openai/openai.h"
@@ -8,13 +9,14 @@ struct serve_options {
         const char *host, *uds, *tls_cert, *tls_key, *tls_ca, *model, *dtype, *quantization, *policy, *kv_dtype;
         const char *generation_config, *chat_format, *reasoning_parser, *tool_parser, *speculative, *additional, *isa,
             *log_level;
-        const char *kv_transfer;
+        const char *kv_transfer, *response_role, *origins, *template_kwargs, *override_generation;
         struct option_list api_key, served_names;
         int64_t port, max_model_len, max_num_seqs, max_num_batched_tokens, max_queued, long_prefill, block_size,
             kv_bytes, kv_blocks;
         int64_t max_logprobs, seed, drain_seconds, threads, tensor_parallel, data_parallel, pipeline_parallel;
         double memory_share;
-        bool chunked_prefill, prefix_caching, auto_tools, prompt_details, id_headers, force_usage;
+        bool chunked_prefill, prefix_caching, auto_tools, prompt_details, id_headers, force_usage, tokens_as_ids,
+            allow_credentials;
 };
 
 /* As options_parse; with --help the text goes to *ret_help. */
@@ -23,4 +25,10 @@ int serve_options_parse(int argc, char **argv, struct serve_options *o, struct o
 int serve_read_speculative(const char *json, uint32_t *ret_tokens, struct error *e);
 int serve_read_additional(
     const char *json, bool *ret_prefill_first, bool *chunked_prefill, struct buf *ret_unused, struct error *e);
+/* generation_config.json of the folder, where there is one. */
 void serve_read_generation(const char *dir, struct openai_defaults *d);
+/* --override-generation-config, --default-chat-template-kwargs: JSON objects over what is there. */
+int serve_read_overrides(
+    const char *generation, const char *template_kwargs, struct openai_defaults *d, struct error *e);
+/* --allowed-origins: a JSON list of strings, or one origin as it stands. The texts live in `arena`. */
+int serve_read_origins(const char *text, struct arena *arena, struct option_list *ret_origins, struct error *e);

@@ -66,6 +66,16 @@ static const struct option options[] = {
     {"enable-prompt-tokens-details", 0, OPTION_FLAG, AT(prompt_details), NULL, "tell cached tokens in usage"},
     {"enable-request-id-headers", 0, OPTION_FLAG, AT(id_headers), NULL, "echo X-Request-Id"},
     {"enable-force-include-usage", 0, OPTION_FLAG, AT(force_usage), NULL, "usage at the end of every stream"},
+    {"return-tokens-as-token-ids", 0, OPTION_FLAG, AT(tokens_as_ids), NULL,
+        "log-probabilities name tokens by their ids in every answer"},
+    {"response-role", 0, OPTION_STRING, AT(response_role), "ROLE", "who speaks in answers (assistant)"},
+    {"default-chat-template-kwargs", 0, OPTION_STRING, AT(template_kwargs), "JSON",
+        "where a request is silent: {\"thinking\":true}"},
+    {"override-generation-config", 0, OPTION_STRING, AT(override_generation), "JSON",
+        "over the model's sampling defaults: {\"temperature\":0.6}"},
+    {"allowed-origins", 0, OPTION_STRING, AT(origins), "JSON",
+        "other sites whose pages may call (none): [\"https://example.org\"], [\"*\"]"},
+    {"allow-credentials", 0, OPTION_FLAG, AT(allow_credentials), NULL, "and may send their users' credentials"},
     {"shutdown-timeout", 0, OPTION_INT, AT(drain_seconds), "SECONDS", "for streams in flight after SIGTERM (30)",
         .min = 0, .max = 86400},
     {"threads", 0, OPTION_INT, AT(threads), "N", "threads that compute (one per usable core)", .min = 1, .max = 1024},
@@ -92,18 +102,14 @@ static const char *const without_effect[] = {
     "headless",
     "kda-decode-backend",
     "kda-prefill-backend",
-    "",
-    "allow-credentials",
     "allowed-headers",
     "allowed-methods",
-    "allowed-origins",
     "anthropic-disabled-thinking-effort",
     "chat-template",
     "chat-template-content-format",
     "cohere-format",
     "cohere-is-reasoning-model",
     "data-parallel-supervisor-port",
-    "default-chat-template-kwargs",
     "disable-access-log-for-endpoints",
     "disable-fastapi-docs",
     "disable-uvicorn-access-log",
@@ -128,8 +134,6 @@ static const char *const without_effect[] = {
     "log-error-stack",
     "max-log-len",
     "middleware",
-    "response-role",
-    "return-tokens-as-token-ids",
     "root-path",
     "sse-keep-alive-interval",
     "ssl-cert-reqs",
@@ -163,7 +167,6 @@ static const char *const without_effect[] = {
     "logprobs-mode",
     "model-class-overrides",
     "model-impl",
-    "override-generation-config",
     "pooler-config",
     "quantization-config",
     "renderer-num-workers",
@@ -433,23 +436,98 @@ int serve_read_additional(
         return 0;
 }
 
-/* Sampling defaults of generation_config.json. do_sample false without a temperature means greedy, as transformers has it. */
+/* ---- sampling defaults ------------------------------------------------------------------------------------------------ */
+
+/* do_sample false without a temperature means greedy, as transformers has it. */
+static void read_sampling(yyjson_val *root, struct openai_defaults *d) {
+        if (yyjson_is_false(json_get(root, "do_sample")))
+                d->temperature = 0;
+        d->temperature = (float)json_get_double(root, "temperature", d->temperature);
+        d->top_p = (float)json_get_double(root, "top_p", d->top_p);
+        d->min_p = (float)json_get_double(root, "min_p", d->min_p);
+        d->top_k = (int32_t)json_get_i64(root, "top_k", d->top_k);
+        d->repetition_penalty = (float)json_get_double(root, "repetition_penalty", d->repetition_penalty);
+}
+
 void serve_read_generation(const char *dir, struct openai_defaults *d) {
         struct buf path = {0};
         yyjson_doc *doc = NULL;
-        yyjson_val *root;
 
         buf_printf(&path, "%s/generation_config.json", dir);
         if (json_parse_file(buf_cstr(&path), 1 << 20, &doc, NULL) == 0) {
-                root = yyjson_doc_get_root(doc);
-                if (yyjson_is_false(json_get(root, "do_sample")))
-                        d->temperature = 0;
-                d->temperature = (float)json_get_double(root, "temperature", d->temperature);
-                d->top_p = (float)json_get_double(root, "top_p", d->top_p);
-                d->min_p = (float)json_get_double(root, "min_p", d->min_p);
-                d->top_k = (int32_t)json_get_i64(root, "top_k", d->top_k);
-                d->repetition_penalty = (float)json_get_double(root, "repetition_penalty", d->repetition_penalty);
+                read_sampling(yyjson_doc_get_root(doc), d);
                 yyjson_doc_free(doc);
         }
         buf_free(&path);
+}
+
+static int parse_object(const char *option, const char *text, yyjson_doc **ret_doc, struct error *e) {
+        int r = json_parse(slice_str(text), ret_doc, e);
+
+        if (r < 0)
+                return error_prefix(e, r, "--%s", option);
+        if (yyjson_is_obj(yyjson_doc_get_root(*ret_doc)))
+                return 0;
+        yyjson_doc_free(*ret_doc);
+        return error_set(e, -EINVAL, "--%s: not a JSON object: %.100s", option, text);
+}
+
+int serve_read_overrides(
+    const char *generation, const char *template_kwargs, struct openai_defaults *d, struct error *e) {
+        yyjson_doc *doc;
+        yyjson_val *thinking;
+        int r = 0;
+
+        if (generation) {
+                r = parse_object("override-generation-config", generation, &doc, e);
+                if (r < 0)
+                        return r;
+                read_sampling(yyjson_doc_get_root(doc), d);
+                yyjson_doc_free(doc);
+        }
+        if (template_kwargs) {
+                r = parse_object("default-chat-template-kwargs", template_kwargs, &doc, e);
+                if (r < 0)
+                        return r;
+                thinking = json_get(yyjson_doc_get_root(doc), "thinking");
+                if (yyjson_is_bool(thinking))
+                        d->thinking = yyjson_get_bool(thinking);
+                yyjson_doc_free(doc);
+        }
+        return 0;
+}
+
+/* ---- origins -------------------------------------------------------------------------------------------------------------- */
+
+static int add_origin(struct arena *arena, struct option_list *list, struct slice text) {
+        const char **grown = realloc(list->items, (list->count + 1) * sizeof(*grown));
+
+        if (!grown)
+                return -ENOMEM;
+        list->items = grown;
+        grown[list->count] = arena_copy(arena, text).ptr;
+        return grown[list->count++] ? 0 : -ENOMEM;
+}
+
+int serve_read_origins(const char *text, struct arena *arena, struct option_list *ret_origins, struct error *e) {
+        yyjson_doc *doc;
+        yyjson_val *root;
+        int r;
+
+        if (*text != '[') {
+                r = add_origin(arena, ret_origins, slice_str(text));
+                return r < 0 ? error_set(e, r, "out of memory") : 0;
+        }
+        r = json_parse(slice_str(text), &doc, e);
+        if (r < 0)
+                return error_prefix(e, r, "--allowed-origins");
+        root = yyjson_doc_get_root(doc);
+        for (size_t i = 0; r == 0 && i < yyjson_arr_size(root); i++) {
+                struct slice origin = json_slice(yyjson_arr_get(root, i));
+
+                r = origin.ptr ? add_origin(arena, ret_origins, origin)
+                               : error_set(e, -EINVAL, "--allowed-origins: not a list of strings: %.100s", text);
+        }
+        yyjson_doc_free(doc);
+        return r;
 }

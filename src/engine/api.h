@@ -1,8 +1,13 @@
 /* api.h - the engine's second face: vLLM's HTTP endpoints in front of a struct engine.
  *
- * One struct api serves one engine on one event loop. It is the on_request of an http_server; outputs of the engine reach
- * it through api_wake(), which may be called from any thread. A request lives from its head to its last chunk in one struct
- * with one end, which gives back everything it took, whatever happened. */
+ * One struct api serves one engine on one event loop; everything here is called on that loop's thread but api_wake(). It is
+ * the on_request of an http_server; outputs of the engine reach it through api_wake(). A request lives from its head to
+ * its last byte in one struct, is held by its exchange, by a worker that reads its body and by each of its sequences in the
+ * engine, and ends when the last of them lets go: a client that leaves at any moment leaves nothing behind.
+ *
+ * Order of a life: api_new(), engine_new() with api_wake, api_set_engine(), engine_start(), http_server_new() with
+ * api_request; then api_begin_drain(), http_server_drain(), api_close(), engine_stop(), http_server_free(), api_free(),
+ * engine_free(). */
 #pragma once
 #include "engine/engine.h"
 #include "http/http.h"
@@ -10,8 +15,7 @@
 
 struct api;
 
-struct api_options {
-        struct engine *engine; /* borrowed; may be set after api_new with api_set_engine() */
+struct api_options { /* all borrowed */
         const struct tokenizer *tokenizer;
         struct chat_format chat; /* family CHAT_NONE: /v1/chat/completions answers 400 */
         struct openai_defaults defaults;
@@ -19,25 +23,38 @@ struct api_options {
         uint32_t eos_count;
         const char *const *served_names; /* the first is told in answers */
         size_t served_count;
-        const char *model_path; /* "root" of /v1/models */
-        const char *api_key;    /* NULL: none */
+        const char *model_path;  /* "root" of /v1/models */
+        const char *fingerprint; /* system_fingerprint */
+        const char *const *api_keys;
+        size_t api_key_count; /* 0: no key is asked for */
+        const char *const *allowed_origins;
+        size_t allowed_origin_count; /* of other sites' pages (CORS); "*" is any */
+        bool allow_credentials;
         enum reasoning_parser reasoning;
         enum tool_parser tools;
-        bool auto_tool_choice, prompt_tokens_details, request_id_headers, force_include_usage;
+        const char *response_role;  /* NULL: assistant */
+        bool prompt_tokens_details; /* cached tokens in usage */
+        bool request_id_headers;    /* X-Request-Id in every answer */
+        bool force_usage;           /* as if every stream had asked for usage, in every chunk */
         const struct log *log;
 };
 
 int api_new(uv_loop_t *loop, const struct api_options *options, struct api **ret_api, struct error *e);
-/* When no request is in flight any more (the server has drained). Closes its handle on the loop, then calls back. */
-void api_close(struct api *a, void (*on_closed)(void *context), void *context);
-void api_free(struct api *a); /* after on_closed */
-
-/* The engine wants the api's api_wake() before it exists, the api wants the engine: made in that order, joined here. */
+/* The engine wants api_wake() before it exists, the api wants the engine: made in that order, joined here. Before the first
+ * request. */
 void api_set_engine(struct api *a, struct engine *engine);
+
 /* http_server_options.on_request, with the api as context. */
 void api_request(void *api, struct http_exchange *x);
-/* engine_options.wake, with the api as context: thread-safe, coalescing. */
+/* engine_options.wake, with the api as context: any thread, coalescing, does not block. */
 void api_wake(void *api);
-size_t api_in_flight(const struct api *a);
-/* Answer /health with 503 from now on: the server is draining. */
+
+/* From now on /health and new work are answered with 503; what is in flight goes on. */
 void api_begin_drain(struct api *a);
+/* Once no exchange is left (the server has drained): wait on the loop until the engine has let go of what it still had, close
+ * the handle, then call back. The engine must still be running. */
+void api_close(struct api *a, void (*on_closed)(void *context), void *context);
+void api_free(struct api *a); /* after on_closed, or when the loop has never run; NULL is fine */
+
+/* Requests that are not over yet: completions and chats as /load counts them. */
+size_t api_in_flight(const struct api *a);
