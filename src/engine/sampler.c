@@ -8,16 +8,15 @@
 
 #define GREEDY_BELOW 1e-5f
 
-/* Nothing so far below the best can come out: even 2^20 tokens at e^-60 together weigh less than 2^-53 of the best, the
- * resolution of a draw. */
-#define NEGLIGIBLE -60.0f
+/* e^-60 of the best: 2^20 tokens that are no likelier together weigh less than 2^-53 of it, the resolution of a draw. */
+#define NEGLIGIBLE 8.75e-27f
 
 int sampler_scratch_init(struct sampler_scratch *s, uint32_t vocab) {
         *s = (struct sampler_scratch){.vocab = vocab};
         s->work = malloc(vocab * sizeof(*s->work));
         s->ids = malloc(vocab * sizeof(*s->ids));
         s->weights = malloc(vocab * sizeof(*s->weights));
-        s->select = malloc(vocab * sizeof(*s->select));
+        s->select = malloc((vocab + 1) * sizeof(*s->select));
         if (s->work && s->ids && s->weights && s->select)
                 return 0;
         sampler_scratch_free(s);
@@ -205,6 +204,66 @@ static int find_best(const float *x, uint32_t n, uint32_t *ret_best) {
 
 /* ---- filters ----------------------------------------------------------------------------------------------------------- */
 
+/* Four floats at once, which every 64-bit CPU has. */
+typedef float floats __attribute__((vector_size(16)));
+typedef int32_t ints __attribute__((vector_size(16)));
+#define LANES 4u
+
+/* e^x for x <= 0 within 2^-23; all below -87 (and NaN) as if it were -87. A row has a vocabulary of them. Range reduction by
+ * ln 2 in two parts and a polynomial of degree 7, after Cephes. */
+static inline floats exp_below(floats x) {
+        const floats least = (floats){} - 87;
+        ints small = (ints) ~(x > least);
+        floats clamped = (floats)(((ints)x & ~small) | ((ints)least & small));
+        floats k = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounded to whole numbers */
+        floats r = (clamped - k * 0.693359375f) + k * 2.12194440e-4f, p = (floats){} + 1.9875691500e-4f;
+        ints power = (__builtin_convertvector(k, ints) + 127) * (1 << 23);
+
+        p = p * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        return (p * r * r + r + 1) * (floats)power;
+}
+
+static inline floats load(const float *x, size_t count) {
+        floats v = {0};
+
+        memcpy(&v, x, count * sizeof(*x));
+        return v;
+}
+
+/* y[i] = e^((x[i] - best) / temperature). */
+static void exp_row(const float *x, uint32_t n, float best, float temperature, float *y) {
+        uint32_t i = 0;
+        floats v;
+
+        for (; i + LANES <= n; i += LANES) {
+                v = exp_below((load(x + i, LANES) - best) / temperature);
+                memcpy(y + i, &v, sizeof(v));
+        }
+        v = exp_below((load(x + i, n - i) - best) / temperature);
+        memcpy(y + i, &v, (n - i) * sizeof(*y));
+}
+
+/* The sum of e^(x[i] - best). */
+static double sum_exp(const float *x, uint32_t n, float best) {
+        double sums[LANES] = {0};
+        uint32_t i = 0;
+        floats v;
+
+        for (; i + LANES <= n; i += LANES) {
+                v = exp_below(load(x + i, LANES) - best);
+                for (uint32_t k = 0; k < LANES; k++)
+                        sums[k] += v[k];
+        }
+        v = exp_below(load(x + i, n - i) - best);
+        for (uint32_t k = 0; i + k < n; k++)
+                sums[k] += v[k];
+        return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
 /* Order x[low..high) as: greater than the pivot, equal, less. */
 static void partition(float *x, size_t low, size_t high, float pivot, size_t *ret_greater, size_t *ret_less) {
         size_t greater = low, at = low, less = high;
@@ -242,12 +301,11 @@ static float kth_largest(float *x, size_t n, size_t k) {
         }
 }
 
-/* The smallest weight among the largest of x[0..n) that together reach `wanted`, and how many of exactly that weight are
- * needed (0: all of x). Selection instead of a sort: a flat distribution over 129,280 tokens costs no more than a few
- * passes. Reorders x. */
-static float weight_at_mass(float *x, size_t n, double wanted, size_t *ret_needed) {
+/* The smallest value among the largest of x[0..n) that together reach `wanted`, and how many of exactly that value are
+ * needed (0: all of x do not reach it). Reorders x. */
+static float value_at_sum(float *x, size_t n, double wanted, size_t *ret_needed) {
         size_t low = 0, high = n, greater, less;
-        double before = 0; /* mass of what is larger than x[low..high) */
+        double before = 0; /* sum of what is larger than x[low..high) */
 
         while (low < high) {
                 float pivot = x[low + (high - low) / 2];
@@ -273,68 +331,99 @@ static float weight_at_mass(float *x, size_t n, double wanted, size_t *ret_neede
         return 0;
 }
 
-/* Ids whose logit may come out: all but the negligible, at most the k best (and their equals). */
-static uint32_t list_candidates(
-    struct sampler_scratch *s, const float *x, float best, const struct sampling_params *p) {
-        float cut = best + NEGLIGIBLE * p->temperature;
+/* Selecting among 129,280 values by comparisons would mispredict every other one. So they are counted by their leading bits
+ * first, in order of value, and only those that share the bucket in question are compared. */
+#define BUCKETS 2048u
+
+/* The order of floats as the order of unsigned integers. */
+static inline uint32_t order_of(float x) {
+        uint32_t bits;
+
+        memcpy(&bits, &x, sizeof(bits));
+        return bits >> 31 ? ~bits : bits | 1u << 31;
+}
+
+/* Values whose bucket is the given one, into `list`. */
+static size_t gather_bucket(const float *x, size_t n, uint32_t bucket, unsigned shift, float *list) {
+        size_t count = 0;
+
+        for (size_t i = 0; i < n; i++) {
+                list[count] = x[i];
+                count += order_of(x[i]) >> shift == bucket;
+        }
+        return count;
+}
+
+/* The k-th largest of x[0..n), 1 <= k <= n, by way of `list` with room for n + 1. */
+static float select_kth(const float *x, size_t n, size_t k, float *list) {
+        uint32_t counts[BUCKETS] = {0}, bucket = BUCKETS - 1;
+
+        for (size_t i = 0; i < n; i++)
+                counts[order_of(x[i]) >> 21]++;
+        while (counts[bucket] < k)
+                k -= counts[bucket--];
+        return kth_largest(list, gather_bucket(x, n, bucket, 21, list), k);
+}
+
+/* As value_at_sum over weights in (0, 1], by way of `list` with room for n + 1. */
+static float select_at_sum(const float *x, size_t n, double wanted, float *list, size_t *ret_needed) {
+        double sums[BUCKETS] = {0}, before = 0;
+        uint32_t top = order_of(1) >> 19, bucket = top;
+
+        for (size_t i = 0; i < n; i++)
+                sums[top - (order_of(x[i]) >> 19)] += x[i];
+        for (; bucket > top - BUCKETS + 1 && before + sums[top - bucket] < wanted; bucket--)
+                before += sums[top - bucket];
+        return value_at_sum(list, gather_bucket(x, n, bucket, 19, list), wanted - before, ret_needed);
+}
+
+/* The weights of all that may come out: not negligible, at least min_p, at most the k best (and their equals). Top_k comes
+ * after min_p in vLLM; both keep the best so many, so that the smaller set wins in either order. */
+static double list_candidates(
+    struct sampler_scratch *s, const float *x, float best, const struct sampling_params *p, uint32_t *ret_count) {
+        float cut = -INFINITY, least = p->min_p > NEGLIGIBLE ? p->min_p : NEGLIGIBLE;
         uint32_t n = 0;
-
-        if (p->top_k > 0 && (uint32_t)p->top_k < s->vocab) {
-                float kth;
-
-                memcpy(s->select, x, s->vocab * sizeof(*x));
-                kth = kth_largest(s->select, s->vocab, (uint32_t)p->top_k);
-                if (kth > cut)
-                        cut = kth;
-        }
-        for (uint32_t i = 0; i < s->vocab; i++)
-                if (x[i] >= cut && x[i] > -INFINITY)
-                        s->ids[n++] = i;
-        return n;
-}
-
-static uint32_t keep_top_p(struct sampler_scratch *s, uint32_t count, double total, double top_p) {
-        size_t needed;
-        uint32_t kept = 0;
-        float cut;
-
-        memcpy(s->select, s->weights, count * sizeof(*s->weights));
-        cut = weight_at_mass(s->select, count, total * top_p, &needed);
-        if (needed == 0)
-                return count;
-        for (uint32_t i = 0; i < count; i++) {
-                if (s->weights[i] < cut || (s->weights[i] == cut && needed == 0))
-                        continue;
-                needed -= s->weights[i] == cut;
-                s->ids[kept] = s->ids[i];
-                s->weights[kept++] = s->weights[i];
-        }
-        return kept;
-}
-
-/* min_p, then top_p over the candidates. Top_k came first here, last there: both keep the best so many, so that the smaller
- * set wins in either order, and it spares the exponentials. */
-static void weigh(struct sampler_scratch *s, const float *x, float best, const struct sampling_params *p,
-    struct distribution *ret_distribution) {
-        uint32_t listed = list_candidates(s, x, best, p), n = 0;
         double total = 0;
 
-        for (uint32_t i = 0; i < listed; i++) {
-                float weight = expf((x[s->ids[i]] - best) / p->temperature);
-
-                if (weight < p->min_p)
+        if (p->top_k > 0 && (uint32_t)p->top_k < s->vocab)
+                cut = select_kth(x, s->vocab, (uint32_t)p->top_k, s->select);
+        exp_row(x, s->vocab, best, p->temperature, s->select);
+        for (uint32_t i = 0; i < s->vocab; i++) {
+                if (s->select[i] < least || x[i] < cut)
                         continue;
-                s->ids[n] = s->ids[i];
-                s->weights[n++] = weight;
+                s->ids[n] = i;
+                s->weights[n++] = s->select[i];
+                total += s->select[i];
+        }
+        *ret_count = n;
+        return total;
+}
+
+static void weigh(struct sampler_scratch *s, const float *x, float best, const struct sampling_params *p,
+    struct distribution *ret_distribution) {
+        uint32_t listed, kept = 0;
+        double total = list_candidates(s, x, best, p, &listed);
+        size_t needed = 0;
+        float cut;
+
+        *ret_distribution = (struct distribution){s->ids, s->weights, listed, total};
+        if (p->top_p >= 1)
+                return;
+        cut = select_at_sum(s->weights, listed, total * p->top_p, s->select, &needed);
+        if (needed == 0)
+                return;
+        total = 0;
+        for (uint32_t i = 0; i < listed; i++) {
+                float weight = s->weights[i];
+
+                if (weight < cut || (weight == cut && needed == 0))
+                        continue;
+                needed -= weight == cut;
+                s->ids[kept] = s->ids[i];
+                s->weights[kept++] = weight;
                 total += weight;
         }
-        if (p->top_p < 1) {
-                n = keep_top_p(s, n, total, p->top_p);
-                total = 0;
-                for (uint32_t i = 0; i < n; i++)
-                        total += s->weights[i];
-        }
-        *ret_distribution = (struct distribution){s->ids, s->weights, n, total};
+        *ret_distribution = (struct distribution){s->ids, s->weights, kept, total};
 }
 
 int sampler_distribution(const struct sampler_state *s, struct sampler_scratch *scratch, const float *logits,
@@ -441,23 +530,21 @@ static void find_top(const float *logits, uint32_t vocab, struct openai_logprob 
 void sampler_logprobs(const float *logits, uint32_t vocab, uint32_t id, uint32_t top, float *ret_logprob,
     uint32_t *ret_rank, struct openai_logprob *ret_top) {
         float best = -INFINITY;
-        double sum = 0, norm;
+        double norm;
         uint32_t rank = 0;
 
-        for (uint32_t i = 0; i < vocab; i++)
-                best = logits[i] > best ? logits[i] : best;
-        for (uint32_t i = 0; i < vocab; i++) {
-                sum += expf(logits[i] - best);
-                rank += logits[i] >= logits[id];
+        for (uint32_t k = 0; k < vocab; k++) {
+                best = logits[k] > best ? logits[k] : best;
+                rank += logits[k] >= logits[id];
         }
-        norm = best + log(sum);
+        norm = best + log(sum_exp(logits, vocab, best));
         *ret_logprob = (float)(logits[id] - norm);
         *ret_rank = rank;
         if (top > vocab)
                 top = vocab;
         find_top(logits, vocab, ret_top, top);
-        for (uint32_t i = 0; i < top; i++) {
-                ret_top[i].logprob = (float)(ret_top[i].logprob - norm);
-                ret_top[i].rank = i + 1;
+        for (uint32_t k = 0; k < top; k++) {
+                ret_top[k].logprob = (float)(ret_top[k].logprob - norm);
+                ret_top[k].rank = k + 1;
         }
 }

@@ -33,7 +33,7 @@ struct sampler_scratch {
         float *work;    /* logits as changed by the request */
         uint32_t *ids;  /* candidates, ascending */
         float *weights; /* exp((logit - best) / temperature) of each */
-        float *select;  /* reordered copies */
+        float *select;  /* for selecting; one more */
 };
 
 int sampler_scratch_init(struct sampler_scratch *s, uint32_t vocab); /* 0 or -ENOMEM */

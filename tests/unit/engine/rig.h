@@ -36,10 +36,10 @@ struct rig {
         struct model *model;
 };
 
-static inline struct rig rig_new(const char *checkpoint, unsigned threads, bool mtp) {
+static inline struct rig rig_new_as(const char *checkpoint, unsigned threads, bool mtp, enum activation activation) {
         struct rig r = {0};
         struct error e = {{0}};
-        struct compute_options c = {.isa = ISA_BEST, .threads = threads};
+        struct compute_options c = {.isa = ISA_BEST, .threads = threads, .activation = activation};
         struct model_options m = {.load_mtp = mtp};
         char dir[4096];
         int code = compute_new(&c, &r.compute, &e);
@@ -54,6 +54,10 @@ static inline struct rig rig_new(const char *checkpoint, unsigned threads, bool 
         if (code < 0)
                 fail_msg("model_load: %s", error_text(&e, code));
         return r;
+}
+
+static inline struct rig rig_new(const char *checkpoint, unsigned threads, bool mtp) {
+        return rig_new_as(checkpoint, threads, mtp, ACTIVATION_F32);
 }
 
 static inline void rig_free(struct rig *r) {

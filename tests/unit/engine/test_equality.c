@@ -81,21 +81,26 @@ static uint64_t check_variant(const struct engine_options *o, const char *what) 
         return preemptions;
 }
 
-static int set_up(void **state) {
-        struct engine_options o;
+/* What is expected of a model: one request by one, each prompt in one piece, no cache. */
+static void expect(const struct rig *r, enum kv_type kv) {
+        struct engine_options o = rig_options(r);
         struct engine *g;
 
-        rig = rig_new("v3-f32", 1, true);
-        make_load(&load, model_config(rig.model)->vocab);
-        o = rig_options(&rig);
+        o.kv_type = kv;
+        make_load(&load, model_config(r->model)->vocab);
         g = engine_of(&o);
-        for (size_t i = 0; i < REQUESTS; i++) { /* one by one, each prompt in one piece */
+        for (size_t i = 0; i < REQUESTS; i++) {
                 submit(g, load.prompts[i], load.lengths[i], &load.sampling[i], &load.expected[i]);
                 run_to_end(g);
                 assert_int_equal(load.expected[i].count, load.sampling[i].max_tokens);
                 assert_int_equal(load.expected[i].finish, FINISH_LENGTH);
         }
         engine_free(g);
+}
+
+static int set_up(void **state) {
+        rig = rig_new("v3-f32", 1, true);
+        expect(&rig, KV_F32);
         return 0;
 }
 
@@ -198,6 +203,41 @@ static void drafts_change_no_text(void **state) {
         }
 }
 
+static void thousands_of_tokens_are_the_same_with_drafts(void **state) {
+        enum { COUNT = 40 };
+        struct answer *answers[2] = {calloc(COUNT, sizeof(struct answer)), calloc(COUNT, sizeof(struct answer))};
+        uint64_t drafts, accepted;
+
+        for (uint32_t with = 0; with < 2; with++) {
+                struct engine_options o = rig_options(&rig);
+                struct engine *g;
+                struct rng r;
+
+                o.draft_tokens = with;
+                g = engine_of(&o);
+                rng_seed(&r, 77);
+                for (int i = 0; i < COUNT; i++) {
+                        struct sampling_params p = plain_sampling();
+                        uint32_t prompt[32], length = 1 + (uint32_t)rng_below(&r, 32);
+
+                        for (uint32_t k = 0; k < length; k++)
+                                prompt[k] = (uint32_t)rng_below(&r, 512);
+                        p.max_tokens = 200;
+                        p.temperature = i % 4 ? 0 : 0.8f;
+                        submit(g, prompt, length, &p, &answers[with][i]);
+                }
+                run_to_end(g);
+                drafts = g->metrics.figures.draft_tokens;
+                accepted = g->metrics.figures.accepted_tokens;
+                engine_free(g);
+        }
+        for (size_t i = 0; i < COUNT; i++)
+                assert_same_answer(&answers[1][i], &answers[0][i], "8000 tokens", i);
+        assert_true(drafts > 4000 && accepted > 100 && accepted < drafts); /* both ends were met often */
+        free(answers[0]);
+        free(answers[1]);
+}
+
 /* Drafts that are always wrong, and always right: the rows of rejected ones are computed again in place. */
 static void forced_drafts_change_no_text(void **state) {
         for (int right = 0; right < 2; right++) {
@@ -266,6 +306,35 @@ static void outputs_as_prompts_are_exact_where_asked_for(void **state) {
                 assert_same_answer(&again, &fresh, "an output as prompt", 0);
                 engine_free(g);
         }
+}
+
+/* Every weight format, activations in bf16 as well as f32, the cache in bf16: all of it at once. Runs last, since it changes
+ * what is expected. */
+static void every_format_keeps_the_equalities(void **state) {
+        static const struct {
+                const char *checkpoint;
+                enum activation activation;
+                bool mtp;
+        } formats[] = {{"v2-group", ACTIVATION_F32, false}, {"v2-greedy", ACTIVATION_BF16, false},
+            {"v3-bf16", ACTIVATION_F32, true}, {"v3-bf16", ACTIVATION_BF16, true}, {"v3-fp8", ACTIVATION_BF16, true},
+            {"v3-w8a8", ACTIVATION_F32, true}, {"v3-w8a8-int64", ACTIVATION_F32, true}};
+
+        for (size_t i = 0; i < sizeof(formats) / sizeof(*formats); i++)
+                for (enum kv_type kv = KV_F32; kv <= KV_BF16; kv++) {
+                        struct rig r = rig_new_as(formats[i].checkpoint, 1, formats[i].mtp, formats[i].activation);
+                        struct engine_options o = rig_options(&r);
+
+                        expect(&r, kv);
+                        o.kv_type = kv;
+                        check_variant(&o, formats[i].checkpoint);
+                        o.max_batched_tokens = 23;
+                        o.prefix_caching = true;
+                        o.block_tokens = 4;
+                        o.kv_blocks = 70;
+                        o.draft_tokens = formats[i].mtp ? 2 : 0;
+                        assert_true(check_variant(&o, formats[i].checkpoint) > 0);
+                        rig_free(&r);
+                }
 }
 
 /* ---- the independent implementation ---------------------------------------------------------------------------------------------- */
@@ -400,10 +469,12 @@ int main(void) {
             cmocka_unit_test(preempted_is_not_preempted),
             cmocka_unit_test(two_threads_are_one),
             cmocka_unit_test(drafts_change_no_text),
+            cmocka_unit_test(thousands_of_tokens_are_the_same_with_drafts),
             cmocka_unit_test(forced_drafts_change_no_text),
             cmocka_unit_test(outputs_as_prompts_are_exact_where_asked_for),
             cmocka_unit_test(greedy_texts_are_those_of_the_reference),
             cmocka_unit_test(drafts_are_accepted_as_in_the_reference),
+            cmocka_unit_test(every_format_keeps_the_equalities),
         };
 
         return cmocka_run_group_tests(tests, set_up, tear_down);
