@@ -14,14 +14,15 @@
 
 /* Limits against hostile or damaged files: far above every released model, low enough that products of two fit in 64 bits
  * with room and that nothing sized by one of them alone is large. */
-#define VOCAB_MAX     (1u << 22)
-#define WIDTH_MAX     (1u << 18) /* of any vector; the kernels' limit on columns */
-#define LAYERS_MAX    1024u
-#define HEADS_MAX     1024u
-#define EXPERTS_MAX   4096u
-#define HEAD_DIM_MAX  4096u
-#define POSITIONS_MAX (1u << 22)
-#define LATENT_MAX    4096u /* kv_lora_rank + qk_rope_head_dim; the attention kernels' limit */
+#define VOCAB_MAX      (1u << 22)
+#define WIDTH_MAX      (1u << 18) /* of any vector; the kernels' limit on columns */
+#define LAYERS_MAX     1024u
+#define HEADS_MAX      1024u
+#define EXPERTS_MAX    4096u
+#define HEAD_DIM_MAX   4096u
+#define POSITIONS_MAX  (1u << 22)
+#define ROPE_TABLE_MAX (1u << 27) /* positions times qk_rope_head_dim: half a gigabyte; V3 needs a twelfth */
+#define LATENT_MAX     4096u      /* kv_lora_rank + qk_rope_head_dim; the attention kernels' limit */
 
 struct field {
         const char *name;
@@ -310,6 +311,9 @@ static int check_shapes(struct model_config *c, struct error *e) {
         if (c->kv_rank + c->rope > LATENT_MAX)
                 return error_set(e, -EINVAL, "kv_lora_rank %u and qk_rope_head_dim %u are together more than %u",
                     c->kv_rank, c->rope, LATENT_MAX);
+        if ((uint64_t)c->max_positions * c->rope > ROPE_TABLE_MAX)
+                return error_set(e, -EINVAL, "max_position_embeddings %u times qk_rope_head_dim %u is more than %u",
+                    c->max_positions, c->rope, ROPE_TABLE_MAX);
         if ((uint64_t)c->heads * c->v > WIDTH_MAX)
                 return error_set(e, -EINVAL, "num_attention_heads %u times v_head_dim %u is more than %u", c->heads,
                     c->v, WIDTH_MAX);

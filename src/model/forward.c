@@ -177,6 +177,8 @@ int stepping_logits(struct stepping *s, const struct linear *head, const float *
         const struct model *m = s->m;
         const size_t hidden = m->config.hidden, count = s->step->logit_count;
 
+        if (count == 0)
+                return 0;
         for (size_t i = 0; i < count; i++)
                 memcpy(s->head_in + i * hidden, normed + s->step->logit_rows[i] * hidden, hidden * sizeof(float));
         if (m->options.shard.tp_size > 1)

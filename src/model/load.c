@@ -29,10 +29,6 @@ static void *take(struct loader *l, size_t bytes) {
         return at;
 }
 
-static int compute_error(struct loader *l, int r, const char *name) {
-        return error_prefix(l->e, r, "layer %s", name);
-}
-
 /* ---- kinds of weights ----------------------------------------------------------------------------------------------- */
 
 static int load_linear(struct loader *l, const char *name, struct cut cut, struct linear *to) {
@@ -47,7 +43,7 @@ static int load_linear(struct loader *l, const char *name, struct cut cut, struc
         if (!l->w.measuring) {
                 r = linear_pack(c, &s, memory, to, l->e);
                 if (r < 0)
-                        compute_error(l, r, name);
+                        error_prefix(l->e, r, "layer %s", name);
         }
         weights_done(&l->w, name);
         return r;
@@ -212,7 +208,7 @@ static int load_kv_b(struct loader *l, struct layer *to) {
         if (!l->w.measuring) {
                 r = pack_kv_b(l, to, &s, &at);
                 if (r < 0)
-                        compute_error(l, r, name);
+                        error_prefix(l->e, r, "layer %s", name);
         }
         weights_done(&l->w, name);
         return r;
@@ -300,6 +296,16 @@ static const char *head_name(const struct model *m) {
         return m->config.tied ? "model.embed_tokens" : "lm_head";
 }
 
+/* Whether the module has a weight of its own: it is there and differs from the main model's. */
+static bool is_own(struct loader *l, const char *name, const char *main) {
+        const struct cut cut = head_cut(l->m);
+        bool own = weights_find(&l->w, name, ".weight") && !weights_same(&l->w, name, main, &cut);
+
+        weights_done(&l->w, name);
+        weights_done(&l->w, main);
+        return own;
+}
+
 /* Embedding and head of the module are copies of the main ones, or left out as such. */
 static int load_mtp(struct loader *l) {
         struct model *m = l->m;
@@ -311,9 +317,8 @@ static int load_mtp(struct loader *l) {
         snprintf(embed, sizeof(embed), "model.layers.%u.embed_tokens", layer);
         snprintf(head, sizeof(head), "model.layers.%u.shared_head.head", layer);
         if (l->w.measuring) {
-                l->own_embed =
-                    weights_find(&l->w, embed, ".weight") && !weights_same(&l->w, embed, "model.embed_tokens", &cut);
-                l->own_head = weights_find(&l->w, head, ".weight") && !weights_same(&l->w, head, head_name(m), &cut);
+                l->own_embed = is_own(l, embed, "model.embed_tokens");
+                l->own_head = is_own(l, head, head_name(m));
         }
         if (r == 0)
                 r = load_norm(l, "enorm", hidden, &m->mtp.enorm);

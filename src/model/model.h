@@ -47,7 +47,10 @@ bool model_layer_is_moe(const struct model_config *c, uint32_t layer);
 
 struct model; /* owns its packed weights */
 
-/* The part of the model that this process holds, and its partners in a step. All zero: everything, no partner. */
+/* The part of the model that this process holds, and its partners in a step. All zero: everything, no partner.
+ * With ep_size > 1 this rank holds whole experts, one run of numbers per rank (the first ranks one more where they do not
+ * divide), and model_set_experts() must give an interface that reaches all; its sums are complete on every rank. With
+ * tp_size > 1 model_set_reduce() is needed; without expert parallelism the routed experts are cut by columns too. */
 struct model_shard {
         uint32_t tp_rank, tp_size; /* heads, MLP columns, vocabulary */
         uint32_t ep_rank, ep_size; /* routed experts; 0 means 1 */
@@ -63,7 +66,8 @@ struct experts_interface {
             size_t tokens, float *out, void (*overlap)(void *overlap_context), void *overlap_context);
         void *context;
 };
-/* Sums partial results over the tensor-parallel ranks in rank order. */
+/* Sums partial results over the tensor-parallel ranks in rank order, so that all ranks get the same bits. Never called
+ * with count 0. */
 struct reduce_interface {
         int (*all_reduce)(void *context, float *data, size_t count);
         void *context;

@@ -107,6 +107,14 @@ static int check_matrix(const struct weights *w, const struct tensor *t, const s
         return 0;
 }
 
+/* Tell the kernel about the pages of a range of the mapping. */
+static void advise(const unsigned char *data, size_t bytes, int advice) {
+        const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)data / page * page;
+
+        if (bytes)
+                (void)madvise((void *)begin, (uintptr_t)data + bytes - begin, advice);
+}
+
 /* Point the source at the data, aligned: the format does not promise it, though its writers do. */
 static int place_data(
     struct weights *w, const struct tensor *t, const struct cut *cut, struct weight_source *s, struct error *e) {
@@ -116,6 +124,8 @@ static int place_data(
         s->n = cut->rows;
         s->k = cut->cols;
         s->row_stride = cut->k;
+        if (!w->measuring)
+                advise(data, cut->rows * cut->k * size, MADV_WILLNEED);
         if (!w->measuring && (uintptr_t)data % size) {
                 unsigned char *copy = weights_scratch(w, cut->rows * cut->k, size, e);
 
@@ -232,14 +242,10 @@ bool weights_same(const struct weights *w, const char *name, const char *other, 
 
 void weights_done(struct weights *w, const char *name) {
         const struct tensor *t = weights_find(w, name, ".weight");
-        const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
 
         arena_reset(&w->scratch);
-        if (t && t->bytes) {
-                uintptr_t begin = (uintptr_t)t->data / page * page;
-
-                (void)madvise((void *)begin, (uintptr_t)t->data + t->bytes - begin, MADV_DONTNEED);
-        }
+        if (t)
+                advise(t->data, t->bytes, MADV_DONTNEED);
 }
 
 /* ---- the folder ----------------------------------------------------------------------------------------------------- */

@@ -106,6 +106,9 @@ static const struct edit edits[] = {
     {"\"original_max_position_embeddings\": 32", "\"original\": 32", "original_max_position_embeddings is missing"},
     {"\"mscale_all_dim\": 1.0", "\"mscale_all_dim\": []", "mscale_all_dim must be"},
     {"\"max_position_embeddings\": 256", "\"max_position_embeddings\": 1e9", "max_position_embeddings must be"},
+    /* Of several members with one name the last counts. */
+    {"\"vocab_size\": 520", "\"vocab_size\": 520, \"max_position_embeddings\": 4194304, \"qk_rope_head_dim\": 64",
+        "max_position_embeddings 4194304 times qk_rope_head_dim 64 is more than"},
     {"\"eos_token_id\": 1", "\"eos_token_id\": [1, 2, 1]", NULL},
     {"\"eos_token_id\": 1", "\"eos_token_id\": 520", "eos_token_id must be an id below vocab_size"},
     {"\"eos_token_id\": 1", "\"eos_token_id\": [1,2,3,4,5,6,7,8,9]", "more than 8 ids"},
