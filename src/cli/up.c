@@ -166,13 +166,21 @@ int up_stop(struct os_child *supervisor) {
         return os_child_reap(supervisor, true, &ended);
 }
 
+static bool runs_already(const struct launch_paths *paths) {
+        struct buf answer = {0};
+        bool runs = launch_call(paths, "GET", "/status", CALL_MS, &answer, NULL) == 0;
+
+        buf_free(&answer);
+        return runs;
+}
+
 int up_start(const char *file, const struct cli_plan *p, bool foreground, bool quiet, struct up *ret_up) {
         struct up up = {.signal_fd = -1};
         struct os_child_exit ended = {0};
         struct error e = {0};
         int r = launch_paths(p->cluster, true, &up.paths, &e);
 
-        if (r == 0 && launch_call(&up.paths, "GET", "/status", CALL_MS, &(struct buf){0}, NULL) == 0) {
+        if (r == 0 && runs_already(&up.paths)) {
                 fprintf(stderr, "baton up: %s is up already: `baton status %s` shows it, `baton down %s` ends it\n",
                     file, file, file);
                 return EXIT_USAGE;
