@@ -95,7 +95,15 @@ static void a_child_begins_with_default_signals(void **state) {
         sigaddset(&blocked, SIGTERM);
         sigprocmask(SIG_BLOCK, &blocked, &before);
         run(o, text, sizeof(text));
-        assert_string_equal(text, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+        {
+                unsigned long long held = 1, ignored = 1;
+                /* Signals 32 and 33 are glibc's own: no program can set them, some parents leave them ignored. */
+                const unsigned long long own = 3ull << 31;
+
+                assert_int_equal(sscanf(text, "SigBlk: %llx SigIgn: %llx", &held, &ignored), 2);
+                assert_int_equal(held, 0);
+                assert_int_equal(ignored & ~own, 0);
+        }
         sigprocmask(SIG_SETMASK, &before, &after);
         assert_true(sigismember(&after, SIGTERM)); /* the parent's own mask is as it was */
         assert_false(sigismember(&after, SIGINT));

@@ -64,7 +64,9 @@ static void make_request(yyjson_val *line, struct arena *a, struct openai_reques
             .repetition_penalty = 1,
             .vocab = 1000,
             .max_model_len = 1000,
-            .max_logprobs = 20};
+            .max_logprobs = 20,
+            .auto_tools = true,
+            .tool_parser = true};
         struct openai_error err;
         struct buf body = {0};
         yyjson_obj_iter iter;
