@@ -44,6 +44,13 @@ void edits_set(struct edits *e, const char *key, struct slice value) {
         e->items[e->count++] = (struct openai_edit){key, value};
 }
 
+/* The source's own edits first; those of the connector take their place where they meet. */
+static void begin_edits(const struct source *s, struct edits *e) {
+        e->count = 0;
+        for (size_t i = 0; s->edits && i < s->edits->count; i++)
+                e->items[e->count++] = s->edits->items[i];
+}
+
 static int finish_body(const struct source *s, const struct edits *e, struct arena *arena, struct body *ret_body) {
         struct body b;
         int r = openai_edit(s->text, s->members, s->count, e->items, e->count, arena, &b.parts, &b.count, &b.bytes);
@@ -55,17 +62,21 @@ static int finish_body(const struct source *s, const struct edits *e, struct are
 
 int connector_prefill_body(
     const struct connector *c, const struct source *s, struct arena *arena, struct body *ret_body) {
-        struct edits e = s->edits;
-        int r = c->edit_prefill(s, &e);
+        struct edits e;
+        int r;
+
+        begin_edits(s, &e);
+        r = c->edit_prefill(s, &e);
 
         return r < 0 ? r : finish_body(s, &e, arena, ret_body);
 }
 
 int connector_decode_body(const struct connector *c, const struct source *s, const struct handoff *h,
     enum decode_purpose purpose, bool want_token_ids, struct arena *arena, struct body *ret_body) {
-        struct edits e = s->edits;
+        struct edits e;
         int r;
 
+        begin_edits(s, &e);
         if (want_token_ids)
                 edits_set(&e, "return_token_ids", SLICE_LIT("true"));
         r = c->edit_decode(s, h, purpose, &e);

@@ -39,8 +39,8 @@ struct source {
         struct slice text; /* the object */
         const struct openai_member *members;
         size_t count;
-        /* Edits that hold for every leg of this part: its one prompt of a list, n, seed. */
-        struct edits edits;
+        /* Edits that hold for every leg of this part (its one prompt of a list, n, seed), NULL when none. */
+        struct edits *edits;
         int64_t max_model_len; /* of the instance that gets it; 0: not known */
 };
 

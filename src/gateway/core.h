@@ -28,10 +28,17 @@ struct gateway {
         uint64_t request_count, leg_count;
         struct list waiting; /* parts that need an instance or a moment, oldest first */
         size_t waiting_count;
-        struct buf scratch; /* for the bytes of one read */
-        uv_timer_t timer;   /* waiting parts, probes, the access log */
+        struct list unsent;         /* requests with bytes for their clients */
+        unsigned char random[1024]; /* for ids, not used yet: the first random_left bytes */
+        size_t random_left;
+        struct arena spare_arenas[16]; /* of requests that have ended */
+        size_t spare_arena_count;
+        struct buf spare[16]; /* buffers that streams have emptied, for the next ones */
+        size_t spare_count;
+        uv_check_t flush; /* sends them once per turn of the loop, whatever came in during it */
+        uv_timer_t timer; /* waiting parts, probes, the access log */
         bool timer_open, listening;
-        unsigned ticks;
+        unsigned ticks, open_handles;
         struct list calls; /* of call.c: probes and the like */
         /* The end, in this order. */
         bool draining, abort_now, stopped, server_drained, closing;
@@ -62,7 +69,6 @@ struct leg {
         struct instance *at; /* while in flight */
         struct load load;
         struct http_call *call; /* NULL: not in flight */
-        struct arena arena;     /* body, head; reset when a leg is started */
         struct buf body;        /* the answer, as far as it is gathered */
         struct leg_times times;
         int status;                /* of the answer, 0: no head */
@@ -168,7 +174,6 @@ struct part {
         struct buf answer;
         int answer_status; /* 0: none */
         struct http_fields answer_fields;
-        struct arena answer_arena;
         int64_t completion_tokens, prompt_counted; /* -1: not known */
 };
 
@@ -183,7 +188,8 @@ static inline bool part_is_over(const struct part *p) {
 void part_leg_head(struct leg *l);
 void part_leg_data(struct leg *l, struct slice data);
 void part_leg_end(struct leg *l, enum leg_end end);
-void part_resume(struct part *p); /* the client takes bytes again */
+void part_pause(struct part *p);  /* the client takes no more for now */
+void part_resume(struct part *p); /* it does again */
 /* What the timer found: a moment has come, or waiting was too long. */
 void part_tick(struct part *p, uint64_t now);
 
@@ -195,6 +201,8 @@ struct request {
         struct gateway *g;
         struct list link;
         struct http_exchange *x; /* NULL when the exchange has ended */
+        struct buf pending;      /* stream bytes of this turn of the loop */
+        struct list unsent;      /* in gateway.unsent while there are some */
         struct arena arena;
         struct buf body;
         struct facts facts;
@@ -224,8 +232,12 @@ void request_stop(struct request *r);
 /* Called by part.c. */
 /* The first bytes of a stream are here: send the head. False: the client is not there any more. */
 bool request_begin_stream(struct request *r, struct part *p);
-/* Relay bytes. 1: pause. */
-int request_send(struct request *r, struct slice bytes);
+/* Have memory for bytes at hand in r->pending. */
+void request_take_buffer(struct request *r);
+/* Bytes were added to r->pending: they leave at the end of this turn of the loop, together with what else comes. */
+void request_send_pending(struct request *r);
+/* Send them now; called once per turn for each request of gateway.unsent. */
+void request_flush(struct request *r);
 /* A part's answer is complete (whole in part->answer, or relayed). */
 void request_part_done(struct request *r, struct part *p);
 /* A part has reached PART_END, for whatever reason. */

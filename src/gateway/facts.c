@@ -153,28 +153,32 @@ static int fail(struct openai_error *err, const char *where, const char *message
 
 int facts_read(
     enum api api, struct slice body, struct arena *arena, struct facts *ret_facts, struct openai_error *ret_err) {
-        struct openai_member *members = arena_array(arena, OPENAI_MEMBERS_MAX, sizeof(*members));
-        struct facts f = {.api = api, .n = 1, .members = members};
+        struct openai_member scanned[OPENAI_MEMBERS_MAX], *members;
+        struct facts f = {.api = api, .n = 1};
         struct slice seed, n, prompt;
         size_t at = 0;
         int64_t number;
         char where[64];
         int r;
 
-        if (!members)
-                return -ENOMEM;
         if (slice_starts(body, SLICE_LIT("\xef\xbb\xbf")))
                 body = slice_sub(body, 3, body.len);
         f.body = body;
         if (slice_trim(body).len == 0)
                 return fail(ret_err, "body", "the request has no body; a JSON object is wanted");
-        r = openai_scan(body, members, OPENAI_MEMBERS_MAX, &f.member_count, &at);
+        r = openai_scan(body, scanned, OPENAI_MEMBERS_MAX, &f.member_count, &at);
         if (r == -E2BIG)
                 return fail(ret_err, "body", "the JSON object has too many members or is nested too deep");
         if (r < 0) {
                 snprintf(where, sizeof(where), "body.%zu", at);
                 return fail(ret_err, where, "the body is not a valid JSON object");
         }
+        members = arena_array(arena, f.member_count, sizeof(*members));
+        if (!members)
+                return -ENOMEM;
+        if (f.member_count > 0)
+                memcpy(members, scanned, f.member_count * sizeof(*members));
+        f.members = members;
         f.model = openai_inside(openai_find(members, f.member_count, "model"));
         read_stream(&f);
         f.return_token_ids = facts_true(openai_find(members, f.member_count, "return_token_ids"));

@@ -120,6 +120,13 @@ static uint64_t next_tick_ms(struct gateway *g, uint64_t now) {
         return due <= now ? 1 : (due - now + NS_PER_MS - 1) / NS_PER_MS;
 }
 
+static void on_flush(uv_check_t *check) {
+        struct gateway *g = check->data;
+
+        while (!list_empty(&g->unsent))
+                request_flush(list_item(g->unsent.next, struct request, unsent));
+}
+
 static void maybe_drained(struct gateway *g);
 
 static void on_timer(uv_timer_t *timer) {
@@ -280,6 +287,7 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         list_init(&g->requests);
         list_init(&g->waiting);
         list_init(&g->calls);
+        list_init(&g->unsent);
         assert(g->connector);
         r = stats_init(&g->stats);
         if (r == 0)
@@ -298,6 +306,9 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         uv_timer_init(g->loop, &g->timer);
         g->timer.data = g;
         g->timer_open = true;
+        uv_check_init(g->loop, &g->flush);
+        g->flush.data = g;
+        uv_check_start(&g->flush, on_flush);
         *ret_gateway = g;
         return 0;
 }
@@ -315,10 +326,11 @@ int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e) {
 
 /* ---- the end: server, then requests without client, then calls, then the timer ---------------------------------------- */
 
-static void on_timer_closed(uv_handle_t *handle) {
+static void on_handle_closed(uv_handle_t *handle) {
         struct gateway *g = handle->data;
 
-        g->on_drained(g->drained_context);
+        if (--g->open_handles == 0)
+                g->on_drained(g->drained_context);
 }
 
 static void on_client_closed(void *context) {
@@ -326,7 +338,9 @@ static void on_client_closed(void *context) {
 
         access_flush(&g->access);
         g->timer_open = false;
-        uv_close((uv_handle_t *)&g->timer, on_timer_closed);
+        g->open_handles = 2;
+        uv_close((uv_handle_t *)&g->timer, on_handle_closed);
+        uv_close((uv_handle_t *)&g->flush, on_handle_closed);
 }
 
 static void on_server_drained(void *context) {
@@ -392,6 +406,9 @@ void gateway_free(struct gateway *g) {
         pool_free(g->pool);
         access_close(&g->access);
         stats_free(&g->stats);
-        buf_free(&g->scratch);
+        while (g->spare_arena_count > 0)
+                arena_free(&g->spare_arenas[--g->spare_arena_count]);
+        while (g->spare_count > 0)
+                buf_free(&g->spare[--g->spare_count]);
         free(g);
 }

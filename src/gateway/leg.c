@@ -29,7 +29,6 @@ void leg_say(struct leg *l, const char *format, ...) {
 void leg_free(struct leg *l) {
         assert(!l->call && !l->load.at);
         buf_free(&l->body);
-        arena_free(&l->arena);
 }
 
 int leg_start(struct leg *l, struct instance *i, const struct leg_request *request) {
@@ -82,7 +81,8 @@ void leg_cut(struct leg *l) {
 
 /* Keep the fields that concern the client: hop-by-hop ones and those that our own framing sets are left out. */
 static int keep_fields(struct leg *l, struct http_fields from) {
-        struct http_field *items = arena_array(&l->arena, from.count, sizeof(*items));
+        struct arena *arena = &l->part->request->arena;
+        struct http_field *items = arena_array(arena, from.count, sizeof(*items));
         size_t n = 0;
 
         if (!items)
@@ -93,8 +93,8 @@ static int keep_fields(struct leg *l, struct http_fields from) {
                 if (http_field_is_hop_by_hop(from, f.name) || slice_is_icase(f.name, "content-length") ||
                     slice_is_icase(f.name, "date"))
                         continue;
-                items[n].name = arena_copy(&l->arena, f.name);
-                items[n].value = arena_copy(&l->arena, f.value);
+                items[n].name = arena_copy(arena, f.name);
+                items[n].value = arena_copy(arena, f.value);
                 if (!items[n].name.ptr || !items[n].value.ptr)
                         return -ENOMEM;
                 n++;

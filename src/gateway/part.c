@@ -250,7 +250,7 @@ static int next_request_id(struct part *p) {
 
 static int make_fields(struct part *p, struct leg *l, const struct instance *i, struct http_fields *ret_fields) {
         const struct request *r = p->request;
-        struct http_field *items = arena_array(&l->arena, r->fields.count + 3, sizeof(*items));
+        struct http_field *items = arena_array(&p->request->arena, r->fields.count + 3, sizeof(*items));
         size_t n = 0;
 
         if (!items)
@@ -261,7 +261,7 @@ static int make_fields(struct part *p, struct leg *l, const struct instance *i, 
         items[n++] = (struct http_field){SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
         items[n++] = (struct http_field){SLICE_LIT("X-Request-Id"), p->request_id};
         if (i->dp_rank >= 0) {
-                const char *rank = arena_printf(&l->arena, "%d", i->dp_rank);
+                const char *rank = arena_printf(&p->request->arena, "%d", i->dp_rank);
 
                 if (!rank)
                         return -ENOMEM;
@@ -289,7 +289,6 @@ static enum part_state start_prefill(struct part *p) {
         i = pick(p, ROLE_PREFILL);
         if (!i)
                 return PART_NEED_PREFILL;
-        arena_reset(&l->arena);
         p->handoff = (struct handoff){0};
         p->source.max_model_len = i->max_model_len;
         request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
@@ -300,7 +299,7 @@ static enum part_state start_prefill(struct part *p) {
         if (r == 0)
                 r = make_fields(p, l, i, &request.fields);
         if (r == 0)
-                r = connector_prefill_body(g->connector, &p->source, &l->arena, &request.body);
+                r = connector_prefill_body(g->connector, &p->source, &p->request->arena, &request.body);
         if (r == 0)
                 r = leg_start(l, i, &request);
         return r == 0 ? PART_PREFILL : out_of_memory(p);
@@ -336,7 +335,6 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
         };
         int r = 0;
 
-        arena_reset(&l->arena);
         p->failed_inside = p->recomputed = false;
         p->source.max_model_len = i->max_model_len;
         if (!p->request_id.ptr || g->connector->order == ORDER_ONE)
@@ -345,7 +343,7 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
                 r = make_fields(p, l, i, &request.fields);
         if (r == 0)
                 r = connector_decode_body(g->connector, &p->source, &p->handoff, purpose,
-                    purpose == DECODE_ANSWER && p->relay.track, &l->arena, &request.body);
+                    purpose == DECODE_ANSWER && p->relay.track, &p->request->arena, &request.body);
         if (r == 0)
                 r = leg_start(l, i, &request);
         return r;
@@ -579,15 +577,13 @@ static enum part_state end_cut(struct part *p, const char *why) {
 /* Everything of the choice is out: what is missing is the closing. */
 static enum part_state close_up(struct part *p, bool at_length) {
         struct request *r = p->request;
-        struct buf out = {0};
         int64_t prompt = p->relay.usage_prompt, completion = p->relay.usage_completion;
 
         if (at_length)
-                relay_end_at_length(&p->relay, &out);
+                relay_end_at_length(&p->relay, &r->pending);
         else if (r->facts.include_usage && !p->relay.many && prompt >= 0)
-                relay_write_usage(&p->relay, prompt, completion, &out);
-        request_send(r, buf_slice(&out));
-        buf_free(&out);
+                relay_write_usage(&p->relay, prompt, completion, &r->pending);
+        request_send_pending(r);
         return finish(p);
 }
 
@@ -615,8 +611,10 @@ static enum part_state go_on_elsewhere(struct part *p) {
         if (++p->continuations > (unsigned)g->options.max_continuations)
                 return end_cut(p, "it was continued too often");
         if (!from_start) {
-                if (continuation_edits(&r->facts, &p->relay, limit - p->relay.ids_sent, &r->arena, &p->source.edits) <
-                    0)
+                if (!p->source.edits)
+                        p->source.edits = ARENA_NEW(&r->arena, struct edits);
+                if (!p->source.edits ||
+                    continuation_edits(&r->facts, &p->relay, limit - p->relay.ids_sent, &r->arena, p->source.edits) < 0)
                         return out_of_memory(p);
                 p->path = "/v1/completions";
         }
@@ -694,22 +692,11 @@ void part_leg_head(struct leg *l) {}
 
 /* Keep an instance's whole answer: the client may get it. */
 static void keep_answer(struct part *p, struct leg *l) {
-        struct http_field *items;
+        struct buf before = p->answer;
 
-        arena_reset(&p->answer_arena);
-        buf_reset(&p->answer);
-        p->answer_status = 0;
-        items = arena_array(&p->answer_arena, l->fields.count, sizeof(*items));
-        for (size_t i = 0; items && i < l->fields.count; i++) {
-                items[i].name = arena_copy(&p->answer_arena, l->fields.items[i].name);
-                items[i].value = arena_copy(&p->answer_arena, l->fields.items[i].value);
-                if (!items[i].name.ptr || !items[i].value.ptr)
-                        items = NULL;
-        }
-        buf_add(&p->answer, buf_slice(&l->body));
-        if (!items || !buf_ok(&p->answer))
-                return;
-        p->answer_fields = (struct http_fields){items, l->fields.count};
+        p->answer = l->body;
+        l->body = before;
+        p->answer_fields = l->fields;
         p->answer_status = l->status;
 }
 
@@ -792,10 +779,7 @@ static void end_whole(struct part *p, struct leg *l) {
                 return;
         }
         keep_answer(p, l);
-        if (p->answer_status == 0)
-                part_step(p, PART_DECODE_FAILED);
-        else
-                part_step(p, PART_DECODED);
+        part_step(p, PART_DECODED);
 }
 
 static void end_decode(struct part *p, struct leg *l, enum leg_end end) {
@@ -852,16 +836,28 @@ static void fail_inside(struct part *p, struct leg *l, const char *why) {
         leg_abort(l);
 }
 
-static void pass_on(struct part *p, struct buf *out) {
-        if (out->len == 0)
+/* `before`: how much of r->pending was there before this leg added to it. */
+static void pass_on(struct part *p, size_t before) {
+        struct request *r = p->request;
+
+        if (r->pending.len == before) {
+                if (before == 0)
+                        request_flush(r); /* gives the buffer back */
                 return;
+        }
         if (p->state == PART_DECODE)
                 part_step(p, PART_DECODE_BEGAN);
-        if (p->state == PART_RELAY && request_send(p->request, buf_slice(out)) == 1 && p->decode.call) {
-                http_call_pause(p->decode.call);
-                p->client_is_slow = true;
-        }
-        buf_reset(out);
+        if (p->state == PART_RELAY)
+                request_send_pending(r);
+        else
+                r->pending.len = before;
+}
+
+void part_pause(struct part *p) {
+        if (p->state != PART_RELAY || !p->decode.call)
+                return;
+        p->client_is_slow = true;
+        http_call_pause(p->decode.call);
 }
 
 void part_resume(struct part *p) {
@@ -880,7 +876,8 @@ static const char *error_words(const struct relay *r) {
 void part_leg_data(struct leg *l, struct slice data) {
         struct part *p = l->part;
         struct gateway *g = gateway_of(p);
-        struct buf *out = &g->scratch;
+        struct buf *out = &p->request->pending;
+        size_t before = out->len;
         struct slice event;
         int r = 0;
 
@@ -890,7 +887,7 @@ void part_leg_data(struct leg *l, struct slice data) {
         }
         if ((p->state != PART_DECODE && p->state != PART_RELAY) || p->failed_inside)
                 return;
-        buf_reset(out);
+        request_take_buffer(p->request);
         while (!p->failed_inside && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
                 stats_count(&g->stats, COUNT_EVENTS, 1);
                 switch (relay_event(&p->relay, event, out)) {
@@ -913,7 +910,7 @@ void part_leg_data(struct leg *l, struct slice data) {
                 fail_inside(p, l, "an event is too long");
         if (p->relay.done && !p->relay.any_sent && !p->failed_inside)
                 fail_inside(p, l, "the stream ended without an answer");
-        pass_on(p, out);
+        pass_on(p, before);
         if (p->relay.done && !p->failed_inside)
                 part_step(p, PART_DECODED);
 }
@@ -940,5 +937,4 @@ void part_free(struct part *p) {
         leg_free(&p->prefill);
         leg_free(&p->decode);
         buf_free(&p->answer);
-        arena_free(&p->answer_arena);
 }

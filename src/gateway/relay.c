@@ -104,12 +104,52 @@ void relay_restart(struct relay *r, bool reframe) {
 /* An event taken apart; slices of its data. */
 struct chunk {
         struct slice data;
-        struct slice id, created, model, usage, prompt_ids, choice, fingerprint;
-        struct slice index, text, logprobs, finish, stop_reason, ids;
+        struct slice id, created, model, usage, choices, fingerprint, error, choice;
+        struct slice index, text, delta, logprobs, finish, stop_reason, ids;
+        struct slice prompt_ids; /* at the top in a chat, in the choice in completions */
         struct slice text_offset;
         bool has_role, several, foreign; /* foreign: a delta with more than role and content */
         uint32_t id_count;
 };
+
+/* Where a member goes. Keys of an engine are compared as they stand: this runs for every event of every stream. */
+struct field {
+        const char *name;
+        size_t len, offset;
+};
+#define FIELD(name, member)                                                                                            \
+        { name, sizeof(name) - 1, offsetof(struct chunk, member) }
+
+static const struct field top_fields[] = {
+    FIELD("id", id),
+    FIELD("created", created),
+    FIELD("model", model),
+    FIELD("choices", choices),
+    FIELD("usage", usage),
+    FIELD("error", error),
+    FIELD("prompt_token_ids", prompt_ids),
+    FIELD("system_fingerprint", fingerprint),
+};
+static const struct field choice_fields[] = {
+    FIELD("index", index),
+    FIELD("delta", delta),
+    FIELD("text", text),
+    FIELD("logprobs", logprobs),
+    FIELD("finish_reason", finish),
+    FIELD("stop_reason", stop_reason),
+    FIELD("token_ids", ids),
+    FIELD("prompt_token_ids", prompt_ids),
+};
+
+static void take_fields(
+    const struct openai_member *m, size_t n, const struct field *fields, size_t count, struct chunk *c) {
+        for (size_t i = 0; i < n; i++)
+                for (size_t k = 0; k < count; k++)
+                        if (m[i].key.len == fields[k].len && !memcmp(m[i].key.ptr, fields[k].name, fields[k].len)) {
+                                *(struct slice *)((char *)c + fields[k].offset) = m[i].value;
+                                break;
+                        }
+}
 
 static void read_delta(struct slice delta, struct chunk *c) {
         struct openai_member m[MEMBERS];
@@ -120,9 +160,9 @@ static void read_delta(struct slice delta, struct chunk *c) {
                 return;
         }
         for (size_t i = 0; i < n; i++) {
-                if (openai_key_is(m[i].key, "content"))
+                if (slice_eq(m[i].key, SLICE_LIT("content")))
                         c->text = m[i].value;
-                else if (openai_key_is(m[i].key, "role"))
+                else if (slice_eq(m[i].key, SLICE_LIT("role")))
                         c->has_role = true;
                 else if (!openai_is_null(m[i].value) && !slice_is(m[i].value, "[]"))
                         c->foreign = true;
@@ -164,43 +204,39 @@ static uint32_t count_items(struct slice list) {
 
 static bool read_choice(struct slice choice, struct chunk *c) {
         struct openai_member m[MEMBERS];
-        struct slice prompt_ids;
         size_t n, at;
 
         if (openai_scan(choice, m, MEMBERS, &n, &at) < 0)
                 return false;
         c->choice = choice;
-        c->index = openai_find(m, n, "index");
-        c->logprobs = openai_find(m, n, "logprobs");
-        c->finish = openai_find(m, n, "finish_reason");
-        c->stop_reason = openai_find(m, n, "stop_reason");
-        c->ids = openai_find(m, n, "token_ids");
-        prompt_ids = openai_find(m, n, "prompt_token_ids");
-        if (!openai_is_null(prompt_ids))
-                c->prompt_ids = prompt_ids;
-        c->text = openai_find(m, n, "text");
+        take_fields(m, n, choice_fields, sizeof(choice_fields) / sizeof(*choice_fields), c);
         if (!c->text.ptr)
-                read_delta(openai_find(m, n, "delta"), c);
+                read_delta(c->delta, c);
         read_logprobs(c);
         c->id_count = is_id_list(c->ids) ? count_items(c->ids) : 0;
         return true;
 }
 
-/* False: not a chunk of an answer. */
-static bool read_chunk(const struct openai_member *m, size_t n, struct chunk *c) {
-        struct slice choices = openai_find(m, n, "choices"), choice, second;
+/* Read the event's data. Returns false when it is no JSON object. */
+static bool read_data(struct chunk *c) {
+        struct openai_member m[MEMBERS];
+        size_t n, at;
 
-        c->id = openai_find(m, n, "id");
-        c->created = openai_find(m, n, "created");
-        c->model = openai_find(m, n, "model");
-        c->usage = openai_find(m, n, "usage");
-        c->fingerprint = openai_find(m, n, "system_fingerprint");
-        c->prompt_ids = openai_find(m, n, "prompt_token_ids");
-        if (choices.len == 0 || choices.ptr[0] != '[')
+        if (openai_scan(c->data, m, MEMBERS, &n, &at) < 0)
                 return false;
-        if (!openai_next_item(&choices, &choice))
+        take_fields(m, n, top_fields, sizeof(top_fields) / sizeof(*top_fields), c);
+        return true;
+}
+
+/* False: not a chunk of an answer. */
+static bool read_chunk(struct chunk *c) {
+        struct slice rest = c->choices, choice, second;
+
+        if (rest.len == 0 || rest.ptr[0] != '[')
+                return false;
+        if (!openai_next_item(&rest, &choice))
                 return true;
-        c->several = openai_next_item(&choices, &second);
+        c->several = openai_next_item(&rest, &second);
         return read_choice(choice, c);
 }
 
@@ -422,9 +458,7 @@ static void take_choice(struct relay *r, struct slice event, const struct chunk 
 }
 
 enum relay_verdict relay_event(struct relay *r, struct slice event, struct buf *out) {
-        struct openai_member m[MEMBERS];
         struct chunk c = {0};
-        size_t n, at;
 
         r->events++;
         buf_reset(&r->scratch);
@@ -440,18 +474,18 @@ enum relay_verdict relay_event(struct relay *r, struct slice event, struct buf *
                 r->done = true;
                 return RELAY_DONE;
         }
-        if (openai_scan(c.data, m, MEMBERS, &n, &at) < 0) {
+        if (!read_data(&c)) {
                 r->opaque = r->any_sent = true;
                 confirm(r, out);
                 buf_add(out, event);
                 return RELAY_MORE;
         }
-        if (!openai_is_null(openai_find(m, n, "error"))) {
+        if (!openai_is_null(c.error)) {
                 buf_reset(&r->error);
                 buf_add(&r->error, c.data);
                 return RELAY_ERROR;
         }
-        if (!read_chunk(m, n, &c)) {
+        if (!read_chunk(&c)) {
                 r->opaque = r->any_sent = true;
                 confirm(r, out);
                 buf_add(out, event);

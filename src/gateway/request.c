@@ -52,17 +52,35 @@ static int keep_fields(struct request *r, struct http_fields from) {
         return 0;
 }
 
+/* 128 bits from the kernel as hex digits: nobody can guess an id. They are fetched in batches. */
+static struct slice random_id(struct request *r) {
+        static const char digits[] = "0123456789abcdef";
+        struct gateway *g = r->g;
+        char *text = arena_alloc(&r->arena, 32);
+
+        if (!text)
+                return SLICE_NONE;
+        if (g->random_left < 16) {
+                rng_secure(g->random, sizeof(g->random));
+                g->random_left = sizeof(g->random);
+        }
+        for (int i = 0; i < 16; i++) {
+                unsigned char byte = g->random[--g->random_left];
+
+                text[2 * i] = digits[byte >> 4];
+                text[2 * i + 1] = digits[byte & 15];
+        }
+        return slice_of(text, 32);
+}
+
 /* A client's id may name its legs when engines can take it as it is; else 128 random bits. */
 #define ID_MAX 128
 static int choose_id(struct request *r, struct http_fields fields) {
         struct slice id = http_field_value(fields, "x-request-id");
-        char text[33];
-
         if (id.len > 0 && id.len <= ID_MAX && http_value_is_safe(id)) {
                 r->id = arena_copy(&r->arena, id);
         } else {
-                rng_hex(text, 16);
-                r->id = arena_copy(&r->arena, slice_str(text));
+                r->id = random_id(r);
         }
         return r->id.ptr ? 0 : -ENOMEM;
 }
@@ -83,10 +101,13 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
         }
         r->g = g;
         r->x = x;
+        if (g->spare_arena_count > 0)
+                r->arena = g->spare_arenas[--g->spare_arena_count];
         r->facts.api = api;
         r->begun = gateway_now(g);
         r->peer = arena_copy(&r->arena, slice_str(http_exchange_peer(x))).ptr;
         list_init(&r->settlers);
+        list_init(&r->unsent);
         list_push_back(&g->requests, &r->link);
         g->request_count++;
         http_exchange_watch(x, &callbacks, r);
@@ -122,15 +143,20 @@ static int fill_source(struct request *r, struct part *p) {
                 p->relay.track &= f->prompt_count == 1 && f->n == 1;
                 return 0;
         }
+        if (f->prompts || f->n > 1) {
+                p->source.edits = ARENA_NEW(&r->arena, struct edits);
+                if (!p->source.edits)
+                        return -ENOMEM;
+        }
         if (f->prompts)
-                edits_set(&p->source.edits, "prompt", f->prompts[prompt]);
+                edits_set(p->source.edits, "prompt", f->prompts[prompt]);
         if (f->n > 1)
-                edits_set(&p->source.edits, "n", SLICE_LIT("1"));
+                edits_set(p->source.edits, "n", SLICE_LIT("1"));
         if (f->n > 1 && f->has_seed) {
                 seed = arena_printf(&r->arena, "%lld", (long long)f->seed + child);
                 if (!seed)
                         return -ENOMEM;
-                edits_set(&p->source.edits, "seed", slice_str(seed));
+                edits_set(p->source.edits, "seed", slice_str(seed));
         }
         if (r->part_count > 1) {
                 const char *id =
@@ -253,15 +279,47 @@ bool request_begin_stream(struct request *r, struct part *p) {
         return true;
 }
 
-int request_send(struct request *r, struct slice bytes) {
-        if (!r->x || r->answer != ANSWER_BEGUN || bytes.len == 0)
-                return 0;
-        r->bytes_out += bytes.len;
-        return http_send(r->x, &bytes, 1);
+void request_send_pending(struct request *r) {
+        if (r->pending.len > 0 && list_empty(&r->unsent))
+                list_push_back(&r->g->unsent, &r->unsent);
+}
+
+/* Larger ones are given back to the heap. */
+#define SPARE_BYTES 16384
+
+static void put_buffer(struct gateway *g, struct buf *b) {
+        if (b->cap == 0 || b->cap > SPARE_BYTES || b->failed ||
+            g->spare_count == sizeof(g->spare) / sizeof(*g->spare)) {
+                buf_free(b);
+                return;
+        }
+        b->len = 0;
+        g->spare[g->spare_count++] = *b;
+        *b = (struct buf){0};
+}
+
+void request_take_buffer(struct request *r) {
+        if (r->pending.cap == 0 && r->g->spare_count > 0)
+                r->pending = r->g->spare[--r->g->spare_count];
+}
+
+void request_flush(struct request *r) {
+        struct slice bytes = buf_slice(&r->pending);
+
+        list_remove(&r->unsent);
+        if (bytes.len > 0 && r->x && r->answer == ANSWER_BEGUN) {
+                r->bytes_out += bytes.len;
+                if (http_send(r->x, &bytes, 1) == 1)
+                        for (size_t i = 0; i < r->part_count; i++)
+                                part_pause(&r->parts[i]);
+        }
+        /* Tens of thousands of streams wait most of the time: none keeps a buffer meanwhile. */
+        put_buffer(r->g, &r->pending);
 }
 
 static void end_stream(struct request *r) {
-        request_send(r, SLICE_LIT("data: [DONE]\n\n"));
+        buf_add(&r->pending, SLICE_LIT("data: [DONE]\n\n"));
+        request_flush(r);
         r->answer = ANSWER_ENDED;
         if (r->x)
                 http_finish(r->x);
@@ -281,7 +339,6 @@ static void respond(struct request *r, struct part *p, int status, struct slice 
 static void send_usage(struct request *r) {
         int64_t prompt = 0, completion = 0;
         bool any = r->facts.include_usage;
-        struct buf out = {0};
 
         for (size_t i = 0; i < r->part_count; i++) {
                 const struct relay *l = &r->parts[i].relay;
@@ -293,11 +350,8 @@ static void send_usage(struct request *r) {
                 if (r->parts[i].index % r->facts.n == 0)
                         prompt += l->usage_prompt;
         }
-        if (!any || !r->parts[0].relay.model.ptr)
-                return;
-        relay_write_usage(&r->parts[0].relay, prompt, completion, &out);
-        request_send(r, buf_slice(&out));
-        buf_free(&out);
+        if (any && r->parts[0].relay.model.ptr)
+                relay_write_usage(&r->parts[0].relay, prompt, completion, &r->pending);
 }
 
 static void respond_joined(struct request *r) {
@@ -386,8 +440,6 @@ static void respond_failure(struct request *r, struct part *p, int status, const
 }
 
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message) {
-        struct buf out = {0};
-
         if (r->failed || r->answer == ANSWER_ENDED)
                 return;
         r->failed = true;
@@ -399,9 +451,8 @@ void request_part_failed(struct request *r, struct part *p, int status, const ch
         } else {
                 stats_count(&r->g->stats, COUNT_CUT, 1);
                 r->end = "cut";
-                relay_write_error(&out, status, type ? type : "BadGateway", message ? message : "the request failed");
-                request_send(r, buf_slice(&out));
-                buf_free(&out);
+                relay_write_error(
+                    &r->pending, status, type ? type : "BadGateway", message ? message : "the request failed");
                 end_stream(r);
         }
         stop_parts(r, p);
@@ -461,6 +512,15 @@ void request_stop(struct request *r) {
         }
 }
 
+static void log_ms(struct json_writer *w, const char *name, uint64_t ns) {
+        char text[32];
+        int n = snprintf(
+            text, sizeof(text), "%llu.%03u", (unsigned long long)(ns / NS_PER_MS), (unsigned)(ns / NS_PER_US % 1000));
+
+        json_key(w, name);
+        json_raw(w, slice_of(text, (size_t)n));
+}
+
 static void log_leg(struct json_writer *w, const char *name, const struct leg *l) {
         if (!l->name)
                 return;
@@ -470,14 +530,10 @@ static void log_leg(struct json_writer *w, const char *name, const struct leg *l
         json_str(w, l->name);
         json_key(w, "status");
         json_i64(w, l->status);
-        if (l->times.first) {
-                json_key(w, "first_ms");
-                json_double(w, (double)((l->times.first - l->times.begun) / 1000) / 1000);
-        }
-        if (l->times.ended) {
-                json_key(w, "ms");
-                json_double(w, (double)((l->times.ended - l->times.begun) / 1000) / 1000);
-        }
+        if (l->times.first)
+                log_ms(w, "first_ms", l->times.first - l->times.begun);
+        if (l->times.ended)
+                log_ms(w, "ms", l->times.ended - l->times.begun);
         json_close(w, '}');
 }
 
@@ -489,18 +545,11 @@ static void log_count(struct json_writer *w, const char *name, int64_t value) {
 }
 
 static void log_times(struct json_writer *w, const struct request *r) {
-        uint64_t ended = r->ended ? r->ended : gateway_now(r->g);
-
-        json_key(w, "ms");
-        json_double(w, (double)((ended - r->begun) / 1000) / 1000);
-        if (r->first) {
-                json_key(w, "ttft_ms");
-                json_double(w, (double)((r->first - r->begun) / 1000) / 1000);
-        }
-        if (r->part_count > 0) {
-                json_key(w, "queue_ms");
-                json_double(w, (double)(r->parts[0].waited / 1000) / 1000);
-        }
+        log_ms(w, "ms", (r->ended ? r->ended : gateway_now(r->g)) - r->begun);
+        if (r->first)
+                log_ms(w, "ttft_ms", r->first - r->begun);
+        if (r->part_count > 0)
+                log_ms(w, "queue_ms", r->parts[0].waited);
 }
 
 static void log_access(struct request *r) {
@@ -587,6 +636,18 @@ static bool is_over(const struct request *r) {
         return true;
 }
 
+/* Those of ordinary requests are kept for the next ones. */
+#define SPARE_ARENA_BYTES (64u << 10)
+
+static void put_arena(struct gateway *g, struct arena *a) {
+        if (a->used > SPARE_ARENA_BYTES || g->spare_arena_count == sizeof(g->spare_arenas) / sizeof(*g->spare_arenas)) {
+                arena_free(a);
+                return;
+        }
+        arena_reset(a);
+        g->spare_arenas[g->spare_arena_count++] = *a;
+}
+
 static void finish(struct request *r) {
         struct gateway *g = r->g;
 
@@ -598,8 +659,10 @@ static void finish(struct request *r) {
                 part_free(list_item(at, struct part, link));
         }
         list_remove(&r->link);
+        list_remove(&r->unsent);
+        buf_free(&r->pending);
         buf_free(&r->body);
-        arena_free(&r->arena);
+        put_arena(g, &r->arena);
         free(r);
         g->request_count--;
         gateway_request_gone(g);

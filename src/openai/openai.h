@@ -294,7 +294,10 @@ int openai_scan(struct slice text, struct openai_member *members, size_t max, si
 bool openai_next_item(struct slice *rest, struct slice *ret_item);
 
 /* Is the key (as it stands, perhaps with escapes) this name? */
-bool openai_key_is(struct slice key, const char *name);
+bool openai_key_matches(struct slice key, const char *name);
+static inline bool openai_key_is(struct slice key, const char *name) {
+        return key.len > 0 && (key.ptr[0] == name[0] || key.ptr[0] == '\\') && openai_key_matches(key, name);
+}
 /* The value of the last member of that name, as readers take it, or SLICE_NONE. */
 struct slice openai_find(const struct openai_member *members, size_t count, const char *name);
 /* What a value is, by its first byte. */

@@ -366,7 +366,7 @@ size_t openai_length(struct slice inside) {
         return n;
 }
 
-bool openai_key_is(struct slice key, const char *name) {
+bool openai_key_matches(struct slice key, const char *name) {
         size_t len = strlen(name);
         bool same;
         struct buf plain = {0};

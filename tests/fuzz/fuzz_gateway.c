@@ -38,7 +38,7 @@ static void run_relay(const struct facts *f, struct slice stream, struct arena *
                         struct body body;
 
                         if (goes_on && continuation_edits(f, &r, 1, arena, &edits) == 0) {
-                                source->edits = edits;
+                                source->edits = &edits;
                                 if (connector_prefill_body(&connector_pull, source, arena, &body) == 0)
                                         check_body(&body);
                         }
