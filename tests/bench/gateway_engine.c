@@ -45,7 +45,8 @@ static void on_pace(uv_timer_t *t) {
 }
 
 static void stream(struct http_exchange *x) {
-        static const struct http_field type = {SLICE_LIT("Content-Type"), SLICE_LIT("text/event-stream; charset=utf-8")};
+        static const struct http_field type = {
+            SLICE_LIT("Content-Type"), SLICE_LIT("text/event-stream; charset=utf-8")};
         const struct http_exchange_callbacks callbacks = {.on_end = on_stream_end};
         struct streaming *s;
 
@@ -105,23 +106,29 @@ int main(int argc, char **argv) {
         if (argc > 3)
                 pace_us = (unsigned)atoi(argv[3]);
         prefill_answer = slice_str(
-            "{\"id\":\"chatcmpl-p\",\"object\":\"chat.completion\",\"created\":1795501827,\"model\":\"m\",\"choices\":[{"
-            "\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":\"length\"}],\"usage\":{"
+            "{\"id\":\"chatcmpl-p\",\"object\":\"chat.completion\",\"created\":1795501827,\"model\":\"m\",\"choices\":["
+            "{"
+            "\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":\"length\"}],"
+            "\"usage\":{"
             "\"prompt_tokens\":250,\"total_tokens\":251,\"completion_tokens\":1},\"kv_transfer_params\":{"
             "\"do_remote_prefill\":true,\"do_remote_decode\":false,\"remote_block_ids\":[[1,2,3,4,5,6,7,8]],"
             "\"remote_engine_id\":\"b51e6c67-9b51-4d69-aa98-9639c188cf74\",\"remote_request_id\":\"cmpl-9cf1d837\","
             "\"remote_host\":\"127.0.0.1\",\"remote_port\":5601,\"tp_size\":1}}");
-        whole_answer = text("{\"id\":\"chatcmpl-d\",\"object\":\"chat.completion\",\"created\":1795501827,\"model\":\"m\","
-                            "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"%*s\"},"
-                            "\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{"
-                            "\"prompt_tokens\":250,\"total_tokens\":450,\"completion_tokens\":200}}", 700);
-        chunk = slice_str("data: {\"id\":\"chatcmpl-a7dd6e97c170c808\",\"object\":\"chat.completion.chunk\",\"created\":"
-                          "1795501628,\"model\":\"tiny-v3\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},"
-                          "\"logprobs\":null,\"finish_reason\":null,\"token_ids\":[38154]}]}\n\n");
-        last_chunk = slice_str("data: {\"id\":\"chatcmpl-a7dd6e97c170c808\",\"object\":\"chat.completion.chunk\",\"created\":"
-                               "1795501628,\"model\":\"tiny-v3\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"},"
-                               "\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null,\"token_ids\":[164]}]}\n\n"
-                               "data: [DONE]\n\n");
+        whole_answer =
+            text("{\"id\":\"chatcmpl-d\",\"object\":\"chat.completion\",\"created\":1795501827,\"model\":\"m\","
+                 "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"%*s\"},"
+                 "\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null}],\"usage\":{"
+                 "\"prompt_tokens\":250,\"total_tokens\":450,\"completion_tokens\":200}}",
+                700);
+        chunk =
+            slice_str("data: {\"id\":\"chatcmpl-a7dd6e97c170c808\",\"object\":\"chat.completion.chunk\",\"created\":"
+                      "1795501628,\"model\":\"tiny-v3\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},"
+                      "\"logprobs\":null,\"finish_reason\":null,\"token_ids\":[38154]}]}\n\n");
+        last_chunk =
+            slice_str("data: {\"id\":\"chatcmpl-a7dd6e97c170c808\",\"object\":\"chat.completion.chunk\",\"created\":"
+                      "1795501628,\"model\":\"tiny-v3\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"},"
+                      "\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null,\"token_ids\":[164]}]}\n\n"
+                      "data: [DONE]\n\n");
         uv_loop_init(&loop);
         if (http_server_new(&loop, &options, &server, &e) < 0 || http_server_listen(server, &at, NULL, &e) < 0) {
                 fprintf(stderr, "gateway_engine: %s\n", e.text);
