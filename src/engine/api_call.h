@@ -49,9 +49,9 @@ struct api_prepared {
         struct api_prompt *prompts;
         size_t prompt_count;
         const uint32_t *bad_sequences;
-        bool starts_in_reasoning;
-        struct slice echo;  /* chat: the last message's text, when it is to be told again */
-        struct slice plain; /* /detokenize: the text */
+        enum chat_reasoning reasoning; /* what the prompt leaves open */
+        struct slice echo;             /* chat: the last message's text, when it is to be told again */
+        struct slice plain;            /* /detokenize: the text */
 };
 
 /* Text on its way from tokens to the client: stop strings are found here, what may be the start of one is held. */

@@ -213,7 +213,7 @@ int api_choice_init(struct api_choice *c, struct api_call *call, uint32_t index,
         const struct openai_request *r = &call->prepared.request;
         struct output_parser_options parser = {.reasoning = o->reasoning,
             .tools = r->tool_choice == TOOL_CHOICE_AUTO ? o->tools : TOOLS_NONE,
-            .starts_in_reasoning = call->prepared.starts_in_reasoning,
+            .prompt = call->prepared.reasoning,
             .thinking = r->thinking == 1 || r->enable_thinking == 1};
 
         *c = (struct api_choice){.call = call,

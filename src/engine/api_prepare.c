@@ -159,7 +159,7 @@ static int prepare_chat(struct api_call *call) {
         if (!p->prompts)
                 return -ENOMEM;
         p->prompt_count = 1;
-        p->starts_in_reasoning = slice_ends(slice_trim(text), SLICE_LIT("<think>"));
+        p->reasoning = chat_prompt_reasoning(text);
         r = encode(call, text, p->request.add_special && call->kind == OPENAI_CHAT, &p->prompts[0]);
         if (r < 0 || call->kind == OPENAI_TOKENIZE)
                 return r;

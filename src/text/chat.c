@@ -1,14 +1,10 @@
-/* chat.c - the chat formats of DeepSeek V2, V3, R1 and V3.1, printed as the releases' own templates print them.
+/* chat.c - messages into the prompt that a model was trained on.
  *
- * Where a template does something odd, so does this: V3 closes its tool calls only from the second call on and ignores them
- * when there is content; V3 and R1 open tool_calls and tool_outputs once a conversation. */
-#include "base/json.h"
+ * One function per family, each printing what the release's template prints, turn by turn. What looks odd in them is the
+ * template's: a model has seen exactly this. */
+#include "text/python_json.h"
 #include "text/text.h"
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-#define TEMPLATE_MAX (4u << 20)
 
 #define USER          "<｜User｜>"
 #define ASSISTANT     "<｜Assistant｜>"
@@ -17,393 +13,398 @@
 #define CALLS_END     "<｜tool▁calls▁end｜>"
 #define CALL_BEGIN    "<｜tool▁call▁begin｜>"
 #define CALL_END      "<｜tool▁call▁end｜>"
-#define CALL_SEP      "<｜tool▁sep｜>"
+#define SEPARATOR     "<｜tool▁sep｜>"
 #define OUTPUTS_BEGIN "<｜tool▁outputs▁begin｜>"
 #define OUTPUTS_END   "<｜tool▁outputs▁end｜>"
 #define OUTPUT_BEGIN  "<｜tool▁output▁begin｜>"
 #define OUTPUT_END    "<｜tool▁output▁end｜>"
+#define THINK_BEGIN   "<think>"
+#define THINK_END     "</think>"
 
-/* ---- which format ------------------------------------------------------------------------------------------------------------ */
+#define NOT_PRINTED SIZE_MAX
 
-static bool has(struct slice text, const char *what) {
-        return slice_find_slice(text, slice_str(what), 0) < text.len;
+struct rendering {
+        const struct chat_format *f;
+        const struct openai_request *r;
+        struct slice bos, eos;
+        struct buf *out;
+        bool thinking;
+        size_t final_end; /* where the last message's content ends in out */
+};
+
+static void print(struct rendering *p, const char *text) {
+        buf_add_str(p->out, text);
 }
 
-static int recognise(struct slice t, struct chat_format *f) {
-        *f = (struct chat_format){0};
-        f->reads_enable_thinking = has(t, "enable_thinking");
-        f->lists_tools = has(t, "You can call these tools:");
-        f->cuts_after_tools = f->prefix_stays_open = f->lists_tools;
-        if (has(t, USER) && has(t, "'</think>'") && has(t, "thinking"))
-                f->family = CHAT_V31;
-        else if (has(t, USER) && (has(t, ASSISTANT "<think>") || has(t, "split('</think>')"))) {
-                f->family = CHAT_R1;
-                f->r1_opens_think = has(t, ASSISTANT "<think>");
-        } else if (has(t, USER))
-                f->family = CHAT_V3;
-        else if (has(t, "'User: '") && has(t, "'Assistant:"))
-                f->family = CHAT_V2;
-        return f->family == CHAT_NONE ? -EINVAL : 0;
+/* (Part of) a message's content; everything printed of a message comes through here. */
+static void print_content(struct rendering *p, const struct openai_message *m, struct slice content) {
+        buf_add(p->out, content);
+        if (m == &p->r->messages[p->r->message_count - 1])
+                p->final_end = p->out->len;
 }
-
-/* The template is a string, or a list of named ones of which `default` counts. */
-static struct slice template_of(yyjson_val *config) {
-        yyjson_val *v = json_get(config, "chat_template"), *item;
-        size_t i, n;
-
-        if (!yyjson_is_arr(v))
-                return json_slice(v);
-        yyjson_arr_foreach(v, i, n, item) if (slice_is(json_get_slice(item, "name"), "default")) return json_get_slice(
-            item, "template");
-        return SLICE_NONE;
-}
-
-/* Newer folders keep the template in a file of its own. */
-static int read_template_file(const char *dir, struct buf *text) {
-        char path[4096];
-        FILE *f;
-        size_t n = 1;
-
-        snprintf(path, sizeof(path), "%s/chat_template.jinja", dir);
-        f = fopen(path, "re");
-        if (!f)
-                return -ENOENT;
-        while (n > 0 && text->len < TEMPLATE_MAX) {
-                char *to = buf_reserve(text, 65536);
-
-                n = to ? fread(to, 1, 65536, f) : 0;
-                if (to)
-                        buf_commit(text, n);
-        }
-        fclose(f);
-        return buf_ok(text) ? 0 : -ENOMEM;
-}
-
-int chat_format_detect(const char *dir, struct chat_format *ret_format, struct error *e) {
-        struct buf text = {0};
-        struct chat_format f;
-        yyjson_doc *doc = NULL;
-        char path[4096];
-        struct slice found;
-        int r;
-
-        snprintf(path, sizeof(path), "%s/tokenizer_config.json", dir);
-        if (json_parse_file(path, TEMPLATE_MAX * 4, &doc, NULL) < 0)
-                doc = NULL;
-        found = template_of(yyjson_doc_get_root(doc));
-        if (!found.len && read_template_file(dir, &text) == 0)
-                found = buf_slice(&text);
-        if (!found.len)
-                r = error_set(e, -EINVAL, "%s has no chat template", dir);
-        else if (recognise(found, &f) < 0)
-                r = error_set(e, -EINVAL, "%s has a chat template that is none of DeepSeek V2, V3, R1, V3.1", dir);
-        else {
-                *ret_format = f;
-                r = 0;
-        }
-        yyjson_doc_free(doc);
-        buf_free(&text);
-        return r;
-}
-
-int chat_format_parse(struct slice name, struct chat_format *ret_format, struct error *e) {
-        static const struct {
-                const char *name;
-                struct chat_format format;
-        } known[] = {{"deepseek-v2", {.family = CHAT_V2}}, {"deepseek-v3", {.family = CHAT_V3}},
-            {"deepseek-r1", {.family = CHAT_R1, .r1_opens_think = true}}, {"deepseek-v3.1", {.family = CHAT_V31}}};
-
-        for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++)
-                if (slice_is_icase(name, known[i].name)) {
-                        *ret_format = known[i].format;
-                        return 0;
-                }
-        return error_set(e, -EINVAL,
-            "chat format `%.*s` is not known: deepseek-v2, deepseek-v3, deepseek-r1 or deepseek-v3.1",
-            SLICE_ARG(slice_sub(name, 0, 60)));
-}
-
-/* ---- pieces --------------------------------------------------------------------------------------------------------------------- */
 
 static bool is_role(const struct openai_message *m, const char *role) {
         return slice_is(m->role, role);
 }
 
-/* System messages, wherever they stand, joined by an empty line. */
-static void add_system(const struct openai_request *r, struct buf *out) {
-        bool any = false;
+/* What stands behind the first, or the last, </think>; all of it when there is none. */
+static struct slice behind_thinking(struct slice content, bool last) {
+        size_t at = slice_find_slice(content, SLICE_LIT(THINK_END), 0), next;
 
-        for (size_t i = 0; i < r->message_count; i++) {
-                if (!is_role(&r->messages[i], "system"))
+        if (at == content.len)
+                return content;
+        at += strlen(THINK_END);
+        while (last && (next = slice_find_slice(content, SLICE_LIT(THINK_END), at)) < content.len)
+                at = next + strlen(THINK_END);
+        return slice_sub(content, at, content.len);
+}
+
+/* ---- the system part ------------------------------------------------------------------------------------------------ */
+
+/* All system messages, wherever they stand, come first. */
+static bool print_system(struct rendering *p) {
+        size_t begin = p->out->len;
+        bool first = true;
+
+        for (size_t i = 0; i < p->r->message_count; i++) {
+                const struct openai_message *m = &p->r->messages[i];
+
+                if (!is_role(m, "system"))
                         continue;
-                if (any)
-                        buf_add_str(out, "\n\n");
-                buf_add(out, r->messages[i].content);
-                any = true;
+                if (p->f->compact ? p->out->len > begin : !first)
+                        print(p, "\n\n");
+                print_content(p, m, m->content);
+                first = false;
         }
+        return !first;
 }
 
-static void add_bos(const struct tokenizer *t, struct buf *out) {
-        if (tokenizer_bos(t) >= 0)
-                buf_add(out, tokenizer_bytes(t, (uint32_t)tokenizer_bos(t)));
-}
-
-/* After the first or the last </think>, all of it when there is none. */
-static struct slice without_reasoning(struct slice text, bool last) {
-        struct slice mark = SLICE_LIT("</think>");
-        size_t at = slice_find_slice(text, mark, 0);
-
-        while (last && at < text.len && slice_find_slice(text, mark, at + 1) < text.len)
-                at = slice_find_slice(text, mark, at + 1);
-        return at < text.len ? slice_sub(text, at + mark.len, text.len) : text;
-}
-
-/* ---- V2 ------------------------------------------------------------------------------------------------------------------------- */
-
-static void render_v2(const struct tokenizer *t, const struct openai_request *r, struct buf *out) {
-        add_bos(t, out);
-        for (size_t i = 0; i < r->message_count; i++) {
-                const struct openai_message *m = &r->messages[i];
-
-                if (is_role(m, "user"))
-                        buf_printf(out, "User: %.*s\n\n", SLICE_ARG(m->content));
-                else if (is_role(m, "assistant")) {
-                        buf_printf(out, "Assistant: %.*s", SLICE_ARG(m->content));
-                        if (tokenizer_eos(t) >= 0)
-                                buf_add(out, tokenizer_bytes(t, (uint32_t)tokenizer_eos(t)));
-                } else if (is_role(m, "system"))
-                        buf_printf(out, "%.*s\n\n", SLICE_ARG(m->content));
-        }
-        if (r->add_generation_prompt)
-                buf_add_str(out, "Assistant:");
-}
-
-/* ---- V3 and R1 --------------------------------------------------------------------------------------------------------------------- */
-
-struct turns {
-        bool calls_opened, after_tool, outputs_opened;
-};
-
-static void add_fenced_call(const struct openai_tool_call *c, struct buf *out) {
-        buf_printf(out, CALL_BEGIN "function" CALL_SEP "%.*s\n```json\n%.*s\n```" CALL_END, SLICE_ARG(c->name),
-            SLICE_ARG(c->arguments));
-}
-
-static void add_calls(const struct chat_format *f, const struct openai_message *m, struct turns *s, struct buf *out) {
-        bool r1 = f->family == CHAT_R1;
-
-        s->after_tool = false;
-        for (size_t k = 0; k < m->tool_call_count; k++) {
-                if (!s->calls_opened) {
-                        buf_add_str(out, ASSISTANT);
-                        if (r1 && m->has_content)
-                                buf_add(out, m->content);
-                        buf_add_str(out, CALLS_BEGIN);
-                        add_fenced_call(&m->tool_calls[k], out);
-                        s->calls_opened = true;
-                        continue;
-                }
-                buf_add_char(out, '\n');
-                add_fenced_call(&m->tool_calls[k], out);
-                if (!r1)
-                        buf_add_str(out, CALLS_END EOS);
-        }
-        if (r1)
-                buf_add_str(out, CALLS_END EOS);
-}
-
-static void add_answer(const struct chat_format *f, const struct openai_message *m, struct turns *s, struct buf *out) {
-        if (s->after_tool) {
-                buf_printf(out, OUTPUTS_END "%.*s" EOS, SLICE_ARG(m->content));
-                s->after_tool = false;
-                return;
-        }
-        buf_add_str(out, ASSISTANT);
-        buf_add(out, f->family == CHAT_R1 ? without_reasoning(m->content, true) : m->content);
-        buf_add_str(out, EOS);
-}
-
-static void render_v3(
-    const struct chat_format *f, const struct tokenizer *t, const struct openai_request *r, struct buf *out) {
-        struct turns s = {0};
-        bool r1 = f->family == CHAT_R1;
-
-        add_bos(t, out);
-        add_system(r, out);
-        for (size_t i = 0; i < r->message_count; i++) {
-                const struct openai_message *m = &r->messages[i];
-
-                if (is_role(m, "user")) {
-                        s.after_tool = false;
-                        buf_printf(out, USER "%.*s", SLICE_ARG(m->content));
-                } else if (is_role(m, "assistant") && m->tool_call_count && (r1 || !m->has_content))
-                        add_calls(f, m, &s, out);
-                else if (is_role(m, "assistant") && m->has_content)
-                        add_answer(f, m, &s, out);
-                else if (is_role(m, "assistant"))
-                        s.after_tool = false;
-                else if (is_role(m, "tool")) {
-                        s.after_tool = true;
-                        buf_add_str(out, !s.outputs_opened ? OUTPUTS_BEGIN : r1 ? "" : "\n");
-                        buf_printf(out, OUTPUT_BEGIN "%.*s" OUTPUT_END, SLICE_ARG(m->content));
-                        s.outputs_opened = true;
-                }
-        }
-        if (s.after_tool)
-                buf_add_str(out, OUTPUTS_END);
-        else if (r->add_generation_prompt)
-                buf_add_str(out, r1 && f->r1_opens_think ? ASSISTANT "<think>\n" : ASSISTANT);
-}
-
-/* ---- V3.1 --------------------------------------------------------------------------------------------------------------------------- */
-
-/* JSON with Python's spacing, as the templates' tojson prints it. */
-static void add_python_json(struct buf *out, yyjson_val *v) {
-        if (yyjson_is_obj(v)) {
-                yyjson_obj_iter iter;
-                yyjson_val *key;
-                bool any = false;
-
-                yyjson_obj_iter_init(v, &iter);
-                buf_add_char(out, '{');
-                while ((key = yyjson_obj_iter_next(&iter))) {
-                        buf_add_str(out, any ? ", " : "");
-                        json_add_string(out, json_slice(key));
-                        buf_add_str(out, ": ");
-                        add_python_json(out, yyjson_obj_iter_get_val(key));
-                        any = true;
-                }
-                buf_add_char(out, '}');
-        } else if (yyjson_is_arr(v)) {
-                yyjson_val *item;
-                size_t i, n;
-
-                buf_add_char(out, '[');
-                yyjson_arr_foreach(v, i, n, item) {
-                        buf_add_str(out, i ? ", " : "");
-                        add_python_json(out, item);
-                }
-                buf_add_char(out, ']');
-        } else if (yyjson_is_str(v))
-                json_add_string(out, json_slice(v));
-        else
-                json_add_value(out, v);
-}
-
-static void add_tool_list(yyjson_val *tools, struct buf *out) {
+static void print_tools_short(struct rendering *p) {
         yyjson_val *tool;
         size_t i, n;
 
-        buf_add_str(out, "\n\n## Tools\nYou can call these tools:");
-        yyjson_arr_foreach(tools, i, n, tool) {
-                yyjson_val *f = json_get(tool, "function");
+        print(p, "\n\n## Tools\nYou can call these tools:");
+        yyjson_arr_foreach(p->r->tools, i, n, tool) {
+                yyjson_val *function = json_get(tool, "function"), *parameters = json_get(function, "parameters");
 
-                buf_printf(out, "\n\n### %.*s\nDescription: %.*s\nParameters: ", SLICE_ARG(json_get_slice(f, "name")),
-                    SLICE_ARG(json_get_slice(f, "description")));
-                if (json_get(f, "parameters"))
-                        add_python_json(out, json_get(f, "parameters"));
+                print(p, "\n\n### ");
+                buf_add(p->out, json_get_slice(function, "name"));
+                print(p, "\nDescription: ");
+                buf_add(p->out, json_get_slice(function, "description"));
+                print(p, "\nParameters: ");
+                if (parameters)
+                        python_json_add(p->out, parameters);
+                else
+                        print(p, "{}");
         }
-        buf_add_str(
-            out, "\n\nTo call a tool, write: " CALLS_BEGIN CALL_BEGIN "NAME" CALL_SEP "ARGUMENTS" CALL_END CALLS_END);
+        print(p, "\n\nTo call a tool, write: " CALLS_BEGIN CALL_BEGIN "NAME" SEPARATOR "ARGUMENTS" CALL_END CALLS_END);
 }
 
-static bool thinks(const struct chat_format *f, const struct openai_request *r) {
-        return r->thinking == 1 || (r->thinking < 0 && f->reads_enable_thinking && r->enable_thinking == 1);
+static void print_tools_card(struct rendering *p) {
+        yyjson_val *tool;
+        size_t i, n;
+
+        print(p, "\n\n## Tools\nYou have access to the following tools:\n");
+        yyjson_arr_foreach(p->r->tools, i, n, tool) {
+                yyjson_val *function = json_get(tool, "function"), *parameters = json_get(function, "parameters");
+
+                print(p, "\n### ");
+                buf_add(p->out, json_get_slice(function, "name"));
+                print(p, "\nDescription: ");
+                buf_add(p->out, json_get_slice(function, "description"));
+                print(p, "\n\nParameters: ");
+                if (parameters)
+                        python_json_add(p->out, parameters);
+                else
+                        print(p, "{}");
+                print(p, "\n");
+        }
+        print(p, "\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n" CALLS_BEGIN CALL_BEGIN
+                 "tool_call_name" SEPARATOR "tool_call_arguments" CALL_END "{{additional_tool_calls}}" CALLS_END
+                 "\n\nWhere:\n\n"
+                 "- `tool_call_name` must be an exact match to one of the available tools\n"
+                 "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+                 "- For multiple tool calls, chain them directly without separators or spaces\n");
 }
 
-static void add_v31_calls(const struct openai_message *m, struct buf *out) {
-        if (m->has_content)
-                buf_add(out, m->content);
-        buf_add_str(out, CALLS_BEGIN);
-        for (size_t k = 0; k < m->tool_call_count; k++)
-                buf_printf(out, CALL_BEGIN "%.*s" CALL_SEP "%.*s" CALL_END, SLICE_ARG(m->tool_calls[k].name),
-                    SLICE_ARG(m->tool_calls[k].arguments));
-        buf_add_str(out, CALLS_END EOS);
+/* Returns whether there was a system message. */
+static bool print_head(struct rendering *p) {
+        bool system;
+
+        buf_add(p->out, p->bos);
+        system = print_system(p);
+        if (yyjson_arr_size(p->r->tools) > 0) {
+                if (p->f->tools == CHAT_TOOLS_SHORT)
+                        print_tools_short(p);
+                else if (p->f->tools == CHAT_TOOLS_CARD)
+                        print_tools_card(p);
+        }
+        return system;
 }
 
-static void render_v31(
-    const struct chat_format *f, const struct tokenizer *t, const struct openai_request *r, struct buf *out) {
-        bool last_user = false, after_tool = false, thinking = thinks(f, r);
+/* ---- V2, and plain roles -------------------------------------------------------------------------------------------- */
 
-        add_bos(t, out);
-        add_system(r, out);
-        if (f->lists_tools && r->tools)
-                add_tool_list(r->tools, out);
-        for (size_t i = 0; i < r->message_count; i++) {
-                const struct openai_message *m = &r->messages[i];
+static void render_v2(struct rendering *p) {
+        buf_add(p->out, p->bos);
+        for (size_t i = 0; i < p->r->message_count; i++) {
+                const struct openai_message *m = &p->r->messages[i];
+                bool user = is_role(m, "user"), assistant = is_role(m, "assistant");
+
+                if (!user && !assistant && !is_role(m, "system"))
+                        continue;
+                print(p, user ? "User: " : assistant ? "Assistant: " : "");
+                print_content(p, m, m->content);
+                if (assistant)
+                        buf_add(p->out, p->eos);
+                else
+                        print(p, "\n\n");
+        }
+        if (p->r->add_generation_prompt)
+                print(p, "Assistant:");
+}
+
+static void render_roles(struct rendering *p) {
+        buf_add(p->out, p->bos);
+        for (size_t i = 0; i < p->r->message_count; i++) {
+                const struct openai_message *m = &p->r->messages[i];
+
+                print(p, "<|");
+                buf_add(p->out, m->role);
+                print(p, "|>");
+                print_content(p, m, m->content);
+                if (is_role(m, "assistant"))
+                        buf_add(p->out, p->eos);
+        }
+        if (p->r->add_generation_prompt)
+                print(p, "<|assistant|>");
+}
+
+/* ---- V3 and R1 ------------------------------------------------------------------------------------------------------ */
+
+/* Both open the list of calls, and that of their outputs, once in a conversation. */
+struct v3_state {
+        bool calls_open, outputs_open, behind_output;
+};
+
+static void print_fenced_call(struct rendering *p, const struct openai_tool_call *call) {
+        print(p, CALL_BEGIN "function" SEPARATOR);
+        buf_add(p->out, call->name);
+        print(p, "\n```json\n");
+        buf_add(p->out, call->arguments);
+        print(p, "\n```" CALL_END);
+}
+
+/* V3 closes the calls behind each but the first of a conversation. */
+static void print_calls_v3(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
+        for (size_t i = 0; i < m->tool_call_count; i++) {
+                print(p, s->calls_open ? "\n" : ASSISTANT CALLS_BEGIN);
+                print_fenced_call(p, &m->tool_calls[i]);
+                if (s->calls_open)
+                        print(p, CALLS_END EOS);
+                s->calls_open = true;
+        }
+}
+
+/* R1 closes them once per message. Content is printed with the first call of the conversation only. */
+static void print_calls_r1(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
+        for (size_t i = 0; i < m->tool_call_count; i++) {
+                if (!s->calls_open) {
+                        print(p, ASSISTANT);
+                        print_content(p, m, m->content);
+                        print(p, CALLS_BEGIN);
+                } else
+                        print(p, "\n");
+                print_fenced_call(p, &m->tool_calls[i]);
+                s->calls_open = true;
+        }
+        print(p, CALLS_END EOS);
+}
+
+static void print_answer_v3(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
+        bool cuts = p->f->family == CHAT_R1 || p->f->cuts_thinking;
+
+        if (s->behind_output) {
+                print(p, OUTPUTS_END);
+                print_content(p, m, m->content);
+        } else {
+                print(p, ASSISTANT);
+                print_content(p, m, cuts ? behind_thinking(m->content, true) : m->content);
+        }
+        print(p, EOS);
+        s->behind_output = false;
+}
+
+static void print_output_v3(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
+        if (!s->outputs_open)
+                print(p, OUTPUTS_BEGIN);
+        else if (p->f->family == CHAT_V3)
+                print(p, "\n");
+        print(p, OUTPUT_BEGIN);
+        print_content(p, m, m->content);
+        print(p, OUTPUT_END);
+        s->outputs_open = s->behind_output = true;
+}
+
+static void print_assistant_v3(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
+        /* V3 has calls or content, never both; for R1 a message with calls is one of calls. */
+        bool calls = p->f->family == CHAT_R1 ? m->tool_calls != NULL : !m->has_content;
+
+        if (!calls) {
+                print_answer_v3(p, m, s);
+                return;
+        }
+        s->behind_output = false;
+        if (p->f->family == CHAT_R1)
+                print_calls_r1(p, m, s);
+        else
+                print_calls_v3(p, m, s);
+}
+
+static void render_v3(struct rendering *p) {
+        struct v3_state s = {0};
+
+        print_head(p);
+        for (size_t i = 0; i < p->r->message_count; i++) {
+                const struct openai_message *m = &p->r->messages[i];
 
                 if (is_role(m, "user")) {
-                        buf_printf(out, USER "%.*s", SLICE_ARG(m->content));
-                        last_user = true;
-                        after_tool = false;
-                } else if (is_role(m, "assistant")) {
-                        bool opens = m->prefix && thinking && (!m->tool_call_count || f->prefix_stays_open);
-
-                        if (last_user)
-                                buf_add_str(out, opens ? ASSISTANT "<think>" : ASSISTANT "</think>");
-                        if (m->tool_call_count)
-                                add_v31_calls(m, out);
-                        else {
-                                buf_add(out, after_tool && !f->cuts_after_tools ? m->content
-                                                                                : without_reasoning(m->content, false));
-                                if (!(f->prefix_stays_open && m->prefix))
-                                        buf_add_str(out, EOS);
-                        }
-                        last_user = after_tool = false;
-                } else if (is_role(m, "tool")) {
-                        buf_printf(out, OUTPUT_BEGIN "%.*s" OUTPUT_END, SLICE_ARG(m->content));
-                        last_user = false;
-                        after_tool = true;
-                }
+                        s.behind_output = false;
+                        print(p, USER);
+                        print_content(p, m, m->content);
+                } else if (is_role(m, "assistant"))
+                        print_assistant_v3(p, m, &s);
+                else if (is_role(m, "tool"))
+                        print_output_v3(p, m, &s);
         }
-        if (r->add_generation_prompt && last_user)
-                buf_add_str(out, thinking ? ASSISTANT "<think>" : ASSISTANT "</think>");
+        if (s.behind_output)
+                print(p, OUTPUTS_END);
+        else if (p->r->add_generation_prompt)
+                print(p, p->f->opens_think ? ASSISTANT THINK_BEGIN "\n" : ASSISTANT);
 }
 
-/* ---- the whole -------------------------------------------------------------------------------------------------------------------- */
+/* ---- V3.1 ----------------------------------------------------------------------------------------------------------- */
 
-/* Cut the prompt right behind the last message's text, so that the model goes on with it (transformers'
- * continue_final_message). */
-static int continue_final(const struct openai_request *r, struct buf *out, struct error *e) {
-        struct slice text = r->messages[r->message_count - 1].content, trimmed = slice_trim(text),
-                     rendered = buf_slice(out);
-        size_t at = rendered.len, next = slice_find_slice(rendered, trimmed, 0);
+/* The compact template differs from the release's in this: an empty system message is followed by no empty line, a turn of
+ * calls opens reasoning where an answer would, an answer behind a tool's output is cut at </think> too, one with `prefix`
+ * is not closed, and an empty list of calls is none. */
+struct v31_state {
+        bool behind_user, behind_output;
+        bool only_system; /* no turn yet but system messages */
+        bool prefix;      /* some answer was to be continued */
+};
 
-        while (next < rendered.len) {
-                at = next;
-                next = slice_find_slice(rendered, trimmed, at + 1);
+static void print_calls_v31(struct rendering *p, const struct openai_message *m, const struct v31_state *s) {
+        bool thinks = p->f->compact && m->prefix && p->thinking;
+
+        if (s->behind_user || (p->f->answers_anyone && s->only_system))
+                print(p, thinks ? ASSISTANT THINK_BEGIN : ASSISTANT THINK_END);
+        for (size_t i = 0; i < m->tool_call_count; i++) {
+                if (i == 0) {
+                        print_content(p, m, m->content);
+                        print(p, CALLS_BEGIN);
+                }
+                print(p, CALL_BEGIN);
+                buf_add(p->out, m->tool_calls[i].name);
+                print(p, SEPARATOR);
+                buf_add(p->out, m->tool_calls[i].arguments);
+                print(p, CALL_END);
         }
-        if (!trimmed.len || at == rendered.len)
-                return error_set(e, -EINVAL,
-                    "continue_final_message is set but the final message does not appear in the chat after applying "
-                    "the chat template");
-        while (text.len && (text.ptr[0] == ' ' || text.ptr[0] == '\t' || text.ptr[0] == '\n' || text.ptr[0] == '\r'))
-                slice_take(&text, 1);
-        if (slice_eq(slice_sub(rendered, at, at + text.len), text) &&
-            slice_eq(text, r->messages[r->message_count - 1].content))
-                out->len = at + text.len;
-        else
-                out->len = at + trimmed.len;
-        return 0;
+        print(p, CALLS_END);
+        buf_add(p->out, p->eos);
+}
+
+static void print_answer_v31(struct rendering *p, const struct openai_message *m, struct v31_state *s) {
+        bool whole = s->behind_output && !p->f->compact;
+
+        if (s->behind_user)
+                print(p, m->prefix && p->thinking ? ASSISTANT THINK_BEGIN : ASSISTANT THINK_END);
+        print_content(p, m, whole ? m->content : behind_thinking(m->content, false));
+        if (!m->prefix || !p->f->compact)
+                buf_add(p->out, p->eos);
+        s->prefix = s->prefix || m->prefix;
+}
+
+static void render_v31(struct rendering *p) {
+        struct v31_state s = {0};
+        bool asks;
+
+        s.only_system = print_head(p);
+        for (size_t i = 0; i < p->r->message_count; i++) {
+                const struct openai_message *m = &p->r->messages[i];
+                bool user = is_role(m, "user"), tool = is_role(m, "tool"), assistant = is_role(m, "assistant");
+
+                if (user) {
+                        print(p, USER);
+                        print_content(p, m, m->content);
+                } else if (assistant && m->tool_calls && (m->tool_call_count > 0 || !p->f->compact))
+                        print_calls_v31(p, m, &s);
+                else if (assistant)
+                        print_answer_v31(p, m, &s);
+                else if (tool) {
+                        print(p, OUTPUT_BEGIN);
+                        print_content(p, m, m->content);
+                        print(p, OUTPUT_END);
+                }
+                if (user || assistant || tool) {
+                        s.behind_user = user;
+                        s.behind_output = tool;
+                }
+                s.only_system = s.only_system && is_role(m, "system");
+        }
+        asks = p->f->answers_anyone ? s.behind_user || s.only_system || !s.prefix : s.behind_user;
+        if (p->r->add_generation_prompt && asks && !s.behind_output)
+                print(p, p->thinking ? ASSISTANT THINK_BEGIN : ASSISTANT THINK_END);
+}
+
+/* ---- all ------------------------------------------------------------------------------------------------------------ */
+
+static struct slice token_text(const struct tokenizer *t, int64_t id) {
+        return id >= 0 ? tokenizer_bytes(t, (uint32_t)id) : SLICE_NONE;
 }
 
 int chat_render(const struct chat_format *f, const struct tokenizer *t, const struct openai_request *r, struct buf *out,
     struct error *e) {
+        struct rendering p = {.f = f,
+            .r = r,
+            .bos = token_text(t, tokenizer_bos(t)),
+            .eos = token_text(t, tokenizer_eos(t)),
+            .out = out,
+            .thinking = r->thinking == 1 || (f->reads_enable_thinking && r->enable_thinking == 1),
+            .final_end = NOT_PRINTED};
+
         switch (f->family) {
-        case CHAT_NONE:
-                return error_set(e, -EINVAL, "there is no chat template");
         case CHAT_V2:
-                render_v2(t, r, out);
+                render_v2(&p);
                 break;
         case CHAT_V3:
         case CHAT_R1:
-                render_v3(f, t, r, out);
+                render_v3(&p);
                 break;
         case CHAT_V31:
-                render_v31(f, t, r, out);
+                render_v31(&p);
                 break;
+        case CHAT_ROLES:
+                render_roles(&p);
+                break;
+        case CHAT_NONE:
+                return error_set(e, -EINVAL, "the model has no chat template");
         }
         if (!buf_ok(out))
                 return error_set(e, -ENOMEM, "out of memory");
-        return r->continue_final_message && r->message_count ? continue_final(r, out, e) : 0;
+        if (r->continue_final_message) {
+                if (p.final_end == NOT_PRINTED)
+                        return error_set(e, -EINVAL,
+                            "continue_final_message is set but the final message does not appear in the chat after "
+                            "applying "
+                            "the chat template");
+                out->len = p.final_end;
+        }
+        return 0;
+}
+
+enum chat_reasoning chat_prompt_reasoning(struct slice prompt) {
+        prompt = slice_trim(prompt);
+        if (slice_ends(prompt, SLICE_LIT(THINK_BEGIN)))
+                return CHAT_REASONING_OPEN;
+        return slice_ends(prompt, SLICE_LIT(THINK_END)) ? CHAT_REASONING_CLOSED : CHAT_REASONING_UNSAID;
 }

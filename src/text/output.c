@@ -1,62 +1,55 @@
-/* output.c - finding reasoning and tool calls in generated text, fed in pieces of any cut.
+/* output.c - find reasoning and tool calls in generated text that comes in pieces of any cut.
  *
- * A machine over markers: in each state a few markers matter; text before the first one belongs to the state, and text that
- * may be the start of one is held back. Results do not depend on how the text was cut. */
+ * Text waits in `held` from the first byte that is not yet given out. Each step looks at what waits and either gives out a
+ * piece of it, or says that more must come. It may say so only where the bytes that wait could still become a marker or
+ * the beginning of a call, so what waits is bounded, and nothing depends on where the text was cut. */
 #include "base/buf.h"
 #include "text/text.h"
 #include <errno.h>
 #include <stdlib.h>
 
-enum state {
-        STATE_START,
-        STATE_REASONING,
-        STATE_CONTENT,
-        STATE_CALLS,
-        STATE_TYPE,
-        STATE_NAME,
-        STATE_ARGUMENTS,
-        STATE_DONE
-};
-
-#define THINK       "<think>"
+#define THINK_BEGIN "<think>"
 #define THINK_END   "</think>"
 #define CALLS_BEGIN "<｜tool▁calls▁begin｜>"
 #define CALLS_END   "<｜tool▁calls▁end｜>"
 #define CALL_BEGIN  "<｜tool▁call▁begin｜>"
 #define CALL_END    "<｜tool▁call▁end｜>"
-#define CALL_SEP    "<｜tool▁sep｜>"
-#define FENCE       "\n```json\n"
-#define FENCE_END   "\n```" CALL_END
+#define SEPARATOR   "<｜tool▁sep｜>"
+#define FENCE_BEGIN "\n```json\n"
+#define FENCE_END   "\n```"
 
-struct queued {
-        enum output_part part;
-        unsigned tool_index;
-        size_t from, to; /* in texts */
+/* From the mark that begins a call (or the list of calls) to the end of its name: names have at most 64 bytes in the
+ * OpenAI API; beyond this it is no call. */
+#define CALL_HEAD_MAX 1024u
+
+enum output_state {
+        STATE_BEFORE, /* nothing yet: a <think> here is dropped */
+        STATE_REASONING,
+        STATE_CONTENT,
+        STATE_BETWEEN, /* behind a call: another one, or the end of the list */
+        STATE_ARGUMENTS,
+        STATE_BEHIND, /* behind the list: white space is dropped */
 };
 
 struct output_parser {
-        struct output_parser_options options;
-        enum state state;
-        struct buf held;  /* not yet decided */
-        struct buf call;  /* the current call as it came, for giving it back as content when it breaks */
-        struct buf texts; /* of the queued pieces */
-        struct queued *queue;
-        size_t queue_count, queue_capacity, queue_at;
-        unsigned tools; /* calls begun */
-        bool name_told;
-        bool failed;
+        enum output_state state;
+        enum tool_parser tools;
+        unsigned calls; /* begun so far */
+        bool last;
+        struct buf held;
+        size_t at; /* of held: given out before here */
 };
 
 struct output_parser *output_parser_new(const struct output_parser_options *options) {
         struct output_parser *p = calloc(1, sizeof(*p));
-        bool reasoning =
-            options->reasoning == REASONING_DEEPSEEK_R1 ||
-            (options->reasoning == REASONING_DEEPSEEK_V3 && (options->thinking || options->starts_in_reasoning));
+        bool reasons = options->reasoning == REASONING_DEEPSEEK_R1 ||
+                       (options->reasoning == REASONING_DEEPSEEK_V3 &&
+                           (options->thinking || options->prompt == CHAT_REASONING_OPEN));
 
         if (!p)
                 return NULL;
-        p->options = *options;
-        p->state = reasoning ? STATE_START : STATE_CONTENT;
+        p->tools = options->tools;
+        p->state = reasons && options->prompt != CHAT_REASONING_CLOSED ? STATE_BEFORE : STATE_CONTENT;
         return p;
 }
 
@@ -64,240 +57,275 @@ void output_parser_free(struct output_parser *p) {
         if (!p)
                 return;
         buf_free(&p->held);
-        buf_free(&p->call);
-        buf_free(&p->texts);
-        free(p->queue);
         free(p);
 }
 
 bool output_parser_saw_tools(const struct output_parser *p) {
-        return p->tools > 0;
+        return p->calls > 0;
 }
 
-/* ---- pieces out ----------------------------------------------------------------------------------------------------------------- */
+/* ---- markers -------------------------------------------------------------------------------------------------------- */
 
-static void emit(struct output_parser *p, enum output_part part, struct slice text) {
-        struct queued *last = p->queue_count ? &p->queue[p->queue_count - 1] : NULL;
-        unsigned tool = part == OUTPUT_TOOL_NAME || part == OUTPUT_TOOL_ARGUMENTS ? p->tools - 1 : 0;
+static struct slice waiting(const struct output_parser *p) {
+        return slice_sub(buf_slice(&p->held), p->at, p->held.len);
+}
 
-        if (text.len == 0 && part != OUTPUT_TOOL_NAME)
-                return;
-        if (last && last->part == part && last->tool_index == tool && part != OUTPUT_TOOL_NAME) {
-                buf_add(&p->texts, text);
-                last->to = p->texts.len;
-                return;
+/* How many bytes at the end of text are the beginning of marker, all of it excluded. */
+static size_t begun(struct slice text, const char *marker) {
+        size_t n = strlen(marker) - 1;
+
+        if (n > text.len)
+                n = text.len;
+        while (n > 0 && memcmp(text.ptr + text.len - n, marker, n) != 0)
+                n--;
+        return n;
+}
+
+enum match { MATCH_NO, MATCH_YES, MATCH_SHORT /* right so far */ };
+
+/* Take marker off the front. */
+static enum match take_marker(struct slice *text, const char *marker) {
+        size_t n = strlen(marker);
+
+        if (text->len >= n && memcmp(text->ptr, marker, n) == 0) {
+                slice_take(text, n);
+                return MATCH_YES;
         }
-        if (p->queue_count == p->queue_capacity) {
-                size_t capacity = p->queue_capacity ? p->queue_capacity * 2 : 8;
-                struct queued *grown = realloc(p->queue, capacity * sizeof(*grown));
+        return text->len < n && (text->len == 0 || memcmp(text->ptr, marker, text->len) == 0) ? MATCH_SHORT : MATCH_NO;
+}
 
-                if (!grown) {
-                        p->failed = true;
-                        return;
-                }
-                p->queue = grown;
-                p->queue_capacity = capacity;
+static void skip_space(struct slice *text) {
+        while (text->len > 0 && strchr(" \t\r\n", text->ptr[0]) && text->ptr[0] != 0)
+                slice_take(text, 1);
+}
+
+/* ---- steps: 1 with a piece, 0 more must come, -1 go on in another state ----------------------------------------------- */
+
+enum { STEP_AGAIN = -1, STEP_WAIT, STEP_PIECE };
+
+static int give(struct output_parser *p, enum output_part part, size_t bytes, struct output_piece *ret_piece) {
+        if (bytes == 0)
+                return STEP_WAIT;
+        *ret_piece = (struct output_piece){part, 0, slice_sub(waiting(p), 0, bytes)};
+        p->at += bytes;
+        return STEP_PIECE;
+}
+
+static int step_before(struct output_parser *p) {
+        struct slice text = waiting(p);
+        enum match m = take_marker(&text, THINK_BEGIN);
+
+        if (m == MATCH_SHORT && !p->last)
+                return STEP_WAIT;
+        if (m == MATCH_YES)
+                p->at += strlen(THINK_BEGIN);
+        p->state = STATE_REASONING;
+        return STEP_AGAIN;
+}
+
+static int step_reasoning(struct output_parser *p, struct output_piece *ret_piece) {
+        struct slice text = waiting(p);
+        size_t end = slice_find_slice(text, SLICE_LIT(THINK_END), 0);
+
+        if (end == text.len)
+                return give(p, OUTPUT_REASONING, text.len - (p->last ? 0 : begun(text, THINK_END)), ret_piece);
+        if (end > 0)
+                return give(p, OUTPUT_REASONING, end, ret_piece);
+        p->at += strlen(THINK_END);
+        p->state = STATE_CONTENT;
+        return STEP_AGAIN;
+}
+
+/* The name in a call's head, which `text` begins with after CALL_BEGIN; *text is what stands behind the head. */
+static enum match take_head(const struct output_parser *p, struct slice *text, struct slice *ret_name) {
+        struct slice rest = *text, line;
+        size_t separator = slice_find_slice(rest, SLICE_LIT(SEPARATOR), 0);
+        size_t angle = slice_find(rest, '<', 0), end;
+        enum match m;
+
+        if (separator == rest.len) {
+                /* A name has no '<': there may only be a separator that has begun. */
+                line = slice_sub(rest, 0, rest.len - begun(rest, SEPARATOR));
+                return angle < line.len || slice_find(line, '\n', 0) < line.len ? MATCH_NO : MATCH_SHORT;
         }
-        p->queue[p->queue_count++] = (struct queued){part, tool, p->texts.len, p->texts.len + text.len};
-        buf_add(&p->texts, text);
+        line = slice_sub(rest, 0, separator);
+        if (angle < separator || slice_find(line, '\n', 0) < line.len)
+                return MATCH_NO;
+        slice_take(&rest, separator + strlen(SEPARATOR));
+        if (p->tools == TOOLS_DEEPSEEK_V3) { /* that was the type */
+                end = slice_find(rest, '\n', 0);
+                line = slice_take(&rest, end);
+                if (slice_find(line, '<', 0) < line.len)
+                        return MATCH_NO;
+                m = take_marker(&rest, FENCE_BEGIN);
+                if (m != MATCH_YES)
+                        return m;
+        }
+        line = slice_trim(line);
+        if (line.len == 0)
+                return MATCH_NO;
+        *ret_name = line;
+        *text = rest;
+        return MATCH_YES;
+}
+
+/* White space, CALL_BEGIN and the head of a call. */
+static enum match take_call(const struct output_parser *p, struct slice *text, struct slice *ret_name) {
+        enum match m;
+
+        skip_space(text);
+        m = take_marker(text, CALL_BEGIN);
+        return m == MATCH_YES ? take_head(p, text, ret_name) : m;
+}
+
+/* The limit, without regard to how much came at once: what is complete within it counts, what is not is refused when it
+ * has grown beyond. At the end, nothing is still to come. */
+static enum match within_limit(const struct output_parser *p, enum match m, struct slice rest) {
+        size_t taken = m == MATCH_YES ? waiting(p).len - rest.len : waiting(p).len;
+
+        return taken > CALL_HEAD_MAX || (m == MATCH_SHORT && p->last) ? MATCH_NO : m;
+}
+
+static int begin_call(struct output_parser *p, struct slice rest, struct slice name, struct output_piece *ret_piece) {
+        p->at = p->held.len - rest.len;
+        p->state = STATE_ARGUMENTS;
+        *ret_piece = (struct output_piece){OUTPUT_TOOL_NAME, p->calls++, name};
+        return STEP_PIECE;
+}
+
+static int step_content(struct output_parser *p, struct output_piece *ret_piece) {
+        struct slice text = waiting(p), rest, name;
+        size_t calls = p->tools == TOOLS_NONE ? text.len : slice_find_slice(text, SLICE_LIT(CALLS_BEGIN), 0);
+        enum match m;
+
+        if (calls == text.len)
+                return give(p, OUTPUT_CONTENT,
+                    text.len - (p->last || p->tools == TOOLS_NONE ? 0 : begun(text, CALLS_BEGIN)), ret_piece);
+        if (calls > 0)
+                return give(p, OUTPUT_CONTENT, calls, ret_piece);
+        rest = slice_sub(text, strlen(CALLS_BEGIN), text.len);
+        m = take_call(p, &rest, &name);
+        m = within_limit(p, m, rest);
+        if (m == MATCH_YES)
+                return begin_call(p, rest, name, ret_piece);
+        if (m == MATCH_SHORT)
+                return STEP_WAIT;
+        /* Not a call: the mark is content, and what follows is looked at anew. */
+        return give(p, OUTPUT_CONTENT, strlen(CALLS_BEGIN), ret_piece);
+}
+
+static int step_between(struct output_parser *p, struct output_piece *ret_piece) {
+        struct slice call = waiting(p), end = call, name;
+        enum match calls = take_call(p, &call, &name), ends;
+
+        calls = within_limit(p, calls, call);
+        if (calls == MATCH_YES)
+                return begin_call(p, call, name, ret_piece);
+        skip_space(&end);
+        ends = take_marker(&end, CALLS_END);
+        ends = within_limit(p, ends, end);
+        if (calls == MATCH_SHORT || ends == MATCH_SHORT)
+                return STEP_WAIT;
+        if (ends == MATCH_YES || (p->last && end.len == 0 && waiting(p).len <= CALL_HEAD_MAX)) {
+                p->at = p->held.len - end.len;
+                p->state = STATE_BEHIND;
+        } else
+                p->state = STATE_CONTENT;
+        return STEP_AGAIN;
+}
+
+/* How many of the arguments' bytes may go out: not what may be the beginning of their end. */
+static size_t arguments_so_far(const struct output_parser *p, struct slice text) {
+        size_t keep = begun(text, CALL_END), list = begun(text, CALLS_END);
+
+        keep = p->last ? 0 : list > keep ? list : keep;
+        if (p->tools == TOOLS_DEEPSEEK_V3) {
+                struct slice before = slice_sub(text, 0, text.len - keep);
+
+                /* The fence, or a part of it when no mark has begun yet. */
+                if (slice_ends(before, SLICE_LIT(FENCE_END)))
+                        keep += strlen(FENCE_END);
+                else if (keep == 0 && !p->last)
+                        keep = begun(text, FENCE_END);
+        }
+        return text.len - keep;
+}
+
+static int step_arguments(struct output_parser *p, struct output_piece *ret_piece) {
+        struct slice text = waiting(p), arguments;
+        size_t end = slice_find_slice(text, SLICE_LIT(CALL_END), 0),
+               list = slice_find_slice(text, SLICE_LIT(CALLS_END), 0);
+        int r;
+
+        /* A list that ends ends its last call too. */
+        arguments = slice_sub(text, 0, end < list ? end : list);
+        if (arguments.len < text.len) {
+                if (p->tools == TOOLS_DEEPSEEK_V3 && slice_ends(arguments, SLICE_LIT(FENCE_END)))
+                        arguments.len -= strlen(FENCE_END);
+        } else
+                arguments.len = arguments_so_far(p, text);
+        r = give(p, OUTPUT_TOOL_ARGUMENTS, arguments.len, ret_piece);
+        if (r == STEP_PIECE) {
+                ret_piece->tool_index = p->calls - 1;
+                return r;
+        }
+        if (end == text.len && list == text.len)
+                return STEP_WAIT;
+        p->at += end < list ? end + strlen(CALL_END) : list;
+        p->state = STATE_BETWEEN;
+        return STEP_AGAIN;
+}
+
+static int step_behind(struct output_parser *p) {
+        struct slice text = waiting(p);
+
+        skip_space(&text);
+        p->at = p->held.len - text.len;
+        if (text.len == 0)
+                return STEP_WAIT;
+        p->state = STATE_CONTENT;
+        return STEP_AGAIN;
+}
+
+/* ---- in and out ----------------------------------------------------------------------------------------------------- */
+
+int output_parser_feed(struct output_parser *p, struct slice text, bool last) {
+        buf_consume(&p->held, p->at);
+        p->at = 0;
+        buf_add(&p->held, text);
+        p->last = last;
+        return buf_ok(&p->held) ? 0 : -ENOMEM;
 }
 
 int output_parser_next(struct output_parser *p, struct output_piece *ret_piece) {
-        const struct queued *q;
+        int r = STEP_AGAIN;
 
-        if (p->failed || !buf_ok(&p->texts) || !buf_ok(&p->held) || !buf_ok(&p->call))
-                return -ENOMEM;
-        if (p->queue_at == p->queue_count)
-                return 0;
-        q = &p->queue[p->queue_at++];
-        *ret_piece = (struct output_piece){q->part, q->tool_index, slice_sub(buf_slice(&p->texts), q->from, q->to)};
-        return 1;
-}
-
-/* ---- markers -------------------------------------------------------------------------------------------------------------------- */
-
-/* Length of the longest end of `text` that begins `marker` without being all of it. */
-static size_t partial(struct slice text, struct slice marker) {
-        size_t n = marker.len - 1 < text.len ? marker.len - 1 : text.len;
-
-        for (; n > 0; n--)
-                if (memcmp(text.ptr + text.len - n, marker.ptr, n) == 0)
-                        return n;
-        return 0;
-}
-
-/* Look for the first of the markers. Returns its index and *ret_before (the text in front of it is taken, the marker too), or
- * -1 with *ret_before being what can be decided; the rest stays held. With `last` everything can be decided. */
-static int take_until(struct output_parser *p, const char *const *markers, int count, bool last,
-    struct slice *ret_before, size_t *ret_used) {
-        struct slice held = buf_slice(&p->held);
-        size_t first = held.len, keep = 0;
-        int found = -1;
-
-        for (int i = 0; i < count; i++) {
-                struct slice marker = slice_str(markers[i]);
-                size_t at = slice_find_slice(held, marker, 0), end = partial(held, marker);
-
-                if (at < first) {
-                        first = at;
-                        found = i;
+        while (r == STEP_AGAIN && p->at < p->held.len) {
+                switch (p->state) {
+                case STATE_BEFORE:
+                        r = step_before(p);
+                        break;
+                case STATE_REASONING:
+                        r = step_reasoning(p, ret_piece);
+                        break;
+                case STATE_CONTENT:
+                        r = step_content(p, ret_piece);
+                        break;
+                case STATE_BETWEEN:
+                        r = step_between(p, ret_piece);
+                        break;
+                case STATE_ARGUMENTS:
+                        r = step_arguments(p, ret_piece);
+                        break;
+                case STATE_BEHIND:
+                        r = step_behind(p);
+                        break;
                 }
-                keep = end > keep ? end : keep;
         }
-        if (found >= 0) {
-                *ret_before = slice_sub(held, 0, first);
-                *ret_used = first + strlen(markers[found]);
-                return found;
-        }
-        *ret_used = last ? held.len : held.len - keep;
-        *ret_before = slice_sub(held, 0, *ret_used);
-        return -1;
+        return r == STEP_PIECE;
 }
 
-/* ---- states --------------------------------------------------------------------------------------------------------------------- */
-
-static void use(struct output_parser *p, size_t n, bool in_call) {
-        if (in_call)
-                buf_append(&p->call, p->held.ptr, n);
-        buf_consume(&p->held, n);
-}
-
-/* A call that never became one is content after all. */
-static void give_back_call(struct output_parser *p) {
-        emit(p, OUTPUT_CONTENT, buf_slice(&p->call));
-        emit(p, OUTPUT_CONTENT, buf_slice(&p->held));
-        buf_reset(&p->call);
-        buf_reset(&p->held);
-        p->state = STATE_CONTENT;
-}
-
-/* An optional <think> in front of the reasoning. */
-static bool step_start(struct output_parser *p, bool last) {
-        struct slice think = SLICE_LIT(THINK), held = buf_slice(&p->held);
-
-        if (slice_starts(held, think))
-                use(p, think.len, false);
-        else if (!last && held.len < think.len && slice_starts(think, held))
-                return false;
-        p->state = STATE_REASONING;
-        return true;
-}
-
-static bool step_reasoning(struct output_parser *p, bool last) {
-        static const char *const markers[] = {THINK_END};
-        struct slice before;
-        size_t used;
-        int found = take_until(p, markers, 1, last, &before, &used);
-
-        emit(p, OUTPUT_REASONING, before);
-        use(p, used, false);
-        if (found == 0)
-                p->state = STATE_CONTENT;
-        return found == 0;
-}
-
-static bool step_content(struct output_parser *p, bool last) {
-        static const char *const markers[] = {CALLS_BEGIN};
-        struct slice before;
-        size_t used;
-        int found = take_until(p, markers, p->options.tools == TOOLS_NONE ? 0 : 1, last, &before, &used);
-
-        emit(p, OUTPUT_CONTENT, before);
-        if (found == 0) {
-                use(p, before.len, false);
-                use(p, used - before.len, true);
-                p->state = STATE_CALLS;
-        } else
-                use(p, used, false);
-        return found == 0;
-}
-
-static bool step_calls(struct output_parser *p, bool last) {
-        static const char *const markers[] = {CALL_BEGIN, CALLS_END};
-        struct slice before;
-        size_t used;
-        int found = take_until(p, markers, 2, false, &before, &used);
-
-        if (found < 0) {
-                if (last && p->tools == 0)
-                        give_back_call(p);
-                else if (last)
-                        buf_reset(&p->held);
-                return false;
-        }
-        use(p, used, true);
-        p->name_told = false;
-        p->state = found == 1 ? STATE_DONE : p->options.tools == TOOLS_DEEPSEEK_V3 ? STATE_TYPE : STATE_NAME;
-        return true;
-}
-
-/* V3: the call's type, before its name. */
-static bool step_type(struct output_parser *p, bool last) {
-        static const char *const markers[] = {CALL_SEP};
-        struct slice before;
-        size_t used;
-
-        if (take_until(p, markers, 1, false, &before, &used) < 0) {
-                if (last)
-                        give_back_call(p);
-                return false;
-        }
-        use(p, used, true);
-        p->state = STATE_NAME;
-        return true;
-}
-
-static bool step_name(struct output_parser *p, bool last) {
-        const char *marker = p->options.tools == TOOLS_DEEPSEEK_V3 ? FENCE : CALL_SEP;
-        struct slice before;
-        size_t used;
-
-        if (take_until(p, &marker, 1, false, &before, &used) < 0) {
-                if (last)
-                        give_back_call(p);
-                return false;
-        }
-        p->tools++;
-        emit(p, OUTPUT_TOOL_NAME, slice_trim(before));
-        use(p, used, true);
-        buf_reset(&p->call);
-        p->state = STATE_ARGUMENTS;
-        return true;
-}
-
-static bool step_arguments(struct output_parser *p, bool last) {
-        const char *marker = p->options.tools == TOOLS_DEEPSEEK_V3 ? FENCE_END : CALL_END;
-        struct slice before;
-        size_t used;
-        int found = take_until(p, &marker, 1, last, &before, &used);
-
-        emit(p, OUTPUT_TOOL_ARGUMENTS, before);
-        use(p, used, false);
-        if (found == 0)
-                p->state = STATE_CALLS;
-        return found == 0;
-}
-
-int output_parser_feed(struct output_parser *p, struct slice text, bool last) {
-        static bool (*const steps[])(struct output_parser *, bool) = {[STATE_START] = step_start,
-            [STATE_REASONING] = step_reasoning,
-            [STATE_CONTENT] = step_content,
-            [STATE_CALLS] = step_calls,
-            [STATE_TYPE] = step_type,
-            [STATE_NAME] = step_name,
-            [STATE_ARGUMENTS] = step_arguments};
-
-        p->queue_count = p->queue_at = 0;
-        buf_reset(&p->texts);
-        buf_add(&p->held, text);
-        while (buf_ok(&p->held) && p->state != STATE_DONE && steps[p->state](p, last))
-                ;
-        if (p->state == STATE_DONE)
-                buf_reset(&p->held); /* nothing after the calls is meant for anybody */
-        return p->failed || !buf_ok(&p->held) || !buf_ok(&p->texts) ? -ENOMEM : 0;
-}
-
-/* ---- names ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- names ---------------------------------------------------------------------------------------------------------- */
 
 int reasoning_parser_parse(struct slice name, enum reasoning_parser *ret_parser, struct error *e) {
         if (slice_is(name, "deepseek_r1"))
@@ -305,8 +333,8 @@ int reasoning_parser_parse(struct slice name, enum reasoning_parser *ret_parser,
         else if (slice_is(name, "deepseek_v3"))
                 *ret_parser = REASONING_DEEPSEEK_V3;
         else
-                return error_set(e, -EINVAL, "reasoning parser `%.*s` is not known: deepseek_r1 or deepseek_v3",
-                    SLICE_ARG(slice_sub(name, 0, 60)));
+                return error_set(e, -EINVAL, "unknown reasoning parser '%.*s' (deepseek_r1 and deepseek_v3 are known)",
+                    SLICE_ARG(slice_sub(name, 0, 64)));
         return 0;
 }
 
@@ -316,7 +344,7 @@ int tool_parser_parse(struct slice name, enum tool_parser *ret_parser, struct er
         else if (slice_is(name, "deepseek_v31"))
                 *ret_parser = TOOLS_DEEPSEEK_V31;
         else
-                return error_set(e, -EINVAL, "tool-call parser `%.*s` is not known: deepseek_v3 or deepseek_v31",
-                    SLICE_ARG(slice_sub(name, 0, 60)));
+                return error_set(e, -EINVAL, "unknown tool-call parser '%.*s' (deepseek_v3 and deepseek_v31 are known)",
+                    SLICE_ARG(slice_sub(name, 0, 64)));
         return 0;
 }

@@ -63,26 +63,52 @@ void detokenizer_flush(struct detokenizer *d, struct buf *out); /* what is held 
 
 /* ---- chat formats --------------------------------------------------------------------------------------------------- */
 
-enum chat_family { CHAT_NONE, CHAT_V2, CHAT_V3, CHAT_R1, CHAT_V31 };
-
-struct chat_format {
-        enum chat_family family;
-        bool lists_tools;           /* prints `tools` into the system part, as models/baton-tiny's template does */
-        bool reads_enable_thinking; /* chat_template_kwargs.enable_thinking counts too */
-        bool r1_opens_think;        /* R1: the generation prompt ends in <think> (the first release's did not) */
-        bool cuts_after_tools;      /* V3.1: an answer after tool output loses its reasoning too */
-        bool prefix_stays_open;     /* V3.1: a message with `prefix` is not closed by EOS */
+enum chat_family {
+        CHAT_NONE,
+        CHAT_V2,
+        CHAT_V3, /* also R1's first template */
+        CHAT_R1,
+        CHAT_V31,
+        CHAT_ROLES, /* <|role|>text, as small test models have it */
 };
 
-/* Recognise the family from the chat template text of tokenizer_config.json in DIR. CHAT_NONE when there is no template
- * or it is none of ours (e then says which are known; the caller may go on without chat). */
+/* How the system part lists the tools of a request. */
+enum chat_tool_list {
+        CHAT_TOOLS_UNSEEN, /* not at all: most released templates do not read `tools` */
+        CHAT_TOOLS_SHORT,  /* as models/baton-tiny's template does */
+        CHAT_TOOLS_CARD, /* the text that V3.1's model card gives; a template that lists them in other words gets it too */
+};
+
+/* What a template does; all of it is recognised by its text. */
+struct chat_format {
+        enum chat_family family;
+        enum chat_tool_list tools;
+        bool compact;               /* V3.1 as models/baton-tiny's template has it (chat.c says where it differs) */
+        bool answers_anyone;        /* V3.1 Terminus: a generation prompt also where the last turn is no user's */
+        bool reads_enable_thinking; /* V3.1: chat_template_kwargs.enable_thinking counts too */
+        bool cuts_thinking;         /* V3: an earlier answer loses what stands before its last </think> */
+        bool opens_think;           /* V3, R1: the generation prompt ends in <think> and a line feed */
+};
+
+/* Recognise the format by the template of the model in DIR (chat_template.jinja, else tokenizer_config.json). 0; -EINVAL:
+ * there is no template, or it is none of ours (the caller may go on without chat); or why a file cannot be read. */
 int chat_format_detect(const char *dir, struct chat_format *ret_format, struct error *e);
-/* "deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1" for --chat-format; -EINVAL with the nearest. */
+/* The same for the text of a template; false: none of ours. */
+bool chat_format_of(struct slice template, struct chat_format *ret_format);
+/* A name as --chat-format takes it: "deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1", and
+ * "deepseek-v3.1-tools", which also lists the tools. -EINVAL with the nearest. */
 int chat_format_parse(struct slice name, struct chat_format *ret_format, struct error *e);
-/* The prompt, BOS included, exactly as the release's own template prints it. -EINVAL with a text for messages the format
- * cannot express (unknown role …). */
+const char *chat_format_name(const struct chat_format *f); /* of its family, as --chat-format takes it; "none" */
+
+/* Append the prompt, BOS included, exactly as the template prints it. Where a template would fail on a message without
+ * content or a tool without a description, nothing is printed for it. -EINVAL with a text: a final message to be continued
+ * that the template does not print; -ENOMEM. `out` is undefined then. */
 int chat_render(const struct chat_format *f, const struct tokenizer *t, const struct openai_request *r, struct buf *out,
     struct error *e);
+
+/* What a rendered prompt says about reasoning, for output_parser_options. */
+enum chat_reasoning { CHAT_REASONING_UNSAID, CHAT_REASONING_OPEN /* ends in <think> */, CHAT_REASONING_CLOSED };
+enum chat_reasoning chat_prompt_reasoning(struct slice prompt);
 
 /* ---- reasoning and tool calls --------------------------------------------------------------------------------------- */
 
@@ -92,7 +118,12 @@ int reasoning_parser_parse(struct slice name, enum reasoning_parser *ret_parser,
 int tool_parser_parse(struct slice name, enum tool_parser *ret_parser, struct error *e);
 
 /* Splits generated text, fed in pieces of any cut, into reasoning, content and tool calls. Text that may be the start of
- * a marker is held back until it is known. One per choice. */
+ * a marker is held back until it is known; whatever the cut, the pieces of a part add up to the same text. One per choice.
+ *
+ * Reasoning: REASONING_DEEPSEEK_R1 takes everything up to the first </think> for reasoning (a <think> in front is
+ * dropped) unless the prompt closed it; REASONING_DEEPSEEK_V3 does so when thinking, else all is content.
+ * Tools: a call is given out when its name is complete, its arguments then as they come. What begins like a call and is
+ * none is content, markers included. Text behind the calls is content again. */
 struct output_parser;
 
 enum output_part {
@@ -108,14 +139,14 @@ struct output_piece {
 };
 struct output_parser_options {
         enum reasoning_parser reasoning;
-        enum tool_parser tools;   /* TOOLS_NONE unless the request has tools and tool_choice is not "none" */
-        bool starts_in_reasoning; /* the prompt ended in <think> */
-        bool thinking;            /* chat_template_kwargs, for REASONING_DEEPSEEK_V3 */
+        enum tool_parser tools;     /* TOOLS_NONE unless the request has tools and tool_choice is not "none" */
+        enum chat_reasoning prompt; /* of chat_prompt_reasoning() */
+        bool thinking;              /* chat_template_kwargs, for REASONING_DEEPSEEK_V3 */
 };
 struct output_parser *output_parser_new(const struct output_parser_options *options); /* NULL: memory */
 void output_parser_free(struct output_parser *p);
 /* Feed text, then take pieces until it returns 0. `last`: no more text comes, everything held is given out (a broken
- * tool call as content). Returns 1 with a piece, 0, -ENOMEM. */
+ * tool call as content). output_parser_feed: 0 or -ENOMEM; output_parser_next: 1 with a piece, 0. */
 int output_parser_feed(struct output_parser *p, struct slice text, bool last);
 int output_parser_next(struct output_parser *p, struct output_piece *ret_piece);
 bool output_parser_saw_tools(const struct output_parser *p); /* finish_reason is "tool_calls" then */

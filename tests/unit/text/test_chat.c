@@ -1,233 +1,270 @@
-/* test_chat.c - chat prompts are what the releases' own templates print, character by character. */
+/* test_chat.c - prompts are printed as the models' own templates print them (recorded, and made by transformers), and the
+ * format is recognised by the template's text. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
 
 #include <cmocka.h>
 
-#include "text/text.h"
+#include "text/python_json.h"
 #include "text_data.h"
-#include <errno.h>
-#include <unistd.h>
 
-static const char *const models[] = {"deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1"};
-static const enum chat_family families[] = {CHAT_V2, CHAT_V3, CHAT_R1, CHAT_V31};
-#define MODELS 4
-
-/* A folder that holds nothing but the model's tokenizer_config.json. */
-static void detect(int model, struct chat_format *f) {
+static struct tokenizer *with_ends(const char *bos, const char *eos) {
         struct arena a = {0};
-        struct error e = {0};
-        char dir[] = "/tmp/baton-test-chat-XXXXXX";
-        const char *path;
-        int r;
+        const char *json = arena_printf(&a,
+            "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"added_"
+            "tokens\":"
+            "[{\"id\":1,\"content\":\"%s\",\"special\":true},{\"id\":2,\"content\":\"%s\",\"special\":true}]}",
+            bos, eos);
+        const char *config = arena_printf(&a, "{\"bos_token\":\"%s\",\"eos_token\":\"%s\"}", bos, eos);
+        struct tokenizer *t;
 
-        assert_non_null(mkdtemp(dir));
-        path = arena_printf(&a, "%s/tokenizer_config.json", dir);
-        assert_int_equal(
-            symlink(data_path(&a, arena_printf(&a, "tokenizer/%s.tokenizer_config.json", models[model])), path), 0);
-        r = chat_format_detect(dir, f, &e);
-        unlink(path);
-        rmdir(dir);
-        if (r < 0)
-                fail_msg("%s: %s", models[model], e.text);
+        assert_int_equal(tokenizer_parse(slice_str(json), slice_str(config), &t, NULL), 0);
         arena_free(&a);
+        return t;
 }
 
-static void the_family_is_told_from_the_template(void **state) {
-        struct chat_format f;
-        struct error e = {0};
+/* The format that the template called `name` is recognised as. */
+static struct chat_format format_of(struct slice name) {
+        struct arena a = {0};
+        struct slice rest = read_data(&a, "templates.jsonl");
+        struct chat_format f = {0};
+        yyjson_doc *doc;
 
-        (void)state;
-        for (int i = 0; i < MODELS; i++) {
-                detect(i, &f);
-                assert_int_equal(f.family, families[i]);
-                assert_int_equal(chat_format_parse(slice_str(models[i]), &f, &e), 0);
-                assert_int_equal(f.family, families[i]);
+        while ((doc = next_line(&rest))) {
+                if (slice_eq(json_get_slice(yyjson_doc_get_root(doc), "name"), name) &&
+                    !chat_format_of(json_get_slice(yyjson_doc_get_root(doc), "template"), &f))
+                        fail_msg("%.*s is not recognised", SLICE_ARG(name));
+                yyjson_doc_free(doc);
         }
-        assert_int_equal(chat_format_parse(SLICE_LIT("llama"), &f, &e), -EINVAL);
-        assert_int_equal(chat_format_detect("/nonexistent", &f, &e), -EINVAL);
+        assert_int_not_equal(f.family, CHAT_NONE);
+        arena_free(&a);
+        return f;
 }
 
-static int model_index(struct slice name) {
-        for (int i = 0; i < MODELS; i++)
-                if (slice_is(name, models[i]))
-                        return i;
-        return -1;
-}
-
-/* The recorded line as a request of the API. */
-static void make_request(yyjson_val *line, struct arena *a, struct openai_request *r) {
-        yyjson_val *options = json_get(line, "options"), *key;
-        struct openai_defaults defaults = {.temperature = 1,
+static int render_body(
+    const struct chat_format *f, const struct tokenizer *t, struct slice body, struct buf *out, struct error *e) {
+        const struct openai_defaults defaults = {.vocab = 1000,
+            .max_model_len = 1000,
+            .temperature = 1,
             .top_p = 1,
             .repetition_penalty = 1,
-            .vocab = 1000,
-            .max_model_len = 1000,
-            .max_logprobs = 20,
             .auto_tools = true,
             .tool_parser = true};
-        struct openai_error err;
-        struct buf body = {0};
-        yyjson_obj_iter iter;
+        struct openai_error err = {0};
+        struct openai_request r;
+        struct arena arena = {0};
+        int result;
 
-        buf_add_str(&body, "{\"messages\":");
-        json_add_value(&body, json_get(line, "messages"));
-        buf_add_str(&body, ",\"add_generation_prompt\":false");
-        if (yyjson_is_obj(options)) {
-                yyjson_obj_iter_init(options, &iter);
-                while ((key = yyjson_obj_iter_next(&iter))) {
-                        bool kwarg =
-                            slice_is(json_slice(key), "thinking") || slice_is(json_slice(key), "enable_thinking");
-
-                        buf_add_char(&body, ',');
-                        if (kwarg)
-                                buf_add_str(&body, "\"chat_template_kwargs\":{");
-                        json_add_string(&body, json_slice(key));
-                        buf_add_char(&body, ':');
-                        json_add_value(&body, yyjson_obj_iter_get_val(key));
-                        if (kwarg)
-                                buf_add_char(&body, '}');
-                }
-        }
-        buf_add_char(&body, '}');
-        if (openai_parse(OPENAI_CHAT, buf_slice(&body), &defaults, a, r, &err) < 0)
-                fail_msg("%s: %s", buf_cstr(&body), err.message);
-        buf_free(&body);
+        if (openai_parse(OPENAI_CHAT, body, &defaults, &arena, &r, &err) < 0)
+                fail_msg("%.*s: %s", SLICE_ARG(body), err.message);
+        result = chat_render(f, t, &r, out, e);
+        openai_request_done(&r);
+        arena_free(&arena);
+        return result;
 }
 
-static void every_recorded_talk_gives_the_recorded_prompt(void **state) {
+static void assert_renders(
+    struct slice name, const struct chat_format *f, const struct tokenizer *t, struct slice body, struct slice prompt) {
+        struct buf out = {0};
+        struct error e = {0};
+
+        if (render_body(f, t, body, &out, &e) < 0)
+                fail_msg("%.*s: %.*s: %s", SLICE_ARG(name), SLICE_ARG(body), e.text);
+        if (!slice_eq(buf_slice(&out), prompt))
+                fail_msg("%.*s: %.*s\n  gives    %.*s\n  not      %.*s", SLICE_ARG(name), SLICE_ARG(body),
+                    SLICE_ARG(buf_slice(&out)), SLICE_ARG(prompt));
+        buf_free(&out);
+}
+
+static void recorded_prompts_are_printed_exactly(void **state) {
+        struct tokenizer *t = with_ends("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>");
         struct arena a = {0};
-        struct slice rest = read_data(&a, "chat.jsonl");
-        struct tokenizer *tokenizers[MODELS];
-        struct chat_format formats[MODELS];
+        struct slice rest = read_data(&a, "rendered.jsonl");
+        struct buf body = {0};
         yyjson_doc *doc;
-        int count = 0;
+        size_t count = 0;
 
-        (void)state;
-        for (int i = 0; i < MODELS; i++) {
-                tokenizers[i] = load_recorded(models[i]);
-                detect(i, &formats[i]);
-        }
         while ((doc = next_line(&rest))) {
-                yyjson_val *line = yyjson_doc_get_root(doc);
-                int model = model_index(json_get_slice(line, "model"));
-                struct arena request_arena = {0};
-                struct openai_request r;
-                struct buf out = {0};
-                struct error e = {0};
+                yyjson_val *line = yyjson_doc_get_root(doc), *options = json_get(line, "options");
+                struct chat_format f = format_of(json_get_slice(line, "model"));
 
-                assert_true(model >= 0);
-                make_request(line, &request_arena, &r);
-                if (chat_render(&formats[model], tokenizers[model], &r, &out, &e) < 0)
-                        fail_msg("%s, %s: %s", models[model], yyjson_get_str(json_get(line, "name")), e.text);
-                if (!slice_eq(buf_slice(&out), json_get_slice(line, "prompt")))
-                        fail_msg("%s, %s:\n  printed  %s\n  recorded %s", models[model],
-                            yyjson_get_str(json_get(line, "name")), buf_cstr(&out),
-                            yyjson_get_str(json_get(line, "prompt")));
-                openai_request_done(&r);
-                arena_free(&request_arena);
-                buf_free(&out);
+                buf_reset(&body);
+                buf_add_str(&body, "{\"messages\":");
+                json_add_value(&body, json_get(line, "messages"));
+                buf_printf(&body, ",\"add_generation_prompt\":%s,\"continue_final_message\":%s",
+                    json_get_bool(options, "add_generation_prompt", true) ? "true" : "false",
+                    json_get_bool(options, "continue_final_message", false) ? "true" : "false");
+                if (json_get(options, "thinking"))
+                        buf_printf(&body, ",\"chat_template_kwargs\":{\"thinking\":%s}",
+                            json_get_bool(options, "thinking", false) ? "true" : "false");
+                if (json_get(options, "tools")) {
+                        buf_add_str(&body, ",\"tools\":");
+                        json_add_value(&body, json_get(options, "tools"));
+                }
+                buf_add_char(&body, '}');
+                assert_renders(json_get_slice(line, "model"), &f, t, buf_slice(&body), json_get_slice(line, "prompt"));
                 yyjson_doc_free(doc);
                 count++;
         }
-        assert_true(count >= 90);
-        for (int i = 0; i < MODELS; i++)
-                tokenizer_free(tokenizers[i]);
+        assert_true(count >= 92);
+        buf_free(&body);
+        arena_free(&a);
+        tokenizer_free(t);
+}
+
+static void every_template_prints_what_transformers_prints(void **state) {
+        struct tokenizer *release = with_ends("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>");
+        struct tokenizer *roles = with_ends("<bos>", "<eos>");
+        struct arena a = {0};
+        struct slice rest = read_data(&a, "chat.jsonl");
+        yyjson_doc *doc;
+
+        while ((doc = next_line(&rest))) {
+                yyjson_val *line = yyjson_doc_get_root(doc);
+                struct slice name = json_get_slice(line, "format");
+                struct chat_format f = format_of(name);
+                struct buf body = {0};
+
+                json_add_value(&body, json_get(line, "request"));
+                assert_renders(name, &f, f.family == CHAT_ROLES ? roles : release, buf_slice(&body),
+                    json_get_slice(line, "prompt"));
+                buf_free(&body);
+                yyjson_doc_free(doc);
+        }
+        arena_free(&a);
+        tokenizer_free(release);
+        tokenizer_free(roles);
+}
+
+static void names_and_templates_agree(void **state) {
+        static const char *const names[] = {"deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1"};
+        struct chat_format by_name, by_template;
+        struct error e = {0};
+
+        for (size_t i = 0; i < 4; i++) {
+                assert_int_equal(chat_format_parse(slice_str(names[i]), &by_name, NULL), 0);
+                by_template = format_of(slice_str(names[i]));
+                by_template.cuts_thinking = false; /* R1 always does */
+                assert_memory_equal(&by_name, &by_template, sizeof(by_name));
+                assert_string_equal(chat_format_name(&by_name), names[i]);
+        }
+        assert_int_equal(chat_format_parse(SLICE_LIT("deepsek-3.1"), &by_name, &e), -EINVAL);
+        assert_non_null(strstr(e.text, "did you mean 'deepseek-v3.1'"));
+        assert_int_equal(chat_format_parse(SLICE_NONE, &by_name, &e), -EINVAL);
+}
+
+static void a_folder_tells_its_format(void **state) {
+        struct arena a = {0};
+        struct chat_format f;
+        struct error e = {0};
+
+        assert_int_equal(
+            chat_format_detect(arena_printf(&a, "%s/models/baton-tiny", getenv("BATON_SOURCE")), &f, &e), 0);
+        assert_int_equal(f.family, CHAT_V31);
+        assert_int_equal(f.tools, CHAT_TOOLS_SHORT);
+        assert_int_equal(chat_format_detect("/nonexistent", &f, &e), -ENOENT);
+        assert_int_equal(
+            chat_format_detect(arena_printf(&a, "%s/tests/data/text/tokenizer", getenv("BATON_SOURCE")), &f, &e),
+            -ENOENT);
+        assert_false(chat_format_of(SLICE_LIT("{% for m in messages %}<|im_start|>{{ m.role }}{% endfor %}"), &f));
+        assert_false(chat_format_of(SLICE_NONE, &f));
         arena_free(&a);
 }
 
-/* ---- generated text -------------------------------------------------------------------------------------------------------------- */
+static void tools_are_listed_where_the_format_says_so(void **state) {
+        static const char body[] =
+            "{\"messages\":[{\"role\":\"system\",\"content\":\"S\"},{\"role\":\"user\",\"content\":\"U\"}],\"tools\":[{"
+            "\"type\":"
+            "\"function\",\"function\":{\"name\":\"f\",\"description\":\"D\",\"parameters\":{\"a\":[1,\"b\"]}}},"
+            "{\"type\":\"function\",\"function\":{\"name\":\"g\"}}]}";
+        struct tokenizer *t = with_ends("<s>", "</s>");
+        struct chat_format f;
 
-#define CALLS(calls)     "<｜tool▁calls▁begin｜>" calls "<｜tool▁calls▁end｜>"
-#define CALL(name, args) "<｜tool▁call▁begin｜>" name "<｜tool▁sep｜>" args "<｜tool▁call▁end｜>"
-#define FENCED(name, args)                                                                                             \
-        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>" name "\n```json\n" args "\n```<｜tool▁call▁end｜>"
-
-static const struct {
-        enum reasoning_parser reasoning;
-        enum tool_parser tools;
-        bool thinking;
-        const char *text, *told; /* told: R(…) C(…) N(…) A(…) run together */
-} outputs[] = {
-    {REASONING_NONE, TOOLS_NONE, false, "plain <think>x</think>", "C(plain <think>x</think>)"},
-    {REASONING_DEEPSEEK_R1, TOOLS_NONE, false, "<think>a b</think>c", "R(a b)C(c)"},
-    {REASONING_DEEPSEEK_R1, TOOLS_NONE, false, "a b</think>c", "R(a b)C(c)"},
-    {REASONING_DEEPSEEK_R1, TOOLS_NONE, false, "all of it", "R(all of it)"},
-    {REASONING_DEEPSEEK_R1, TOOLS_NONE, false, "<thin", "R(<thin)"},
-    {REASONING_DEEPSEEK_R1, TOOLS_NONE, false, "a</thinx</think>", "R(a</thinx)"},
-    {REASONING_DEEPSEEK_V3, TOOLS_NONE, false, "a</think>b", "C(a</think>b)"},
-    {REASONING_DEEPSEEK_V3, TOOLS_NONE, true, "a</think>b", "R(a)C(b)"},
-    {REASONING_NONE, TOOLS_DEEPSEEK_V31, false, "hi" CALLS(CALL("f", "{\"a\":1}") CALL("g", "{}")),
-        "C(hi)N(f)A({\"a\":1})N(g)A({})"},
-    {REASONING_NONE, TOOLS_DEEPSEEK_V31, false, CALLS(CALL("f", "{}")) "tail", "N(f)A({})"},
-    {REASONING_NONE, TOOLS_DEEPSEEK_V31, false, "x<｜tool▁calls▁begin｜>never", "C(x<｜tool▁calls▁begin｜>never)"},
-    {REASONING_NONE, TOOLS_DEEPSEEK_V31, false, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f",
-        "C(<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f)"},
-    {REASONING_NONE, TOOLS_DEEPSEEK_V31, false, "a < b <｜tool", "C(a < b <｜tool)"},
-    {REASONING_NONE, TOOLS_DEEPSEEK_V3, false, CALLS(FENCED("f", "{\"x\": \"```\"}") "\n" FENCED("g", "{}")),
-        "N(f)A({\"x\": \"```\"})N(g)A({})"},
-    {REASONING_DEEPSEEK_R1, TOOLS_DEEPSEEK_V31, false, "why</think>" CALLS(CALL("f", "{}")), "R(why)N(f)A({})"},
-};
-
-static void add_told(struct buf *told, struct output_parser *p, enum output_part *last, unsigned *last_tool) {
-        static const char letters[] = "RCNA";
-        struct output_piece piece;
-
-        while (output_parser_next(p, &piece) == 1) {
-                bool goes_on = told->len && piece.part == *last && piece.tool_index == *last_tool &&
-                               piece.part != OUTPUT_TOOL_NAME;
-
-                if (goes_on)
-                        told->len--; /* the closing bracket */
-                else
-                        buf_printf(told, "%c(", letters[piece.part]);
-                buf_add(told, piece.text);
-                buf_add_char(told, ')');
-                *last = piece.part;
-                *last_tool = piece.tool_index;
-        }
+        assert_int_equal(chat_format_parse(SLICE_LIT("deepseek-v3.1-tools"), &f, NULL), 0);
+        assert_renders(SLICE_LIT("card"), &f, t, slice_str(body),
+            SLICE_LIT("<s>S\n\n## Tools\nYou have access to the following tools:\n\n### f\nDescription: "
+                      "D\n\nParameters: {\"a\": [1, \"b\"]}\n\n"
+                      "### g\nDescription: \n\nParameters: {}\n\nIMPORTANT: ALWAYS adhere to this exact format for "
+                      "tool use:\n"
+                      "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments<"
+                      "｜tool▁call▁end｜>"
+                      "{{additional_tool_calls}}<｜tool▁calls▁end｜>\n\nWhere:\n\n"
+                      "- `tool_call_name` must be an exact match to one of the available tools\n"
+                      "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+                      "- For multiple tool calls, chain them directly without separators or spaces\n"
+                      "<｜User｜>U<｜Assistant｜></think>"));
+        assert_int_equal(chat_format_parse(SLICE_LIT("deepseek-v3.1"), &f, NULL), 0);
+        assert_renders(SLICE_LIT("plain"), &f, t, slice_str(body), SLICE_LIT("<s>S<｜User｜>U<｜Assistant｜></think>"));
+        tokenizer_free(t);
 }
 
-static void check_cut(size_t i, size_t step, size_t first) {
-        struct output_parser_options o = {
-            .reasoning = outputs[i].reasoning, .tools = outputs[i].tools, .thinking = outputs[i].thinking};
-        struct output_parser *p = output_parser_new(&o);
-        struct slice rest = slice_str(outputs[i].text);
-        struct buf told = {0};
-        enum output_part last = OUTPUT_CONTENT;
-        unsigned last_tool = 0;
-        bool begun = false;
+static void a_final_message_that_is_not_printed_cannot_be_continued(void **state) {
+        struct tokenizer *t = with_ends("<s>", "</s>");
+        struct chat_format f;
+        struct buf out = {0};
+        struct error e = {0};
 
-        while (rest.len || !begun) {
-                struct slice part = slice_take(&rest, begun || !first ? step : first);
-
-                begun = true;
-                assert_int_equal(output_parser_feed(p, part, rest.len == 0), 0);
-                add_told(&told, p, &last, &last_tool);
-        }
-        if (strcmp(buf_cstr(&told), outputs[i].told))
-                fail_msg("output %zu cut by %zu: %s, not %s", i, step, buf_cstr(&told), outputs[i].told);
-        buf_free(&told);
-        output_parser_free(p);
+        assert_int_equal(chat_format_parse(SLICE_LIT("deepseek-v2"), &f, NULL), 0);
+        assert_int_equal(
+            render_body(&f, t,
+                SLICE_LIT(
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"tool\",\"tool_call_id\":\"x\","
+                    "\"content\":\"b\"}],\"add_generation_prompt\":false,\"continue_final_message\":true}"),
+                &out, &e),
+            -EINVAL);
+        assert_non_null(strstr(e.text, "continue_final_message"));
+        buf_free(&out);
+        tokenizer_free(t);
 }
 
-static void any_cut_of_generated_text_gives_the_same_parts(void **state) {
-        (void)state;
-        for (size_t i = 0; i < sizeof(outputs) / sizeof(*outputs); i++) {
-                for (size_t step = 1; step < 12; step++)
-                        check_cut(i, step, 0);
-                for (size_t first = 0; first <= strlen(outputs[i].text); first++)
-                        check_cut(i, 100000, first);
+static void prompts_tell_whether_reasoning_is_open(void **state) {
+        assert_int_equal(chat_prompt_reasoning(SLICE_LIT("a<think>")), CHAT_REASONING_OPEN);
+        assert_int_equal(chat_prompt_reasoning(SLICE_LIT("a<think>\n")), CHAT_REASONING_OPEN);
+        assert_int_equal(chat_prompt_reasoning(SLICE_LIT("<think>a</think>")), CHAT_REASONING_CLOSED);
+        assert_int_equal(chat_prompt_reasoning(SLICE_LIT("<think>a")), CHAT_REASONING_UNSAID);
+        assert_int_equal(chat_prompt_reasoning(SLICE_NONE), CHAT_REASONING_UNSAID);
+}
+
+static void json_is_printed_as_python_prints_it(void **state) {
+        static const struct {
+                const char *json, *python;
+        } cases[] = {{"[]", "[]"}, {"{}", "{}"},
+            {"[1,{\"a\":null,\"b\":[true,false]}]", "[1, {\"a\": null, \"b\": [true, false]}]"}, {"1.0", "1.0"},
+            {"-0.0", "-0.0"}, {"0.1", "0.1"}, {"1e15", "1000000000000000.0"}, {"1e16", "1e+16"},
+            {"123456789012345680.0", "1.2345678901234568e+17"}, {"1e22", "1e+22"}, {"0.0001", "0.0001"},
+            {"0.00001", "1e-05"}, {"1.5e-7", "1.5e-07"}, {"5e-324", "5e-324"},
+            {"1.7976931348623157e308", "1.7976931348623157e+308"}, {"0.30000000000000004", "0.30000000000000004"},
+            {"100.25", "100.25"}, {"0.00123", "0.00123"}, {"18446744073709551615", "18446744073709551615"},
+            {"-9223372036854775808", "-9223372036854775808"},
+            {"\"\\u0001\\n\\t\\r\\b\\f\\\\\\/\\\"\\u007f\\u00e9\"", "\"\\u0001\\n\\t\\r\\b\\f\\\\/\\\"\x7f\xc3\xa9\""}};
+
+        for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+                struct buf out = {0};
+                yyjson_doc *doc;
+
+                assert_int_equal(json_parse(slice_str(cases[i].json), &doc, NULL), 0);
+                python_json_add(&out, yyjson_doc_get_root(doc));
+                assert_string_equal(buf_cstr(&out), cases[i].python);
+                yyjson_doc_free(doc);
+                buf_free(&out);
         }
 }
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(the_family_is_told_from_the_template),
-            cmocka_unit_test(every_recorded_talk_gives_the_recorded_prompt),
-            cmocka_unit_test(any_cut_of_generated_text_gives_the_same_parts),
+            cmocka_unit_test(recorded_prompts_are_printed_exactly),
+            cmocka_unit_test(every_template_prints_what_transformers_prints),
+            cmocka_unit_test(names_and_templates_agree),
+            cmocka_unit_test(a_folder_tells_its_format),
+            cmocka_unit_test(tools_are_listed_where_the_format_says_so),
+            cmocka_unit_test(a_final_message_that_is_not_printed_cannot_be_continued),
+            cmocka_unit_test(prompts_tell_whether_reasoning_is_open),
+            cmocka_unit_test(json_is_printed_as_python_prints_it),
         };
 
-        return cmocka_run_group_tests_name("chat", tests, NULL, NULL);
+        return cmocka_run_group_tests(tests, NULL, NULL);
 }
