@@ -17,8 +17,8 @@ int facts_integer(struct slice value, int64_t *ret_value) {
                 value = slice_trim(openai_inside(value));
         if (slice_to_i64(value, ret_value) == 0)
                 return 0;
-        if (slice_to_double(value, &number) < 0 || number != (double)(int64_t)number || number < -0x1p52 ||
-            number > 0x1p52)
+        if (slice_to_double(value, &number) < 0 || number < -0x1p52 || number > 0x1p52 ||
+            number != (double)(int64_t)number)
                 return -EINVAL;
         *ret_value = (int64_t)number;
         return 0;
