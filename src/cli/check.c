@@ -28,16 +28,12 @@ int cmd_check(int argc, char **argv) {
         struct error e = {0};
         struct buf b = {0};
         const char *path;
-        int r = cli_options(&check_set, argc, argv, &o, &parsed);
+        int r = cli_file_options(&check_set, argc, argv, &o, &parsed);
 
         if (r >= 0)
                 return r;
-        path = parsed.count_positional ? parsed.positional[0] : NULL;
-        options_result_free(&parsed);
-        if (!path) {
-                fprintf(stderr, "baton check: which file? usage: %s\n", check_set.usage);
-                return EXIT_USAGE;
-        }
+        path = parsed.positional[0];
+        options_result_free(&parsed); /* the path is argv's */
         r = cluster_read(path, &arena, &c, &findings, &e);
         if (r == 0)
                 r = plan_make(c, "baton", &arena, &plan, &findings);
@@ -73,15 +69,10 @@ int cmd_plan(int argc, char **argv) {
         struct options_result parsed;
         struct cli_plan p;
         struct buf b = {0};
-        int r = cli_options(&plan_set, argc, argv, &o, &parsed);
+        int r = cli_file_options(&plan_set, argc, argv, &o, &parsed);
 
         if (r >= 0)
                 return r;
-        if (!parsed.count_positional) {
-                options_result_free(&parsed);
-                fprintf(stderr, "baton plan: which file? usage: %s\n", plan_set.usage);
-                return EXIT_USAGE;
-        }
         r = cli_plan_read(parsed.positional[0], &p);
         if (r < 0) {
                 if (!strcmp(o.format, "json"))

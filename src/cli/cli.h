@@ -35,6 +35,9 @@ int cmd_warmup(int argc, char **argv);
 /* Parse options as options_parse does. Returns -1 to go on, else the exit code to end with: --help was printed (0), or
  * wrong use was explained (2). On -1 the caller frees *ret_result. */
 int cli_options(const struct option_set *set, int argc, char **argv, void *target, struct options_result *ret_result);
+/* The same for a command about a cluster file: on -1 ret_result->positional[0] is its path. */
+int cli_file_options(
+    const struct option_set *set, int argc, char **argv, void *target, struct options_result *ret_result);
 /* "baton: …" on stderr; returns the exit code that fits a negative errno. */
 int cli_fail(int code, const struct error *e);
 /* Write to stdout whole; a closed pipe or full disk gives EXIT_UNKNOWN. Frees the buffer. */
@@ -59,4 +62,6 @@ struct cli_plan {
 };
 /* Returns -1 to go on, or the exit code. Free with cli_plan_free in any case. */
 int cli_plan_read(const char *path, struct cli_plan *ret_plan);
+/* Findings to stderr, sorted, as they are for people; none print nothing. */
+void cli_say_findings(struct findings *findings, const char *path);
 void cli_plan_free(struct cli_plan *p);

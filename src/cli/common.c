@@ -25,6 +25,17 @@ int cli_options(const struct option_set *set, int argc, char **argv, void *targe
         return -1;
 }
 
+int cli_file_options(
+    const struct option_set *set, int argc, char **argv, void *target, struct options_result *ret_result) {
+        int r = cli_options(set, argc, argv, target, ret_result);
+
+        if (r >= 0 || ret_result->count_positional)
+                return r;
+        options_result_free(ret_result);
+        fprintf(stderr, "baton %s: which file? usage: %s\n", argv[0], set->usage);
+        return EXIT_USAGE;
+}
+
 int cli_fail(int code, const struct error *e) {
         fprintf(stderr, "baton: %s\n", error_text(e, code));
         switch (-code) {
@@ -66,6 +77,17 @@ struct log cli_log(bool verbose, const char *component) {
         return log_to_fd(STDERR_FILENO, verbose ? LOG_DEBUG : LOG_WARN, component);
 }
 
+void cli_say_findings(struct findings *findings, const char *path) {
+        struct buf b = {0};
+
+        if (!findings->count)
+                return;
+        findings_sort(findings);
+        findings_write_text(findings, path, cli_color(STDERR_FILENO), &b);
+        os_write_all(STDERR_FILENO, buf_slice(&b));
+        buf_free(&b);
+}
+
 int cli_plan_read(const char *path, struct cli_plan *ret_plan) {
         struct findings findings = {.arena = &ret_plan->arena};
         struct error e = {0};
@@ -76,14 +98,7 @@ int cli_plan_read(const char *path, struct cli_plan *ret_plan) {
         if (r == 0)
                 r = plan_make(
                     ret_plan->cluster, cli_self(&ret_plan->arena), &ret_plan->arena, &ret_plan->plan, &findings);
-        if (findings.count) {
-                struct buf b = {0};
-
-                findings_sort(&findings);
-                findings_write_text(&findings, path, cli_color(STDERR_FILENO), &b);
-                os_write_all(STDERR_FILENO, buf_slice(&b));
-                buf_free(&b);
-        }
+        cli_say_findings(&findings, path);
         if (r < 0 && findings_count(&findings, SEVERITY_ERROR))
                 return EXIT_USAGE;
         return r < 0 ? cli_fail(r, &e) : -1;

@@ -31,20 +31,12 @@ static int file_command(struct file_command *f, const struct option_set *set, in
         int r;
 
         *f = (struct file_command){0};
-        r = cli_options(set, argc, argv, target, &f->parsed);
+        r = cli_file_options(set, argc, argv, target, &f->parsed);
         if (r >= 0)
                 return r;
-        if (!f->parsed.count_positional) {
-                fprintf(stderr, "baton %s: which file? usage: %s\n", argv[0], set->usage);
-                return EXIT_USAGE;
-        }
         r = cluster_read(f->parsed.positional[0], &f->arena, &f->cluster, &findings, &e);
         if (r < 0 && findings.count) {
-                struct buf b = {0};
-
-                findings_write_text(&findings, f->parsed.positional[0], cli_color(STDERR_FILENO), &b);
-                os_write_all(STDERR_FILENO, buf_slice(&b));
-                buf_free(&b);
+                cli_say_findings(&findings, f->parsed.positional[0]);
                 return EXIT_USAGE;
         }
         if (r == 0)
@@ -422,15 +414,10 @@ int cmd_supervise(int argc, char **argv) {
         struct log log = log_to_fd(STDERR_FILENO, LOG_INFO, "supervisor");
         struct supervisor_options o = {.paths = &paths, .log = &log};
         struct error e = {0};
-        int r = cli_options(&supervise_set, argc, argv, NULL, &parsed);
+        int r = cli_file_options(&supervise_set, argc, argv, NULL, &parsed);
 
         if (r >= 0)
                 return r;
-        if (!parsed.count_positional) {
-                options_result_free(&parsed);
-                fprintf(stderr, "baton supervise: which file?\n");
-                return EXIT_USAGE;
-        }
         r = cli_plan_read(parsed.positional[0], &p);
         if (r < 0) {
                 r = launch_paths(p.cluster, true, &paths, &e);

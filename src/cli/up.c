@@ -1,6 +1,7 @@
 /* up.c - `baton up`: starts the supervisor, shows the ranks come up, and in the foreground stays until Ctrl-C. */
-#include "cli/up.h"
 #include "base/clock.h"
+#include "cli/cli.h"
+#include "cluster/cluster.h"
 #include "launch/launch.h"
 #include "os/os.h"
 #include <errno.h>
@@ -14,6 +15,13 @@
 
 #define CALL_MS 5000u
 #define POLL_MS 50
+
+/* A cluster that runs, as this command holds it. */
+struct up {
+        struct launch_paths paths;
+        struct os_child supervisor;
+        int signal_fd; /* readable on SIGINT, SIGTERM, SIGHUP, which are blocked from up_start on */
+};
 
 /* ---- the supervisor's process ----------------------------------------------------------------------------------------- */
 
@@ -46,7 +54,7 @@ static void explain_end(const struct launch_paths *paths, int code) {
 
 /* ---- progress --------------------------------------------------------------------------------------------------------- */
 
-void up_say_starting(const struct plan *p) {
+static void say_starting(const struct plan *p) {
         size_t prefill = 0;
 
         for (size_t i = 0; i < p->rank_count; i++)
@@ -73,9 +81,7 @@ static void say_ready(const struct launch_status *s, char *said, bool quiet) {
         }
 }
 
-static bool explain_failures(const struct launch_status *s, const struct launch_paths *paths) {
-        bool any = false;
-
+static void explain_failures(const struct launch_status *s, const struct launch_paths *paths) {
         for (size_t i = 0; i < s->count; i++) {
                 const struct process_status *p = &s->processes[i];
                 struct buf words = {0};
@@ -83,7 +89,6 @@ static bool explain_failures(const struct launch_status *s, const struct launch_
 
                 if (p->state != PROCESS_FAILED)
                         continue;
-                any = true;
                 fprintf(stderr, "  %.*s failed: %.*s; its last words (%s/%.*s.log):\n", SLICE_ARG(p->name),
                     SLICE_ARG(p->last_exit), paths->logs, SLICE_ARG(p->name));
                 launch_last_words(paths, p->name, 5, &words);
@@ -91,7 +96,6 @@ static bool explain_failures(const struct launch_status *s, const struct launch_
                         fprintf(stderr, "      %.*s\n", SLICE_ARG(line));
                 buf_free(&words);
         }
-        return any;
 }
 
 enum arrival { ARRIVAL_ALL_READY, ARRIVAL_FAILED, ARRIVAL_INTERRUPTED, ARRIVAL_GONE };
@@ -159,11 +163,12 @@ static void stay(struct os_child *supervisor, int signal_fd) {
                 ;
 }
 
-int up_stop(struct os_child *supervisor) {
+/* Ordered stop; returns when the supervisor has ended. */
+static void stop(struct os_child *supervisor) {
         struct os_child_exit ended;
 
         os_child_signal(supervisor, SIGTERM);
-        return os_child_reap(supervisor, true, &ended);
+        os_child_reap(supervisor, true, &ended);
 }
 
 static bool runs_already(const struct launch_paths *paths) {
@@ -174,7 +179,9 @@ static bool runs_already(const struct launch_paths *paths) {
         return runs;
 }
 
-int up_start(const char *file, const struct cli_plan *p, bool foreground, bool quiet, struct up *ret_up) {
+/* Start the supervisor of `file` and watch its processes come up. Returns -1 with *ret_up when all are ready, else the exit
+ * code, everything stopped and explained. `foreground`: the supervisor ends when this process does. */
+static int up_start(const char *file, const struct cli_plan *p, bool foreground, bool quiet, struct up *ret_up) {
         struct up up = {.signal_fd = -1};
         struct os_child_exit ended = {0};
         struct error e = {0};
@@ -191,7 +198,7 @@ int up_start(const char *file, const struct cli_plan *p, bool foreground, bool q
                 return cli_fail(r, &e);
         up.signal_fd = block_signals();
         if (!quiet)
-                up_say_starting(p->plan);
+                say_starting(p->plan);
         switch (watch(&up.paths, &up.supervisor, up.signal_fd, quiet)) {
         case ARRIVAL_ALL_READY:
                 *ret_up = up;
@@ -208,7 +215,7 @@ int up_start(const char *file, const struct cli_plan *p, bool foreground, bool q
                 fprintf(stderr, "stopping what was started\n");
                 break;
         }
-        up_stop(&up.supervisor);
+        stop(&up.supervisor);
         close(up.signal_fd);
         return EXIT_NOT_FINE;
 }
@@ -232,15 +239,10 @@ int cmd_up(int argc, char **argv) {
         struct options_result parsed;
         struct cli_plan p;
         struct up up;
-        int r = cli_options(&up_set, argc, argv, &o, &parsed);
+        int r = cli_file_options(&up_set, argc, argv, &o, &parsed);
 
         if (r >= 0)
                 return r;
-        if (!parsed.count_positional) {
-                options_result_free(&parsed);
-                fprintf(stderr, "baton up: which file? usage: %s\n", up_set.usage);
-                return EXIT_USAGE;
-        }
         r = cli_plan_read(parsed.positional[0], &p);
         if (r < 0)
                 r = up_start(parsed.positional[0], &p, o.foreground, o.quiet, &up);
@@ -251,7 +253,7 @@ int cmd_up(int argc, char **argv) {
                 if (o.foreground) {
                         stay(&up.supervisor, up.signal_fd);
                         fprintf(stderr, "stopping\n");
-                        up_stop(&up.supervisor);
+                        stop(&up.supervisor);
                 }
                 close(up.signal_fd);
         }

@@ -1,5 +1,5 @@
 /* warmup.c - `baton warmup`: the first requests, made before users make them. */
-#include "cli/warmup.h"
+#include "cli/cli.h"
 #include "cluster/cluster.h"
 #include "launch/launch.h"
 #include <stdio.h>
@@ -41,7 +41,7 @@ static void progress(void *context, const char *line) {
                 fprintf(stderr, "\r\033[Kwarm-up   %s", line);
 }
 
-void cli_report_warmup(const struct warmup_report *r, FILE *to) {
+static void report_warmup(const struct warmup_report *r, FILE *to) {
         if (isatty(fileno(to)))
                 fprintf(to, "\r\033[K");
         fprintf(to, "warm-up   %u prefills, %u of %u P→D pairs   %s after %u rounds (TTFT %.1f ms ± %.0f %%)\n",
@@ -50,7 +50,7 @@ void cli_report_warmup(const struct warmup_report *r, FILE *to) {
 }
 
 /* The ranks' URLs of a plan, in the arena. */
-int cli_warmup_plan(const struct plan *p, struct arena *arena, struct warmup_options *w) {
+static int warmup_plan(const struct plan *p, struct arena *arena, struct warmup_options *w) {
         const char **prefill = arena_array(arena, p->rank_count + 1, sizeof(*prefill));
         const char **decode = arena_array(arena, p->rank_count + 1, sizeof(*decode));
 
@@ -92,7 +92,7 @@ int cmd_warmup(int argc, char **argv) {
                 r = cli_plan_read(parsed.positional[0], &p);
                 if (r >= 0)
                         goto out;
-                if (cli_warmup_plan(p.plan, &p.arena, &w) < 0) {
+                if (warmup_plan(p.plan, &p.arena, &w) < 0) {
                         r = EXIT_NOT_FINE;
                         goto out;
                 }
@@ -107,10 +107,11 @@ int cmd_warmup(int argc, char **argv) {
                 goto out;
         }
         r = launch_warmup(&w, &report, &e);
-        if (r < 0)
-                r = cli_fail(r, &e) ? EXIT_NOT_FINE : EXIT_FINE;
-        else {
-                cli_report_warmup(&report, stdout);
+        if (r < 0) {
+                cli_fail(r, &e);
+                r = EXIT_NOT_FINE;
+        } else {
+                report_warmup(&report, stdout);
                 r = report.steady ? EXIT_FINE : EXIT_NOT_FINE;
         }
 out:

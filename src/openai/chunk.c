@@ -99,17 +99,7 @@ void openai_write_chunk(struct buf *b, const struct openai_answer *a, const stru
         bool chat = a->kind == OPENAI_CHAT;
 
         buf_add_str(b, "data: ");
-        json_open(&w, '{');
-        json_key(&w, "id");
-        json_string(&w, a->id);
-        json_key(&w, "object");
-        json_str(&w, chat ? "chat.completion.chunk" : "text_completion");
-        json_key(&w, "created");
-        json_i64(&w, a->created);
-        json_key(&w, "model");
-        json_string(&w, a->model);
-        json_key(&w, "choices");
-        json_open(&w, '[');
+        write_opening(&w, a, true);
         if (c->what != OPENAI_CHUNK_USAGE) {
                 if (chat)
                         write_chat_choice(&w, c);

@@ -153,22 +153,28 @@ static void write_usage(struct json_writer *w, const struct openai_usage *u, boo
         json_close(w, '}');
 }
 
+void write_opening(struct json_writer *w, const struct openai_answer *a, bool chunk) {
+        const char *chat = chunk ? "chat.completion.chunk" : "chat.completion";
+
+        json_open(w, '{');
+        json_key(w, "id");
+        json_string(w, a->id);
+        json_key(w, "object");
+        json_str(w, a->kind == OPENAI_CHAT ? chat : "text_completion");
+        json_key(w, "created");
+        json_i64(w, a->created);
+        json_key(w, "model");
+        json_string(w, a->model);
+        json_key(w, "choices");
+        json_open(w, '[');
+}
+
 void openai_write_answer(struct buf *b, const struct openai_answer *a, const struct openai_choice *choices,
     size_t count, const struct openai_usage *usage, struct slice kv_transfer_params) {
         struct json_writer w = {.out = b};
         bool chat = a->kind == OPENAI_CHAT;
 
-        json_open(&w, '{');
-        json_key(&w, "id");
-        json_string(&w, a->id);
-        json_key(&w, "object");
-        json_str(&w, chat ? "chat.completion" : "text_completion");
-        json_key(&w, "created");
-        json_i64(&w, a->created);
-        json_key(&w, "model");
-        json_string(&w, a->model);
-        json_key(&w, "choices");
-        json_open(&w, '[');
+        write_opening(&w, a, false);
         for (size_t i = 0; i < count; i++)
                 if (chat)
                         write_chat_choice(&w, &choices[i]);
