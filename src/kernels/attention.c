@@ -236,19 +236,19 @@ static const struct lane_block *find_block(const struct absorbed *a, size_t task
 
 static void absorbed_task(void *context, unsigned worker, unsigned workers) {
         struct absorbed *a = context;
-        struct pool *pool = a->c->pool;
+        struct workers *all = a->c->workers;
         const struct lane_block *b;
 
-        for (size_t i; step_take(&a->queries, &i); step_done(pool, &a->queries)) {
+        for (size_t i; step_take(&a->queries, &i); step_done(all, &a->queries)) {
                 b = find_block(a, i, true);
                 transpose_queries(a, b, i - b->first_group);
         }
-        step_wait(pool, &a->queries);
-        for (size_t i; step_take(&a->segments, &i); step_done(pool, &a->segments)) {
+        step_wait(all, &a->queries);
+        for (size_t i; step_take(&a->segments, &i); step_done(all, &a->segments)) {
                 b = find_block(a, i, false);
                 absorbed_segment(a, b, i - b->first_task, scratch_worker(a->c, worker));
         }
-        step_wait(pool, &a->segments);
+        step_wait(all, &a->segments);
         for (size_t i; step_take(&a->ends, &i);) {
                 b = find_block(a, i, true);
                 absorbed_merge(a, b, i - b->first_group);
@@ -312,6 +312,6 @@ void attention_absorbed(struct compute *c, const struct kv_layer *kv, unsigned h
                 step_begin(&a.queries, a.groups);
                 step_begin(&a.segments, a.tasks);
                 step_begin(&a.ends, a.groups);
-                pool_share(c->pool, absorbed_task, &a);
+                workers_share(c->workers, absorbed_task, &a);
         }
 }

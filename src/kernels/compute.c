@@ -55,7 +55,7 @@ const char *isa_name(enum isa isa) {
 }
 
 static size_t scratch_bytes(const struct compute *c) {
-        return SCRATCH_SHARED_BYTES + pool_threads(c->pool) * SCRATCH_WORKER_BYTES;
+        return SCRATCH_SHARED_BYTES + workers_count(c->workers) * SCRATCH_WORKER_BYTES;
 }
 
 int compute_new(const struct compute_options *options, struct compute **ret_compute, struct error *e) {
@@ -74,7 +74,7 @@ int compute_new(const struct compute_options *options, struct compute **ret_comp
         c->table = isa_table(isa);
         c->activation = options->activation;
         c->cache_bytes = cache > 0 ? (size_t)cache : CACHE_BYTES_DEFAULT;
-        r = worker_pool_new(options->threads, options->pin, options->spin_us, &c->pool, e);
+        r = workers_new(options->threads, options->pin, options->spin_us, &c->workers, e);
         if (r < 0)
                 goto fail;
         c->scratch =
@@ -99,7 +99,7 @@ void compute_free(struct compute *c) {
                 return;
         if (c->scratch)
                 munmap(c->scratch, scratch_bytes(c));
-        worker_pool_free(c->pool);
+        workers_free(c->workers);
         free(c);
 }
 
@@ -108,7 +108,7 @@ enum isa compute_isa(const struct compute *c) {
 }
 
 unsigned compute_threads(const struct compute *c) {
-        return pool_threads(c->pool);
+        return workers_count(c->workers);
 }
 
 enum activation compute_activation(const struct compute *c) {
@@ -116,7 +116,7 @@ enum activation compute_activation(const struct compute *c) {
 }
 
 void compute_run(struct compute *c, void (*task)(void *context, unsigned worker, unsigned workers), void *context) {
-        pool_run(c->pool, task, context);
+        workers_run(c->workers, task, context);
 }
 
 void *scratch_take(struct compute *c, size_t bytes) {

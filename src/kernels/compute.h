@@ -1,8 +1,8 @@
 /* compute.h - what a struct compute is inside kernels/. */
 #pragma once
 #include "kernels/kernels.h"
-#include "kernels/pool.h"
 #include "kernels/table.h"
+#include "kernels/workers.h"
 
 /* Long inputs are cut to fit here: large enough that a piece keeps all caches and workers busy, small enough to be
  * nobody's memory problem. Address space only, until it is touched. */
@@ -10,7 +10,7 @@
 #define SCRATCH_WORKER_BYTES ((size_t)2 << 20)
 
 struct compute {
-        struct pool *pool;
+        struct workers *workers;
         const struct kernel_table *table;
         enum isa isa;
         enum activation activation;

@@ -11,7 +11,7 @@ static void mlp_task(void *context, unsigned worker, unsigned workers) {
         struct mlp_region *r = context;
 
         stage_work(r->c, &r->up, worker);
-        step_wait(r->c->pool, &r->up.tasks);
+        step_wait(r->c->workers, &r->up.tasks);
         stage_work(r->c, &r->down, worker);
 }
 
@@ -93,7 +93,7 @@ void experts_run(
         while (fill_region(&r, calls, count, x, ldx, ldy, &call, &row)) {
                 stage_prepare(c, &r.up, false);
                 stage_prepare(c, &r.down, true);
-                pool_share(c->pool, mlp_task, &r);
+                workers_share(c->workers, mlp_task, &r);
         }
 }
 

@@ -113,13 +113,13 @@ static void naive_read(const struct naive *n, size_t piece) {
 
 static void naive_task(void *context, unsigned worker, unsigned workers) {
         struct naive *n = context;
-        struct pool *pool = n->c->pool;
+        struct workers *all = n->c->workers;
 
-        for (size_t i; step_take(&n->read, &i); step_done(pool, &n->read))
+        for (size_t i; step_take(&n->read, &i); step_done(all, &n->read))
                 naive_read(n, i);
-        step_wait(pool, &n->read);
+        step_wait(all, &n->read);
         stage_work(n->c, &n->expand, worker);
-        step_wait(pool, &n->expand.tasks);
+        step_wait(all, &n->expand.tasks);
         /* Heads outermost: neighbours in the list share keys and values. */
         for (size_t i; step_take(&n->tasks, &i);)
                 naive_group(n, i % n->groups, i / n->groups, scratch_worker(n->c, worker));
@@ -217,7 +217,7 @@ static void naive_span(struct naive *n, const struct linear *kv_b) {
                         step_begin(&n->read, ceil_div(n->positions, READ_POSITIONS));
                         step_begin(&n->tasks, n->groups * d->heads);
                         naive_prepare_expand(n, kv_b, a, parts);
-                        pool_share(c->pool, naive_task, n);
+                        workers_share(c->workers, naive_task, n);
                 }
         }
 }

@@ -232,7 +232,7 @@ static int pack_into(struct compute *c, const struct weight_source *s, const str
         size_t row;
 
         step_begin(&p.panels, ceil_div(s->n, PANEL));
-        pool_share(c->pool, pack_task, &p);
+        workers_share(c->workers, pack_task, &p);
         if ((row = atomic_load(&p.bad_row)) > 0)
                 return error_set(e, -EINVAL, "row %zu of an fp8 weight holds a NaN: the file is damaged", row - 1);
         if ((row = atomic_load(&p.bad_scale)) > 0)
@@ -360,7 +360,7 @@ int head_linear_pack(struct compute *c, enum weight_type type, const float *data
         assert((uintptr_t)memory % 64 == 0);
         l.head_stride = ceil_div(n, PANEL) * panel_offset(type, k);
         step_begin(&p.panels, ceil_div(n, PANEL) * heads);
-        pool_share(c->pool, head_pack_task, &p);
+        workers_share(c->workers, head_pack_task, &p);
         *ret_linear = l;
         return 0;
 }

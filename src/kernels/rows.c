@@ -46,7 +46,7 @@ static void rows_run(struct compute *c, struct rows_job *job) {
                 return;
         }
         step_begin(&job->pieces, job->m * job->n / PIECE_FLOATS < job->m ? job->m * job->n / PIECE_FLOATS : job->m);
-        pool_share(c->pool, rows_task, job);
+        workers_share(c->workers, rows_task, job);
 }
 
 static void rmsnorm_row(const struct rows_job *j, size_t r) {

@@ -447,10 +447,10 @@ static const struct part *find_part(const struct stage *s, size_t task) {
 void stage_work(struct compute *c, struct stage *s, unsigned worker) {
         struct bench *bench = scratch_worker(c, worker);
 
-        for (size_t i; step_take(&s->packing, &i); step_done(c->pool, &s->packing))
+        for (size_t i; step_take(&s->packing, &i); step_done(c->workers, &s->packing))
                 pack_nth_block(c, s, i, bench);
-        step_wait(c->pool, &s->packing);
-        for (size_t i; step_take(&s->tasks, &i); step_done(c->pool, &s->tasks)) {
+        step_wait(c->workers, &s->packing);
+        for (size_t i; step_take(&s->tasks, &i); step_done(c->workers, &s->tasks)) {
                 const struct part *p = find_part(s, i);
 
                 run_task(c, p, i - p->first_task, bench);
@@ -471,5 +471,5 @@ static void stage_task(void *context, unsigned worker, unsigned workers) {
 void stage_run(struct compute *c, struct stage *s) {
         struct region r = {c, s};
 
-        pool_share(c->pool, stage_task, &r);
+        workers_share(c->workers, stage_task, &r);
 }

@@ -1,4 +1,4 @@
-/* pool.h - the worker threads of one struct compute, and work that whoever is there takes piece by piece.
+/* workers.h - the worker threads of one struct compute, and work that whoever is there takes piece by piece.
  *
  * A shared region is open to the workers but waits for none: those that are awake in time join, and the caller only waits
  * for what has been taken. So an overcommitted machine, whose scheduler keeps a worker from its core, costs that worker's
@@ -12,22 +12,22 @@
 #include <stdint.h>
 
 /* More threads than this on one compute is a mistake, not a machine. */
-#define POOL_THREADS_MAX 1024
+#define WORKERS_MAX 1024
 
-struct pool;
+struct workers;
 
-typedef void pool_task(void *context, unsigned worker, unsigned workers);
+typedef void workers_task(void *context, unsigned worker, unsigned workers);
 
 /* `threads` counts the caller (0: one per usable core). Returns 0, -EINVAL, -ENOMEM or what pthread_create said. */
-int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e);
-void worker_pool_free(struct pool *p); /* NULL is fine; no region may be running */
-unsigned pool_threads(const struct pool *p);
+int workers_new(unsigned threads, bool pin, unsigned spin_us, struct workers **ret_workers, struct error *e);
+void workers_free(struct workers *p); /* NULL is fine; no region may be running */
+unsigned workers_count(const struct workers *p);
 
 /* Run the task on the caller, as worker 0, and on the workers that come before the caller is through with it. Returns
  * when all that came have returned; what they wrote is visible to the caller. */
-void pool_share(struct pool *p, pool_task *task, void *context);
+void workers_share(struct workers *p, workers_task *task, void *context);
 /* The same, waiting for every worker to come. */
-void pool_run(struct pool *p, pool_task *task, void *context);
+void workers_run(struct workers *p, workers_task *task, void *context);
 
 /* A number of tasks inside a region. Begun by the caller before the region. */
 struct step {
@@ -43,6 +43,6 @@ static inline bool step_take(struct step *s, size_t *ret_task) {
         return *ret_task < s->total;
 }
 /* A task that was taken is finished. */
-void step_done(struct pool *p, struct step *s);
+void step_done(struct workers *p, struct step *s);
 /* Wait until all tasks of the step are finished; what they wrote is visible. */
-void step_wait(struct pool *p, struct step *s);
+void step_wait(struct workers *p, struct step *s);

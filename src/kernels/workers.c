@@ -1,5 +1,5 @@
-/* pool.c - workers that wait on a 32-bit word: spinning first, then in futex(2). */
-#include "kernels/pool.h"
+/* workers.c - workers that wait on a 32-bit word: spinning first, then in futex(2). */
+#include "kernels/workers.h"
 #include "base/clock.h"
 #include <assert.h>
 #include <errno.h>
@@ -25,21 +25,21 @@ struct gate {
 #define REGION_JOINED    (REGION_CLOSED - 1)
 #define REGION_NUMBER(s) ((uint32_t)((s) >> 32))
 
-struct pool {
+struct workers {
         struct gate start; /* value: number of the newest region */
         struct gate left;  /* value: grows when the last of a closed region's workers leaves */
         struct gate steps; /* value: number of steps finished */
         alignas(64) _Atomic uint64_t region;
         alignas(64) _Atomic uint32_t gone; /* workers that have left the current region */
-        pool_task *task;
+        workers_task *task;
         void *context;
         _Atomic bool stop;
         unsigned threads, spin_us, started;
         struct worker {
-                struct pool *pool;
+                struct workers *all;
                 unsigned index;
                 pthread_t thread;
-        } * workers; /* [threads]; entry 0, the caller, has no thread */
+        } * each; /* [threads]; entry 0, the caller, has no thread */
 };
 
 static inline void relax(void) {
@@ -78,7 +78,7 @@ static void gate_open(struct gate *g) {
 /* ---- workers ----------------------------------------------------------------------------------------------------- */
 
 /* Join the region if it is still open. */
-static bool region_join(struct pool *p, uint32_t number) {
+static bool region_join(struct workers *p, uint32_t number) {
         uint64_t s = atomic_load(&p->region);
 
         while (REGION_NUMBER(s) == number && !(s & REGION_CLOSED))
@@ -87,7 +87,7 @@ static bool region_join(struct pool *p, uint32_t number) {
         return false;
 }
 
-static void region_leave(struct pool *p) {
+static void region_leave(struct workers *p) {
         uint32_t gone = atomic_fetch_add(&p->gone, 1) + 1;
         uint64_t s = atomic_load(&p->region);
 
@@ -97,7 +97,7 @@ static void region_leave(struct pool *p) {
 
 static void *worker_main(void *arg) {
         struct worker *w = arg;
-        struct pool *p = w->pool;
+        struct workers *p = w->all;
         uint32_t seen = 0;
 
         for (;;) {
@@ -128,7 +128,7 @@ static void pin_to_core(pthread_t thread, const cpu_set_t *usable, unsigned nth)
 }
 
 /* Returns 0 or what pthread_create said; p->started counts those that run. */
-static int start_workers(struct pool *p, const cpu_set_t *pin) {
+static int start_workers(struct workers *p, const cpu_set_t *pin) {
         sigset_t every, before;
         int r = 0;
 
@@ -136,10 +136,10 @@ static int start_workers(struct pool *p, const cpu_set_t *pin) {
         sigfillset(&every);
         pthread_sigmask(SIG_SETMASK, &every, &before);
         for (p->started = 1; p->started < p->threads; p->started++) {
-                struct worker *w = &p->workers[p->started];
+                struct worker *w = &p->each[p->started];
                 char name[16];
 
-                w->pool = p;
+                w->all = p;
                 w->index = p->started;
                 r = pthread_create(&w->thread, NULL, worker_main, w);
                 if (r != 0)
@@ -153,9 +153,9 @@ static int start_workers(struct pool *p, const cpu_set_t *pin) {
         return -r;
 }
 
-int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **ret_pool, struct error *e) {
+int workers_new(unsigned threads, bool pin, unsigned spin_us, struct workers **ret_workers, struct error *e) {
         cpu_set_t usable;
-        struct pool *p;
+        struct workers *p;
         int r;
 
         CPU_ZERO(&usable);
@@ -163,49 +163,49 @@ int worker_pool_new(unsigned threads, bool pin, unsigned spin_us, struct pool **
                 CPU_SET(0, &usable);
         if (threads == 0)
                 threads = (unsigned)CPU_COUNT(&usable);
-        if (threads > POOL_THREADS_MAX)
-                return error_set(e, -EINVAL, "%u compute threads are more than %d", threads, POOL_THREADS_MAX);
+        if (threads > WORKERS_MAX)
+                return error_set(e, -EINVAL, "%u compute threads are more than %d", threads, WORKERS_MAX);
 
         p = aligned_alloc(64, sizeof(*p));
         if (!p)
-                return error_set(e, -ENOMEM, "no memory for the worker pool");
+                return error_set(e, -ENOMEM, "no memory for the workers");
         memset(p, 0, sizeof(*p));
         p->threads = threads;
         p->spin_us = spin_us;
         p->region = REGION_CLOSED;
-        p->workers = calloc(threads, sizeof(*p->workers));
-        if (!p->workers) {
+        p->each = calloc(threads, sizeof(*p->each));
+        if (!p->each) {
                 free(p);
-                return error_set(e, -ENOMEM, "no memory for the worker pool");
+                return error_set(e, -ENOMEM, "no memory for the workers");
         }
         r = start_workers(p, pin ? &usable : NULL);
         if (r < 0) {
                 error_set(e, r, "cannot start compute thread %u of %u: %s", p->started + 1, threads, strerror(-r));
-                worker_pool_free(p);
+                workers_free(p);
                 return r;
         }
-        *ret_pool = p;
+        *ret_workers = p;
         return 0;
 }
 
-void worker_pool_free(struct pool *p) {
+void workers_free(struct workers *p) {
         if (!p)
                 return;
         atomic_store(&p->stop, true);
         gate_open(&p->start);
         for (unsigned i = 1; i < p->started; i++)
-                pthread_join(p->workers[i].thread, NULL);
-        free(p->workers);
+                pthread_join(p->each[i].thread, NULL);
+        free(p->each);
         free(p);
 }
 
-unsigned pool_threads(const struct pool *p) {
+unsigned workers_count(const struct workers *p) {
         return p->threads;
 }
 
 /* ---- regions ----------------------------------------------------------------------------------------------------- */
 
-static void region_open(struct pool *p, pool_task *task, void *context) {
+static void region_open(struct workers *p, workers_task *task, void *context) {
         uint32_t number = atomic_load(&p->start.value) + 1;
 
         p->task = task;
@@ -216,7 +216,7 @@ static void region_open(struct pool *p, pool_task *task, void *context) {
 }
 
 /* Nobody joins any more; wait for those who did. */
-static void region_close(struct pool *p) {
+static void region_close(struct workers *p) {
         uint32_t left = atomic_load(&p->left.value);
         uint64_t s = atomic_fetch_or(&p->region, REGION_CLOSED);
 
@@ -227,7 +227,7 @@ static void region_close(struct pool *p) {
         }
 }
 
-void pool_share(struct pool *p, pool_task *task, void *context) {
+void workers_share(struct workers *p, workers_task *task, void *context) {
         if (p->threads == 1) {
                 task(context, 0, 1);
                 return;
@@ -238,8 +238,8 @@ void pool_share(struct pool *p, pool_task *task, void *context) {
 }
 
 struct everyone {
-        struct pool *pool;
-        pool_task *task;
+        struct workers *workers;
+        workers_task *task;
         void *context;
         struct step arrivals;
 };
@@ -248,16 +248,16 @@ static void everyone_task(void *context, unsigned worker, unsigned workers) {
         struct everyone *all = context;
 
         all->task(all->context, worker, workers);
-        step_done(all->pool, &all->arrivals);
+        step_done(all->workers, &all->arrivals);
         if (worker == 0)
-                step_wait(all->pool, &all->arrivals);
+                step_wait(all->workers, &all->arrivals);
 }
 
-void pool_run(struct pool *p, pool_task *task, void *context) {
-        struct everyone all = {.pool = p, .task = task, .context = context};
+void workers_run(struct workers *p, workers_task *task, void *context) {
+        struct everyone all = {.workers = p, .task = task, .context = context};
 
         step_begin(&all.arrivals, p->threads);
-        pool_share(p, everyone_task, &all);
+        workers_share(p, everyone_task, &all);
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------------------- */
@@ -268,12 +268,12 @@ void step_begin(struct step *s, size_t total) {
         s->total = total;
 }
 
-void step_done(struct pool *p, struct step *s) {
+void step_done(struct workers *p, struct step *s) {
         if (atomic_fetch_add(&s->done, 1) + 1 == s->total)
                 gate_open(&p->steps);
 }
 
-void step_wait(struct pool *p, struct step *s) {
+void step_wait(struct workers *p, struct step *s) {
         for (;;) {
                 uint32_t finished = atomic_load(&p->steps.value);
 

@@ -1,5 +1,5 @@
-/* The worker pool: regions and steps, with and without spinning. */
-#include "kernels/pool.h"
+/* Workers: regions and steps, with and without spinning. */
+#include "kernels/workers.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,44 +13,44 @@ static const unsigned counts[] = {1, 2, 3, 5};
 static const unsigned spins[] = {0, 50};
 
 struct tally {
-        struct pool *pool;
+        struct workers *all;
         unsigned seen[5]; /* not atomic: each worker has its own */
 };
 
-static struct pool *new_pool(unsigned threads, unsigned spin) {
-        struct pool *p = NULL;
+static struct workers *new_workers(unsigned threads, unsigned spin) {
+        struct workers *p = NULL;
         struct error e;
 
-        assert_int_equal(worker_pool_new(threads, false, spin, &p, &e), 0);
-        assert_int_equal(pool_threads(p), threads);
+        assert_int_equal(workers_new(threads, false, spin, &p, &e), 0);
+        assert_int_equal(workers_count(p), threads);
         return p;
 }
 
 static void count_workers(void *context, unsigned worker, unsigned workers) {
         struct tally *t = context;
 
-        assert_int_equal(workers, pool_threads(t->pool));
+        assert_int_equal(workers, workers_count(t->all));
         t->seen[worker]++;
 }
 
 static void every_worker_runs_each_region_once(void **state) {
         for (size_t i = 0; i < 4; i++)
                 for (size_t s = 0; s < 2; s++) {
-                        struct tally t = {.pool = new_pool(counts[i], spins[s])};
+                        struct tally t = {.all = new_workers(counts[i], spins[s])};
 
                         for (unsigned n = 1; n <= 500; n++) {
-                                pool_run(t.pool, count_workers, &t);
+                                workers_run(t.all, count_workers, &t);
                                 for (unsigned w = 0; w < counts[i]; w++)
                                         assert_int_equal(t.seen[w], n);
                         }
-                        worker_pool_free(t.pool);
+                        workers_free(t.all);
                 }
 }
 
 enum { STEPS = 50, TASKS = 7 };
 
 struct chain {
-        struct pool *pool;
+        struct workers *all;
         struct step steps[STEPS];
         unsigned written[STEPS][TASKS]; /* not atomic: a task is one thread's */
         _Atomic unsigned wrong;
@@ -61,7 +61,7 @@ static void run_chain(void *context, unsigned worker, unsigned workers) {
         struct chain *c = context;
 
         for (unsigned s = 0; s < STEPS; s++) {
-                for (size_t i; step_take(&c->steps[s], &i); step_done(c->pool, &c->steps[s])) {
+                for (size_t i; step_take(&c->steps[s], &i); step_done(c->all, &c->steps[s])) {
                         unsigned sum = 0;
 
                         for (unsigned j = 0; s > 0 && j < TASKS; j++)
@@ -69,26 +69,26 @@ static void run_chain(void *context, unsigned worker, unsigned workers) {
                         c->wrong += sum != (s > 0 ? TASKS * s : 0);
                         c->written[s][i] = s + 1;
                 }
-                step_wait(c->pool, &c->steps[s]);
+                step_wait(c->all, &c->steps[s]);
         }
 }
 
 static void what_a_step_wrote_is_read_after_it(void **state) {
         for (size_t i = 0; i < 4; i++)
                 for (size_t s = 0; s < 2; s++) {
-                        struct chain c = {.pool = new_pool(counts[i], spins[s])};
+                        struct chain c = {.all = new_workers(counts[i], spins[s])};
 
                         for (unsigned n = 0; n < 20; n++) {
                                 for (unsigned j = 0; j < STEPS; j++)
                                         step_begin(&c.steps[j], TASKS);
                                 memset(c.written, 0, sizeof(c.written));
-                                pool_share(c.pool, run_chain, &c);
+                                workers_share(c.all, run_chain, &c);
                                 assert_int_equal(c.wrong, 0);
                                 for (unsigned j = 0; j < STEPS; j++)
                                         for (unsigned k = 0; k < TASKS; k++)
                                                 assert_int_equal(c.written[j][k], j + 1);
                         }
-                        worker_pool_free(c.pool);
+                        workers_free(c.all);
                 }
 }
 
@@ -108,54 +108,54 @@ static void take_tasks(void *context, unsigned worker, unsigned workers) {
 static void each_task_is_done_once_however_late_workers_come(void **state) {
         for (size_t i = 0; i < 4; i++)
                 for (size_t s = 0; s < 2; s++) {
-                        struct pool *p = new_pool(counts[i], spins[s]);
+                        struct workers *p = new_workers(counts[i], spins[s]);
                         struct tasks t = {0};
 
                         for (unsigned n = 1; n <= 2000; n++) {
                                 step_begin(&t.step, n % 2 ? 1 : 1000);
                                 memset(t.done, 0, sizeof(t.done));
-                                pool_share(p, take_tasks, &t);
+                                workers_share(p, take_tasks, &t);
                                 for (unsigned j = 0; j < 1000; j++)
                                         if (t.done[j] != (j < t.step.total))
                                                 fail_msg("task %u done %u times", j, t.done[j]);
                         }
-                        worker_pool_free(p);
+                        workers_free(p);
                 }
 }
 
 static void an_empty_step_is_finished(void **state) {
-        struct pool *p = new_pool(3, 0);
+        struct workers *p = new_workers(3, 0);
         struct step s;
         size_t task;
 
         step_begin(&s, 0);
         assert_false(step_take(&s, &task));
         step_wait(p, &s);
-        worker_pool_free(p);
+        workers_free(p);
 }
 
-static void a_pool_that_never_ran_ends(void **state) {
+static void workers_that_never_ran_end(void **state) {
         for (size_t i = 0; i < 4; i++)
-                worker_pool_free(new_pool(counts[i], 0));
-        worker_pool_free(NULL);
+                workers_free(new_workers(counts[i], 0));
+        workers_free(NULL);
 }
 
 static void too_many_threads_are_refused(void **state) {
-        struct pool *p = NULL;
+        struct workers *p = NULL;
         struct error e = {{0}};
 
-        assert_true(worker_pool_new(POOL_THREADS_MAX + 1, false, 0, &p, &e) < 0);
+        assert_true(workers_new(WORKERS_MAX + 1, false, 0, &p, &e) < 0);
         assert_null(p);
         assert_non_null(strstr(e.text, "1025"));
 }
 
 static void zero_threads_means_every_usable_core(void **state) {
-        struct pool *p = NULL;
+        struct workers *p = NULL;
         struct error e;
 
-        assert_int_equal(worker_pool_new(0, true, 0, &p, &e), 0);
-        assert_true(pool_threads(p) >= 1);
-        worker_pool_free(p);
+        assert_int_equal(workers_new(0, true, 0, &p, &e), 0);
+        assert_true(workers_count(p) >= 1);
+        workers_free(p);
 }
 
 int main(void) {
@@ -164,7 +164,7 @@ int main(void) {
             cmocka_unit_test(what_a_step_wrote_is_read_after_it),
             cmocka_unit_test(each_task_is_done_once_however_late_workers_come),
             cmocka_unit_test(an_empty_step_is_finished),
-            cmocka_unit_test(a_pool_that_never_ran_ends),
+            cmocka_unit_test(workers_that_never_ran_end),
             cmocka_unit_test(too_many_threads_are_refused),
             cmocka_unit_test(zero_threads_means_every_usable_core),
         };
