@@ -74,7 +74,7 @@ int compute_new(const struct compute_options *options, struct compute **ret_comp
         c->table = isa_table(isa);
         c->activation = options->activation;
         c->cache_bytes = cache > 0 ? (size_t)cache : CACHE_BYTES_DEFAULT;
-        r = workers_new(options->threads, options->pin, options->spin_us, &c->workers, e);
+        r = workers_new(options->threads, options->spin_us, &c->workers, e);
         if (r < 0)
                 goto fail;
         c->scratch =
@@ -117,6 +117,10 @@ enum activation compute_activation(const struct compute *c) {
 
 void compute_run(struct compute *c, void (*task)(void *context, unsigned worker, unsigned workers), void *context) {
         workers_run(c->workers, task, context);
+}
+
+void compute_share(struct compute *c, void (*task)(void *context, unsigned worker, unsigned workers), void *context) {
+        workers_share(c->workers, task, context);
 }
 
 void *scratch_take(struct compute *c, size_t bytes) {

@@ -34,7 +34,6 @@ enum activation { ACTIVATION_F32, ACTIVATION_BF16 };
 struct compute_options {
         enum isa isa;     /* ISA_BEST: the best this CPU runs; a better one than it has is -ENOTSUP */
         unsigned threads; /* including the caller's; 0: one per usable core */
-        bool pin;         /* bind each worker but the caller to a core */
         /* Workers spin so long for the next task before they sleep. 0 when cores are shared with other work. Whether a
          * worker wakes in time or not decides speed only: what it does not take the others do. */
         unsigned spin_us;
@@ -52,6 +51,9 @@ const char *isa_name(enum isa isa);
 unsigned compute_threads(const struct compute *c);
 enum activation compute_activation(const struct compute *c);
 
+/* Run task(context, worker, workers) on the caller, as worker 0, and on the workers that come before it is through: the
+ * task takes pieces from a counter of its own until none is left. Returns when all that came are done. */
+void compute_share(struct compute *c, void (*task)(void *context, unsigned worker, unsigned workers), void *context);
 /* Run task(context, worker, workers) once on every worker, the caller being worker 0; returns when all are done. */
 void compute_run(struct compute *c, void (*task)(void *context, unsigned worker, unsigned workers), void *context);
 
@@ -180,7 +182,7 @@ void attention_absorbed(struct compute *c, const struct kv_layer *kv, unsigned h
     const struct attention_span *spans, size_t count, size_t ldq, size_t ldo);
 
 /* Naive (prefill): keys and values are expanded from the latents by kv_b (rows per head: [nope key | value]) tile by
- * tile, once per span, and shared by its queries. */
+ * tile, once per slab of a span's queries (as many as fit the scratch; 384 of DeepSeek-V3), and shared by them. */
 struct attention_dims {
         unsigned heads, nope, rope, v;
 };

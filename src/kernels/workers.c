@@ -1,11 +1,11 @@
 /* workers.c - workers that wait on a 32-bit word: spinning first, then in futex(2). */
 #include "kernels/workers.h"
 #include "base/clock.h"
+#include "os/os.h"
 #include <assert.h>
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,9 +102,9 @@ static void *worker_main(void *arg) {
 
         for (;;) {
                 gate_wait(&p->start, seen, p->spin_us);
+                seen = atomic_load(&p->start.value); /* before `stop`: who sees the last value sees that it is set */
                 if (atomic_load(&p->stop))
                         return NULL;
-                seen = atomic_load(&p->start.value);
                 if (region_join(p, seen)) {
                         p->task(p->context, w->index, p->threads);
                         region_leave(p);
@@ -112,23 +112,8 @@ static void *worker_main(void *arg) {
         }
 }
 
-static void pin_to_core(pthread_t thread, const cpu_set_t *usable, unsigned nth) {
-        cpu_set_t one;
-        unsigned seen = 0, count = (unsigned)CPU_COUNT(usable);
-
-        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-                if (!CPU_ISSET(cpu, usable) || seen++ != nth % count)
-                        continue;
-                CPU_ZERO(&one);
-                CPU_SET(cpu, &one);
-                /* A refusal (a cpuset that changed meanwhile) costs speed only. */
-                (void)pthread_setaffinity_np(thread, sizeof(one), &one);
-                return;
-        }
-}
-
 /* Returns 0 or what pthread_create said; p->started counts those that run. */
-static int start_workers(struct workers *p, const cpu_set_t *pin) {
+static int start_workers(struct workers *p) {
         sigset_t every, before;
         int r = 0;
 
@@ -146,23 +131,17 @@ static int start_workers(struct workers *p, const cpu_set_t *pin) {
                         break;
                 snprintf(name, sizeof(name), "compute/%u", w->index % 10000);
                 (void)pthread_setname_np(w->thread, name);
-                if (pin)
-                        pin_to_core(w->thread, pin, w->index);
         }
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         return -r;
 }
 
-int workers_new(unsigned threads, bool pin, unsigned spin_us, struct workers **ret_workers, struct error *e) {
-        cpu_set_t usable;
+int workers_new(unsigned threads, unsigned spin_us, struct workers **ret_workers, struct error *e) {
         struct workers *p;
         int r;
 
-        CPU_ZERO(&usable);
-        if (sched_getaffinity(0, sizeof(usable), &usable) < 0 || CPU_COUNT(&usable) == 0)
-                CPU_SET(0, &usable);
         if (threads == 0)
-                threads = (unsigned)CPU_COUNT(&usable);
+                threads = os_cpu_count();
         if (threads > WORKERS_MAX)
                 return error_set(e, -EINVAL, "%u compute threads are more than %d", threads, WORKERS_MAX);
 
@@ -178,7 +157,7 @@ int workers_new(unsigned threads, bool pin, unsigned spin_us, struct workers **r
                 free(p);
                 return error_set(e, -ENOMEM, "no memory for the workers");
         }
-        r = start_workers(p, pin ? &usable : NULL);
+        r = start_workers(p);
         if (r < 0) {
                 error_set(e, r, "cannot start compute thread %u of %u: %s", p->started + 1, threads, strerror(-r));
                 workers_free(p);

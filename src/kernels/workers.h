@@ -18,8 +18,8 @@ struct workers;
 
 typedef void workers_task(void *context, unsigned worker, unsigned workers);
 
-/* `threads` counts the caller (0: one per usable core). Returns 0, -EINVAL, -ENOMEM or what pthread_create said. */
-int workers_new(unsigned threads, bool pin, unsigned spin_us, struct workers **ret_workers, struct error *e);
+/* `threads` counts the caller (0: os_cpu_count()). Returns 0, -EINVAL, -ENOMEM or what pthread_create said. */
+int workers_new(unsigned threads, unsigned spin_us, struct workers **ret_workers, struct error *e);
 void workers_free(struct workers *p); /* NULL is fine; no region may be running */
 unsigned workers_count(const struct workers *p);
 

@@ -21,7 +21,7 @@ static struct workers *new_workers(unsigned threads, unsigned spin) {
         struct workers *p = NULL;
         struct error e;
 
-        assert_int_equal(workers_new(threads, false, spin, &p, &e), 0);
+        assert_int_equal(workers_new(threads, spin, &p, &e), 0);
         assert_int_equal(workers_count(p), threads);
         return p;
 }
@@ -140,11 +140,23 @@ static void workers_that_never_ran_end(void **state) {
         workers_free(NULL);
 }
 
+static void nothing(void *context, unsigned worker, unsigned workers) {}
+
+/* The end comes while workers are still waking for the region before it. */
+static void workers_end_however_late_they_woke(void **state) {
+        for (int i = 0; i < 2000; i++) {
+                struct workers *p = new_workers(5, 0);
+
+                workers_share(p, nothing, NULL);
+                workers_free(p);
+        }
+}
+
 static void too_many_threads_are_refused(void **state) {
         struct workers *p = NULL;
         struct error e = {{0}};
 
-        assert_true(workers_new(WORKERS_MAX + 1, false, 0, &p, &e) < 0);
+        assert_true(workers_new(WORKERS_MAX + 1, 0, &p, &e) < 0);
         assert_null(p);
         assert_non_null(strstr(e.text, "1025"));
 }
@@ -153,7 +165,7 @@ static void zero_threads_means_every_usable_core(void **state) {
         struct workers *p = NULL;
         struct error e;
 
-        assert_int_equal(workers_new(0, true, 0, &p, &e), 0);
+        assert_int_equal(workers_new(0, 0, &p, &e), 0);
         assert_true(workers_count(p) >= 1);
         workers_free(p);
 }
@@ -165,6 +177,7 @@ int main(void) {
             cmocka_unit_test(each_task_is_done_once_however_late_workers_come),
             cmocka_unit_test(an_empty_step_is_finished),
             cmocka_unit_test(workers_that_never_ran_end),
+            cmocka_unit_test(workers_end_however_late_they_woke),
             cmocka_unit_test(too_many_threads_are_refused),
             cmocka_unit_test(zero_threads_means_every_usable_core),
         };
