@@ -112,8 +112,7 @@ static int make_compute(struct serve *s, struct error *e) {
 }
 
 static int load_model(struct serve *s, struct error *e) {
-        struct model_options m = {
-            .dir = s->dir, .load_mtp = s->drafts > 0, .quantization = s->o.quantization, .log = &s->log};
+        struct model_options m = {.dir = s->dir, .load_mtp = s->drafts > 0, .quantization = s->o.quantization};
         uint64_t begun = clock_mono_ns();
         int r = make_compute(s, e);
 

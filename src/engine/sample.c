@@ -132,5 +132,5 @@ void sample_step(struct engine *g) {
         if (g->job_count < 2 || g->job_count * g->config->vocab < WORTH_SHARING)
                 run_jobs(&w, 0, 1);
         else
-                compute_run(g->options.compute, run_jobs, &w);
+                compute_share(g->options.compute, run_jobs, &w);
 }

@@ -105,7 +105,7 @@ struct linear {
 };
 
 /* Bytes that linear_pack() needs, a multiple of 64. */
-size_t linear_bytes(const struct compute *c, const struct weight_source *source);
+size_t linear_bytes(const struct weight_source *source);
 /* Pack into `memory` (64-byte aligned, linear_bytes() long). Uses the pool. Returns 0 or -EINVAL (shape, or data that the
  * format forbids) with a text. */
 int linear_pack(
@@ -129,8 +129,7 @@ struct mlp {
         struct linear gate_up, down;
         size_t width;
 };
-size_t mlp_bytes(const struct compute *c, const struct weight_source *gate, const struct weight_source *up,
-    const struct weight_source *down);
+size_t mlp_bytes(const struct weight_source *gate, const struct weight_source *up, const struct weight_source *down);
 int mlp_pack(struct compute *c, const struct weight_source *gate, const struct weight_source *up,
     const struct weight_source *down, void *memory, struct mlp *ret_mlp, struct error *e);
 void mlp_run(struct compute *c, const struct mlp *p, const float *x, size_t ldx, size_t m, float *y, size_t ldy);
@@ -201,7 +200,7 @@ struct head_linear {
         size_t head_stride;    /* bytes */
         enum weight_type type; /* WEIGHT_F32 or WEIGHT_BF16 */
 };
-size_t head_linear_bytes(const struct compute *c, enum weight_type type, unsigned heads, size_t n, size_t k);
+size_t head_linear_bytes(enum weight_type type, unsigned heads, size_t n, size_t k);
 /* weight(h, row n, column k) = data[h*head_stride + n*row_stride + k*col_stride], floats. `type` is how they are kept:
  * WEIGHT_BF16 when the checkpoint's kv_b is bf16 (nothing is lost, half the bytes are read per step), else WEIGHT_F32. */
 int head_linear_pack(struct compute *c, enum weight_type type, const float *data, size_t head_stride, size_t row_stride,

@@ -241,7 +241,7 @@ static int pack_into(struct compute *c, const struct weight_source *s, const str
         return 0;
 }
 
-size_t linear_bytes(const struct compute *c, const struct weight_source *source) {
+size_t linear_bytes(const struct weight_source *source) {
         struct linear l = shape_of(source);
 
         return bytes_of(&l);
@@ -263,8 +263,7 @@ int linear_pack(
         return 0;
 }
 
-size_t mlp_bytes(const struct compute *c, const struct weight_source *gate, const struct weight_source *up,
-    const struct weight_source *down) {
+size_t mlp_bytes(const struct weight_source *gate, const struct weight_source *up, const struct weight_source *down) {
         struct linear both = shape_of_two(gate, up), last = shape_of(down);
 
         return bytes_of(&both) + bytes_of(&last);
@@ -312,7 +311,7 @@ int mlp_pack(struct compute *c, const struct weight_source *gate, const struct w
         return 0;
 }
 
-size_t head_linear_bytes(const struct compute *c, enum weight_type type, unsigned heads, size_t n, size_t k) {
+size_t head_linear_bytes(enum weight_type type, unsigned heads, size_t n, size_t k) {
         return heads * ceil_div(n, PANEL) * panel_offset(type, k);
 }
 

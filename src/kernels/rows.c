@@ -1,5 +1,5 @@
 /* rows.c - operations on each row by itself, spread over the workers when there is enough to do. */
-#include "kernels/compute.h"
+#include "kernels/attention.h"
 #include <string.h>
 
 /* Below so many floats waking the workers costs more than it saves. */
@@ -111,11 +111,9 @@ void round_bf16(struct compute *c, float *x, size_t ldx, size_t m, size_t n) {
         rows_run(c, &job);
 }
 
-static void kv_row(const struct rows_job *j, size_t r) {
+static void write_row(const struct rows_job *j, size_t r) {
         const struct kv_layer *kv = j->kv;
-        const size_t position = j->first + r;
-        const size_t at =
-            j->blocks[position / kv->block_tokens] * kv->block_stride + position % kv->block_tokens * kv->width;
+        const size_t at = kv_row(kv, j->blocks, j->first + r);
         const float *x = j->x + r * j->ldx;
 
         if (kv->type == KV_F32)
@@ -133,7 +131,7 @@ void kv_write(struct compute *c, const struct kv_layer *kv, const uint32_t *bloc
             .kv = kv,
             .blocks = blocks,
             .first = first,
-            .row = kv_row};
+            .row = write_row};
 
         rows_run(c, &job);
 }

@@ -264,10 +264,13 @@ FLOAT_TYPE(f16, WEIGHT_F16)
 FLOAT_TYPE(bf16, WEIGHT_BF16)
 FLOAT_TYPE(fp8, WEIGHT_FP8)
 
-/* ---- int8 as pairs of int16 -------------------------------------------------------------------------------------- */
+/* ---- int8: as quads of bytes, or as pairs of int16 ---------------------------------------------------------------- */
 
 #if !defined(INT8_AS_BYTES)
-INLINE void pairs_block(const struct operands *operands, int32_t *c, const unsigned rows) {
+#define vi_dot vi_dot_pairs
+#endif
+
+INLINE void int8_block(const struct operands *operands, int32_t *c, const unsigned rows) {
         const struct operands o = *operands;
         const int32_t *a = o.a, *b = o.b;
         vi sum[BLOCK_ROWS_INT8][2];
@@ -285,8 +288,8 @@ INLINE void pairs_block(const struct operands *operands, int32_t *c, const unsig
                 for (unsigned r = 0; r < rows; r++) {
                         vi x = vi_set(a[i * o.step + r * o.row_step]);
 
-                        sum[r][0] = vi_dot_pairs(sum[r][0], x, w0);
-                        sum[r][1] = vi_dot_pairs(sum[r][1], x, w1);
+                        sum[r][0] = vi_dot(sum[r][0], x, w0);
+                        sum[r][1] = vi_dot(sum[r][1], x, w1);
                 }
         }
 #pragma GCC unroll 16
@@ -297,9 +300,11 @@ INLINE void pairs_block(const struct operands *operands, int32_t *c, const unsig
 }
 
 static void gemm_int8(const struct operands *o, int32_t *c) {
-#define PAIRS_BLOCK(n) pairs_block(o, c, (n) < BLOCK_ROWS_INT8 ? (n) : BLOCK_ROWS_INT8)
-        ROWS_SWITCH(o->rows, PAIRS_BLOCK)
+#define INT8_BLOCK(n) int8_block(o, c, (n) < BLOCK_ROWS_INT8 ? (n) : BLOCK_ROWS_INT8)
+        ROWS_SWITCH(o->rows, INT8_BLOCK)
 }
+
+#if !defined(INT8_AS_BYTES)
 
 /* The weights are the panel itself: quads. k counts words of two. */
 static void row_int8(const struct operands *o, int32_t *c) {
@@ -623,13 +628,12 @@ static void add_row(const float *x, size_t n, float *y) {
 #if defined(INT8_AS_BYTES)
 #define TABLE_INT8
 #else
-#define TABLE_INT8                                                                                                     \
-        .block_rows_int8 = BLOCK_ROWS_INT8, .gemm_int8 = gemm_int8, .row_int8 = row_int8, .expand_int8 = expand_int8,
+#define TABLE_INT8 .row_int8 = row_int8, .expand_int8 = expand_int8,
 #endif
 #define TABLE_COMMON                                                                                                   \
-        TABLE_INT8.block_rows = BLOCK_ROWS, .gemm = gemm, .few_rows = FEW_ROWS,                                        \
-        .few = {few_f32, few_f16, few_bf16, few_fp8}, .expand = {NULL, expand_f16, expand_bf16, expand_fp8},           \
-        .row_largest = row_largest, .row_to_int8 = row_to_int8, .row_to_int8_static = row_to_int8_static,              \
-        .int8_to_float = int8_to_float, .swiglu = swiglu, .softmax = softmax, .scale_rows = scale_rows,                \
-        .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row, .rope = rope_row, .add = add_row,                    \
-        .to_bf16 = to_bf16, .from_bf16 = from_bf16, .round_bf16 = round_to_bf16
+        TABLE_INT8.block_rows_int8 = BLOCK_ROWS_INT8, .gemm_int8 = gemm_int8, .block_rows = BLOCK_ROWS, .gemm = gemm,  \
+        .few_rows = FEW_ROWS, .few = {few_f32, few_f16, few_bf16, few_fp8},                                            \
+        .expand = {NULL, expand_f16, expand_bf16, expand_fp8}, .row_largest = row_largest, .row_to_int8 = row_to_int8, \
+        .row_to_int8_static = row_to_int8_static, .int8_to_float = int8_to_float, .swiglu = swiglu,                    \
+        .softmax = softmax, .scale_rows = scale_rows, .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row,        \
+        .rope = rope_row, .add = add_row, .to_bf16 = to_bf16, .from_bf16 = from_bf16, .round_bf16 = round_to_bf16

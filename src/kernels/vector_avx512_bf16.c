@@ -1,13 +1,18 @@
 /* vector_avx512_bf16.c - the table for AVX-512 with BF16, VNNI and VBMI (Zen 4, Sapphire Rapids and later). */
 #include "kernels/simd_avx512.h"
-#define BLOCK_ROWS 12
-#define FEW_ROWS   6
+#define BLOCK_ROWS      12
+#define FEW_ROWS        6
+#define BLOCK_ROWS_INT8 12
 #define INT8_AS_BYTES
 
 /* Integral values in [-128, 127], plus 128. */
 INLINE void vf_to_u8(vf a, uint8_t *p) {
         __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(128));
         _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(n));
+}
+
+INLINE vi vi_dot(vi sum, vi x, vi w) {
+        return _mm512_dpbusd_epi32(sum, x, w);
 }
 
 #include "kernels/vector.h"
@@ -114,46 +119,10 @@ static void expand_fp8_bf16(const void *panel, size_t pairs, uint32_t *b) {
         }
 }
 
-INLINE void int8_block(const struct operands *operands, int32_t *c, const unsigned rows) {
-        const struct operands o = *operands;
-        const int32_t *a = o.a, *b = o.b;
-        __m512i sum[BLOCK_ROWS][2];
-
-#pragma GCC unroll 16
-        for (unsigned r = 0; r < rows; r++) {
-                sum[r][0] = _mm512_loadu_si512(c + r * PANEL);
-                sum[r][1] = _mm512_loadu_si512(c + r * PANEL + LANES);
-        }
-        for (size_t i = 0; i < o.k; i++) {
-                __m512i w0 = _mm512_loadu_si512(b + i * PANEL), w1 = _mm512_loadu_si512(b + i * PANEL + LANES);
-
-                prefetch_next(&o, i, 2);
-#pragma GCC unroll 16
-                for (unsigned r = 0; r < rows; r++) {
-                        __m512i x = _mm512_set1_epi32(a[i * o.step + r * o.row_step]);
-
-                        sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], x, w0);
-                        sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], x, w1);
-                }
-        }
-#pragma GCC unroll 16
-        for (unsigned r = 0; r < rows; r++) {
-                _mm512_storeu_si512(c + r * PANEL, sum[r][0]);
-                _mm512_storeu_si512(c + r * PANEL + LANES, sum[r][1]);
-        }
-}
-
-static void gemm_int8(const struct operands *o, int32_t *c) {
-#define INT8_BLOCK(n) int8_block(o, c, n)
-        ROWS_SWITCH(o->rows, INT8_BLOCK)
-}
-
 const struct kernel_table kernels_avx512_bf16 = {
     TABLE_COMMON,
     .gemm_bf16 = gemm_bf16,
     .few_bf16 = {[WEIGHT_BF16] = dot_bf16, [WEIGHT_FP8] = dot_fp8},
     .expand_fp8_bf16 = expand_fp8_bf16,
     .row_to_bf16 = row_to_bf16,
-    .block_rows_int8 = BLOCK_ROWS,
-    .gemm_int8 = gemm_int8,
 };

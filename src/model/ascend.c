@@ -76,6 +76,7 @@ static int read_description(struct weights *w, yyjson_val *root, struct error *e
 }
 
 int ascend_open(struct weights *w, const char *dir, struct error *e) {
+        const char *plain = "quant_model_description.json";
         yyjson_doc *doc;
         char **names, *path;
         int count = folder_list(dir, "quant_model_description", ".json", &w->kind_names, &names), r;
@@ -84,10 +85,10 @@ int ascend_open(struct weights *w, const char *dir, struct error *e) {
                 return error_set(e, count, "cannot read the folder %s: %s", dir, strerror(-count));
         if (count == 0)
                 return 0;
-        if (count > 1 && strcmp(names[0], "quant_model_description.json") != 0)
+        if (count > 1 && !folder_listed(names, count, plain))
                 return error_set(e, -EINVAL, "%s has %d quantisation descriptions (%s, %s, …): which one counts?", dir,
                     count, names[0], names[1]);
-        path = arena_printf(&w->kind_names, "%s/%s", dir, names[0]);
+        path = arena_printf(&w->kind_names, "%s/%s", dir, count > 1 ? plain : names[0]);
         if (!path)
                 return error_set(e, -ENOMEM, "out of memory");
         r = json_parse_file(path, DESCRIPTION_BYTES_MAX, &doc, e);
@@ -138,7 +139,9 @@ static int read_column(struct weights *w, const char *name, const char *suffix, 
         float *to;
         int r = need_column(w, name, suffix, cut->n, &t, e);
 
-        if (r < 0 || w->measuring)
+        if (r == 0 && w->measuring)
+                return weights_check_floats(w, t, e);
+        if (r < 0)
                 return r;
         to = weights_scratch(w, cut->rows, sizeof(*to), e);
         if (!to)
@@ -200,12 +203,14 @@ static int read_single(const struct weights *w, const char *name, const char *su
     float *to, struct error *e) {
         int r = need_column(w, name, suffix, 1, ret_tensor, e);
 
-        if (r < 0 || w->measuring)
+        if (r < 0)
                 return r;
         if ((*ret_tensor)->dtype == DTYPE_I8) {
-                *to = (float)(int8_t)(*ret_tensor)->data[0];
+                *to = w->measuring ? *to : (float)(int8_t)(*ret_tensor)->data[0];
                 return 0;
         }
+        if (w->measuring)
+                return weights_check_floats(w, *ret_tensor, e);
         return weights_floats(w, *ret_tensor, 0, 1, to, e);
 }
 
@@ -232,10 +237,12 @@ static int read_deq_scale(
         float *to;
         int r = need_column(w, name, ".deq_scale", cut->n, &t, e);
 
-        if (r < 0 || w->measuring)
+        if (r < 0)
                 return r;
         if (t->dtype != DTYPE_I64)
                 return read_column(w, name, ".deq_scale", cut, &s->deq_scale, e);
+        if (w->measuring)
+                return 0;
         to = weights_scratch(w, cut->rows, sizeof(*to), e);
         if (!to)
                 return -ENOMEM;

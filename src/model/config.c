@@ -22,7 +22,10 @@
 #define HEAD_DIM_MAX   4096u
 #define POSITIONS_MAX  (1u << 22)
 #define ROPE_TABLE_MAX (1u << 27) /* positions times qk_rope_head_dim: half a gigabyte; V3 needs a twelfth */
-#define LATENT_MAX     4096u      /* kv_lora_rank + qk_rope_head_dim; the attention kernels' limit */
+/* Heads times what each has of a query, a key and a value: a tile of them fits the kernels' scratch. V3 has 40,960. */
+#define HEADS_WIDTH_MAX (1u << 17)
+/* Positions times kv_lora_rank + 2: the partial sums of one query over the whole context fit it. V3 has 84 million. */
+#define CONTEXT_FLOATS_MAX 200000000u
 
 struct field {
         const char *name;
@@ -317,6 +320,15 @@ static int check_shapes(struct model_config *c, struct error *e) {
         if ((uint64_t)c->heads * c->v > WIDTH_MAX)
                 return error_set(e, -EINVAL, "num_attention_heads %u times v_head_dim %u is more than %u", c->heads,
                     c->v, WIDTH_MAX);
+        if ((uint64_t)c->heads * ((uint64_t)c->nope + c->rope + c->v) > HEADS_WIDTH_MAX)
+                return error_set(e, -EINVAL,
+                    "num_attention_heads %u times the %u + %u + %u of qk_nope_head_dim, qk_rope_head_dim and "
+                    "v_head_dim "
+                    "is more than %u",
+                    c->heads, c->nope, c->rope, c->v, HEADS_WIDTH_MAX);
+        if ((uint64_t)c->max_positions * (c->kv_rank + 2) > CONTEXT_FLOATS_MAX)
+                return error_set(e, -EINVAL, "max_position_embeddings %u times kv_lora_rank %u is more than %u",
+                    c->max_positions, c->kv_rank, CONTEXT_FLOATS_MAX);
         return 0;
 }
 
@@ -330,12 +342,12 @@ static bool has_eos(const struct model_config *c, int64_t id) {
 }
 
 static int add_eos(yyjson_val *v, struct model_config *c, struct error *e) {
-        size_t count = yyjson_is_arr(v) ? yyjson_arr_size(v) : 1;
+        yyjson_arr_iter list;
+        yyjson_val *one = v;
 
-        if (!v)
-                return 0;
-        for (size_t i = 0; i < count; i++) {
-                yyjson_val *one = yyjson_is_arr(v) ? yyjson_arr_get(v, i) : v;
+        if (yyjson_arr_iter_init(v, &list))
+                one = yyjson_arr_iter_next(&list);
+        for (; one; one = yyjson_arr_iter_next(&list)) {
                 int64_t id;
 
                 if (json_to_i64(one, &id) < 0 || id < 0 || id >= c->vocab)

@@ -3,6 +3,10 @@
 #include "base/arena.h"
 #include "base/json.h"
 #include "model/model.h"
+#include <stdatomic.h>
+
+/* kv_lora_rank + qk_rope_head_dim; the attention kernels' limit */
+#define LATENT_MAX 4096u
 
 struct norm {
         const float *weight, *bias; /* bias NULL: none (all but Ascend checkpoints) */
@@ -107,7 +111,8 @@ struct stepping {
         float *pair;    /* [2 hidden], model_draft only */
         struct attention_span *naive_spans, *absorbed_spans;
         size_t naive_count, absorbed_count;
-        uint32_t layer; /* being run */
+        uint32_t layer;          /* being run */
+        _Atomic size_t next_row; /* for which nobody has chosen experts yet */
 };
 
 /* Lay out the buffers in m->work and see where each row lies. Returns 0 or -ENOMEM. */

@@ -23,7 +23,7 @@ static void add_config(struct buf *b, const struct model_config *c) {
 
 /* Small, held by every rank, and different in every fine-tune. */
 static bool contents_count(const struct tensor *t) {
-        return slice_ends(t->name, SLICE_LIT("norm.weight"));
+        return slice_ends(t->name, SLICE_LIT("norm.weight")) || slice_ends(t->name, SLICE_LIT("norm.module.weight"));
 }
 
 static void add_tensor(struct buf *b, const struct tensor *t) {

@@ -6,6 +6,8 @@
 #define OUTPUT_BYTES ((size_t)256 << 20)
 /* Below so many floats summing is cheaper than waking the workers. */
 #define SUM_ALONE 32768
+/* A worker sums so many columns of a token at once. */
+#define SUM_COLUMNS 2048
 
 struct piece {
         const struct model *m;
@@ -17,6 +19,7 @@ struct piece {
         struct expert_call *calls; /* [experts] */
         float *outputs;            /* [tokens * top_k][hidden] */
         float *out;                /* [tokens][hidden] */
+        _Atomic size_t next;       /* part of the sums that nobody has taken yet */
 };
 
 static void take_memory(struct piece *p, struct workspace *w, size_t tokens) {
@@ -63,25 +66,27 @@ static size_t make_calls(struct piece *p, const struct mlp *experts) {
         return count;
 }
 
-static void sum_tokens(const struct piece *p, size_t from, size_t to) {
+static void sum_part(const struct piece *p, size_t token, size_t from, size_t to) {
         const struct model_config *c = &p->m->config;
+        float *out = p->out + token * c->hidden;
 
-        for (size_t t = from; t < to; t++) {
-                float *out = p->out + t * c->hidden;
+        for (size_t i = token * c->top_k; i < (token + 1) * c->top_k; i++) {
+                const float *y = p->outputs + (size_t)p->slots[i] * c->hidden, weight = p->weights[i];
 
-                for (size_t i = t * c->top_k; i < (t + 1) * c->top_k; i++) {
-                        const float *y = p->outputs + (size_t)p->slots[i] * c->hidden, weight = p->weights[i];
-
-                        for (uint32_t j = 0; j < c->hidden; j++)
-                                out[j] += weight * y[j];
-                }
+                for (size_t j = from; j < to; j++)
+                        out[j] += weight * y[j];
         }
 }
 
 static void sum_task(void *context, unsigned worker, unsigned workers) {
-        const struct piece *p = context;
+        struct piece *p = context;
+        const size_t hidden = p->m->config.hidden, parts = (hidden + SUM_COLUMNS - 1) / SUM_COLUMNS;
 
-        sum_tokens(p, p->tokens * worker / workers, p->tokens * (worker + 1) / workers);
+        for (size_t i; (i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed)) < p->tokens * parts;) {
+                const size_t from = i % parts * SUM_COLUMNS;
+
+                sum_part(p, i / parts, from, hidden - from < SUM_COLUMNS ? hidden : from + SUM_COLUMNS);
+        }
 }
 
 static void run_piece(struct piece *p, const struct mlp *experts, const float *x, const uint32_t *ids) {
@@ -92,10 +97,11 @@ static void run_piece(struct piece *p, const struct mlp *experts, const float *x
         group_by_expert(p, ids);
         count = make_calls(p, experts);
         experts_run(compute, p->calls, count, x, c->hidden, c->hidden);
+        atomic_store_explicit(&p->next, 0, memory_order_relaxed);
         if (p->tokens * c->top_k * c->hidden < SUM_ALONE)
-                sum_tokens(p, 0, p->tokens);
+                sum_task(p, 0, 1);
         else
-                compute_run(compute, sum_task, p);
+                compute_share(compute, sum_task, p);
 }
 
 int experts_run_here(void *context, uint32_t layer, const float *x, const uint32_t *ids, const float *weights,
@@ -120,11 +126,6 @@ int experts_run_here(void *context, uint32_t layer, const float *x, const uint32
                 run_piece(&p, m->layers[layer].experts, x + t * c->hidden, ids + t * c->top_k);
         }
         return 0;
-}
-
-void model_local_experts(struct model *m, uint32_t layer, const struct expert_call *calls, size_t count, const float *x,
-    size_t ldx, size_t ldy) {
-        experts_run(m->options.compute, calls, count, x, ldx, ldy);
 }
 
 const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert) {

@@ -304,19 +304,14 @@ static int attend(struct stepping *s, const struct layer *l, const struct kv_lay
 /* Below so many experts times rows choosing is cheaper than waking the workers. */
 #define GATE_ALONE 4096
 
-static void choose_rows(const struct stepping *s, size_t from, size_t to, unsigned worker) {
+static void choose_task(void *context, unsigned worker, unsigned workers) {
+        struct stepping *s = context;
         const struct model_config *c = &s->m->config;
 
-        for (size_t i = from; i < to; i++)
+        for (size_t i; (i = atomic_fetch_add_explicit(&s->next_row, 1, memory_order_relaxed)) < s->rows;)
                 gate_select(c, s->m->layers[s->layer].gate_bias, s->router + i * c->experts,
                     s->gate_scratch + worker * gate_scratch_floats(c), s->ids + i * c->top_k,
                     s->weights + i * c->top_k);
-}
-
-static void choose_task(void *context, unsigned worker, unsigned workers) {
-        const struct stepping *s = context;
-
-        choose_rows(s, s->rows * worker / workers, s->rows * (worker + 1) / workers, worker);
 }
 
 static void choose_experts(struct stepping *s, const struct layer *l) {
@@ -324,10 +319,11 @@ static void choose_experts(struct stepping *s, const struct layer *l) {
         const struct model_config *c = &s->m->config;
 
         linear_run(compute, &l->gate, s->h, c->hidden, s->rows, s->router, c->experts);
+        atomic_store_explicit(&s->next_row, 0, memory_order_relaxed);
         if (s->rows * c->experts < GATE_ALONE)
-                choose_rows(s, 0, s->rows, 0);
+                choose_task(s, 0, 1);
         else
-                compute_run(compute, choose_task, s);
+                compute_share(compute, choose_task, s);
 }
 
 static void run_shared(void *context) {

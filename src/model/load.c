@@ -2,7 +2,6 @@
  *
  * One walk over the model's tensors is made twice: first measuring, which checks names, types and shapes and adds up the
  * memory, then packing. Between them the memory is taken, all at once. */
-#include "base/clock.h"
 #include "model/core.h"
 #include "model/memory.h"
 #include "model/weights.h"
@@ -39,7 +38,7 @@ static int load_linear(struct loader *l, const char *name, struct cut cut, struc
 
         if (r < 0)
                 return r;
-        memory = take(l, linear_bytes(c, &s));
+        memory = take(l, linear_bytes(&s));
         if (!l->w.measuring) {
                 r = linear_pack(c, &s, memory, to, l->e);
                 if (r < 0)
@@ -73,7 +72,7 @@ static int load_mlp(struct loader *l, const char *name, size_t width, size_t fir
         }
         if (r < 0)
                 return r;
-        memory = take(l, mlp_bytes(c, &s[0], &s[1], &s[2]));
+        memory = take(l, mlp_bytes(&s[0], &s[1], &s[2]));
         if (!l->w.measuring) {
                 r = mlp_pack(c, &s[0], &s[1], &s[2], memory, to, l->e);
                 if (r < 0)
@@ -110,10 +109,15 @@ static int load_norm(struct loader *l, const char *name, uint32_t width, struct 
         return r;
 }
 
+/* What this rank has of the vocabulary, in the embedding and in the head. */
+static struct cut vocab_cut(const struct model *m) {
+        return cut_rows(m->config.vocab, m->config.hidden, m->vocab_first, m->vocab_rows);
+}
+
 /* Embeddings are looked up row by row: kept as they lie in the file. */
 static int load_embedding(struct loader *l, const char *name, struct weight_source *to) {
         struct model *m = l->m;
-        const struct cut cut = cut_rows(m->config.vocab, m->config.hidden, m->vocab_first, m->vocab_rows);
+        const struct cut cut = vocab_cut(m);
         struct weight_source s;
         size_t bytes;
         void *memory;
@@ -132,10 +136,6 @@ static int load_embedding(struct loader *l, const char *name, struct weight_sour
         }
         weights_done(&l->w, name);
         return 0;
-}
-
-static struct cut head_cut(const struct model *m) {
-        return cut_rows(m->config.vocab, m->config.hidden, m->vocab_first, m->vocab_rows);
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------------------ */
@@ -186,7 +186,6 @@ static int load_kv_b(struct loader *l, struct layer *to) {
         const size_t head = c->nope + c->v;
         const struct cut cut =
             cut_rows(c->heads * head, c->kv_rank, m->options.shard.tp_rank * m->heads * head, m->heads * head);
-        struct compute *compute = m->options.compute;
         struct weight_source s, sized;
         struct kv_b_memory at;
         char name[192];
@@ -202,9 +201,9 @@ static int load_kv_b(struct loader *l, struct layer *to) {
         sized = s;
         if (s.type == WEIGHT_INT8_DYNAMIC)
                 sized.type = WEIGHT_F32;
-        at.naive = take(l, linear_bytes(compute, &sized));
-        at.absorb = take(l, head_linear_bytes(compute, at.type, m->heads, c->kv_rank, c->nope));
-        at.expand = take(l, head_linear_bytes(compute, at.type, m->heads, c->v, c->kv_rank));
+        at.naive = take(l, linear_bytes(&sized));
+        at.absorb = take(l, head_linear_bytes(at.type, m->heads, c->kv_rank, c->nope));
+        at.expand = take(l, head_linear_bytes(at.type, m->heads, c->v, c->kv_rank));
         if (!l->w.measuring) {
                 r = pack_kv_b(l, to, &s, &at);
                 if (r < 0)
@@ -298,7 +297,7 @@ static const char *head_name(const struct model *m) {
 
 /* Whether the module has a weight of its own: it is there and differs from the main model's. */
 static bool is_own(struct loader *l, const char *name, const char *main) {
-        const struct cut cut = head_cut(l->m);
+        const struct cut cut = vocab_cut(l->m);
         bool own = weights_find(&l->w, name, ".weight") && !weights_same(&l->w, name, main, &cut);
 
         weights_done(&l->w, name);
@@ -310,7 +309,7 @@ static bool is_own(struct loader *l, const char *name, const char *main) {
 static int load_mtp(struct loader *l) {
         struct model *m = l->m;
         const uint32_t hidden = m->config.hidden, layer = m->config.layers;
-        const struct cut cut = head_cut(m);
+        const struct cut cut = vocab_cut(m);
         char embed[64], head[64];
         int r = load_layer(l, layer);
 
@@ -349,7 +348,7 @@ static int load_all(struct loader *l) {
         if (r == 0)
                 r = load_norm(l, "model.norm", m->config.hidden, &m->final_norm);
         if (r == 0)
-                r = load_linear(l, head_name(m), head_cut(m), &m->head);
+                r = load_linear(l, head_name(m), vocab_cut(m), &m->head);
         return r == 0 && m->layer_count > m->config.layers ? load_mtp(l) : r;
 }
 
@@ -429,7 +428,6 @@ static int measure_and_pack(struct loader *l) {
 
 int model_load(const struct model_options *options, struct model **ret_model, struct error *e) {
         struct loader l = {.e = e};
-        const uint64_t begin = clock_mono_ns();
         struct model *m = calloc(1, sizeof(*m));
         int r;
 
@@ -460,8 +458,6 @@ int model_load(const struct model_options *options, struct model **ret_model, st
         weights_close(&l.w);
         if (r < 0)
                 goto out;
-        log_info(options->log, "loaded %s: %.2f GiB of weights in %.1f s", options->dir,
-            (double)m->memory_bytes / (1 << 30), (double)(clock_mono_ns() - begin) / 1e9);
         *ret_model = m;
         m = NULL;
 out:

@@ -5,7 +5,6 @@
  * batch: rows of tokens with a span per sequence; prefill and decode differ only in which attention form a span takes.
  * One thread uses a model at a time. */
 #pragma once
-#include "base/log.h"
 #include "kernels/kernels.h"
 
 /* ---- configuration (config.json) -------------------------------------------------------------------------------- */
@@ -80,7 +79,6 @@ struct model_options {
         bool load_mtp;
         const char *quantization; /* "fp8" or "ascend": refuse a folder that is not; NULL: by what the folder holds */
         bool static_quantization; /* W8A8_MIX layers: static (engines that only decode) instead of dynamic */
-        const struct log *log;
 };
 
 /* Returns 0, or with a text -ENOENT, -EINVAL (file, shape, dtype, architecture), -ENOMEM (says how much is missing). */
@@ -94,9 +92,6 @@ size_t model_bytes(const struct model *m); /* packed weights held */
 const char *model_digest(const struct model *m);
 void model_set_experts(struct model *m, const struct experts_interface *experts); /* NULL: the local ones */
 void model_set_reduce(struct model *m, const struct reduce_interface *reduce);
-/* Run the experts of `layer` that this process holds: for comm/. */
-void model_local_experts(struct model *m, uint32_t layer, const struct expert_call *calls, size_t count, const float *x,
-    size_t ldx, size_t ldy);
 const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert); /* NULL: not held here */
 
 /* ---- the cache -------------------------------------------------------------------------------------------------- */

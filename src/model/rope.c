@@ -40,17 +40,16 @@ static double frequency(const struct model_config *c, uint32_t pair) {
 
 void rope_fill_table(const struct model_config *c, float *table) {
         const uint32_t pairs = c->rope / 2;
-        double scale = 1;
+        double turns[LATENT_MAX / 2], scale = 1;
 
         if (c->rope_scaling.yarn)
                 scale = attention_scale(c->rope_scaling.factor, c->rope_scaling.mscale) /
                         attention_scale(c->rope_scaling.factor, c->rope_scaling.mscale_all_dim);
-        for (uint32_t j = 0; j < pairs; j++) {
-                double f = frequency(c, j);
-
-                for (size_t p = 0; p < c->max_positions; p++) {
-                        table[(p * pairs + j) * 2] = (float)(cos((double)p * f) * scale);
-                        table[(p * pairs + j) * 2 + 1] = (float)(sin((double)p * f) * scale);
+        for (uint32_t j = 0; j < pairs; j++)
+                turns[j] = frequency(c, j);
+        for (size_t p = 0; p < c->max_positions; p++)
+                for (uint32_t j = 0; j < pairs; j++, table += 2) {
+                        table[0] = (float)(cos((double)p * turns[j]) * scale);
+                        table[1] = (float)(sin((double)p * turns[j]) * scale);
                 }
-        }
 }

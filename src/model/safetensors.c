@@ -392,7 +392,7 @@ static int open_index(struct safetensors *s, const char *dir, const char *name, 
         return r;
 }
 
-static bool listed(char **names, int count, const char *name) {
+bool folder_listed(char **names, int count, const char *name) {
         for (int i = 0; i < count; i++)
                 if (strcmp(names[i], name) == 0)
                         return true;
@@ -405,7 +405,7 @@ static int open_listed(struct safetensors *s, const char *dir, struct error *e) 
 
         if (count < 0)
                 return error_set(e, count, "cannot read the folder %s: %s", dir, strerror(-count));
-        if (listed(names, count, "model.safetensors.index.json"))
+        if (folder_listed(names, count, "model.safetensors.index.json"))
                 return open_index(s, dir, "model.safetensors.index.json", e);
         if (count > 1)
                 return error_set(
@@ -417,7 +417,7 @@ static int open_listed(struct safetensors *s, const char *dir, struct error *e) 
                 return error_set(e, count, "cannot read the folder %s: %s", dir, strerror(-count));
         if (count == 0)
                 return error_set(e, -ENOENT, "%s holds no *.safetensors file", dir);
-        if (listed(names, count, "model.safetensors"))
+        if (folder_listed(names, count, "model.safetensors"))
                 return add_named(s, dir, SLICE_LIT("model.safetensors"), e);
         for (int i = 0; i < count && r == 0; i++)
                 r = add_named(s, dir, slice_str(names[i]), e);

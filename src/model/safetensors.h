@@ -81,3 +81,4 @@ const struct tensor *safetensors_find(const struct safetensors *s, struct slice 
 
 /* Names in `dir` that begin with `prefix` and end in `suffix`, sorted, in `arena`. Returns how many, or a negative errno. */
 int folder_list(const char *dir, const char *prefix, const char *suffix, struct arena *arena, char ***ret_names);
+bool folder_listed(char **names, int count, const char *name);

@@ -83,6 +83,12 @@ int weights_floats(
         }
 }
 
+int weights_check_floats(const struct weights *w, const struct tensor *t, struct error *e) {
+        float none;
+
+        return weights_floats(w, t, 0, 0, &none, e);
+}
+
 int weights_vector(struct weights *w, const char *name, size_t n, float *to, struct error *e) {
         const struct tensor *t = NULL;
         int r = weights_need(w, name, "", &t, e);
@@ -91,9 +97,7 @@ int weights_vector(struct weights *w, const char *name, size_t n, float *to, str
                 return r;
         if (t->rank != 1 || t->shape[0] != n)
                 return weights_blame(w, t, e, "has not the shape [%zu] that config.json asks for", n);
-        if (w->measuring)
-                return 0;
-        return weights_floats(w, t, 0, n, to, e);
+        return w->measuring ? weights_check_floats(w, t, e) : weights_floats(w, t, 0, n, to, e);
 }
 
 /* ---- linear layers -------------------------------------------------------------------------------------------------- */
@@ -115,9 +119,8 @@ static void advise(const unsigned char *data, size_t bytes, int advice) {
                 (void)madvise((void *)begin, (uintptr_t)data + bytes - begin, advice);
 }
 
-/* Point the source at the data, aligned: the format does not promise it, though its writers do. */
-static int place_data(
-    struct weights *w, const struct tensor *t, const struct cut *cut, struct weight_source *s, struct error *e) {
+static void place_data(
+    const struct weights *w, const struct tensor *t, const struct cut *cut, struct weight_source *s) {
         const size_t size = dtype_bytes(t->dtype), first = cut->first_row * cut->k;
         const unsigned char *data = t->data + first * size;
 
@@ -126,30 +129,17 @@ static int place_data(
         s->row_stride = cut->k;
         if (!w->measuring)
                 advise(data, cut->rows * cut->k * size, MADV_WILLNEED);
-        if (!w->measuring && (uintptr_t)data % size) {
-                unsigned char *copy = weights_scratch(w, cut->rows * cut->k, size, e);
-
-                if (!copy)
-                        return -ENOMEM;
-                memcpy(copy, data, cut->rows * cut->k * size);
-                data = copy;
-        }
         s->data = data + cut->first_col * size;
-        return 0;
 }
 
 static int fp8_source(struct weights *w, const char *name, const struct tensor *t, const struct cut *cut,
     struct weight_source *s, struct error *e) {
-        const struct tensor *scales;
+        const struct tensor *scales = weights_find(w, name, ".weight_scale_inv");
         size_t rows, cols;
         float *to;
-        int r;
 
-        if (!weights_find(w, name, ".weight_scale_inv"))
+        if (!scales)
                 return weights_blame(w, t, e, "is F8_E4M3 but has no weight_scale_inv beside it");
-        r = weights_need(w, name, ".weight_scale_inv", &scales, e);
-        if (r < 0)
-                return r;
         if (!w->block_n)
                 return weights_blame(
                     w, t, e, "is F8_E4M3 but config.json has no quantization_config.weight_block_size");
@@ -164,7 +154,7 @@ static int fp8_source(struct weights *w, const char *name, const struct tensor *
             .first_row = cut->first_row,
             .first_col = cut->first_col};
         if (w->measuring)
-                return 0;
+                return weights_check_floats(w, scales, e);
         to = weights_scratch(w, rows * cols, sizeof(*to), e);
         s->scale = to;
         return to ? weights_floats(w, scales, 0, rows * cols, to, e) : -ENOMEM;
@@ -220,10 +210,9 @@ int weights_source(
                 return weights_blame(
                     w, t, e, "is %s; weights may be f32, f16, bf16, fp8 (e4m3) or int8", dtype_name(t->dtype));
         }
-        if (r == 0)
-                r = place_data(w, t, cut, &s, e);
         if (r < 0)
                 return r;
+        place_data(w, t, cut, &s);
         *ret_source = s;
         return 0;
 }

@@ -84,5 +84,6 @@ int weights_blame(const struct weights *w, const struct tensor *t, struct error 
 /* Elements [first, first + count) of an f32, f16 or bf16 tensor. -EINVAL for another type. */
 int weights_floats(
     const struct weights *w, const struct tensor *t, size_t first, size_t count, float *to, struct error *e);
+int weights_check_floats(const struct weights *w, const struct tensor *t, struct error *e); /* the type alone */
 /* Memory until weights_done(); sets a text when there is none. */
 void *weights_scratch(struct weights *w, size_t count, size_t size, struct error *e);

@@ -470,7 +470,7 @@ static void make_linears(struct layer *l, struct compute *c, enum weight_type ty
         struct error e;
         char *memory;
 
-        *l = (struct layer){.c = c, .n = n, .k = k, .bytes = linear_bytes(c, &s)};
+        *l = (struct layer){.c = c, .n = n, .k = k, .bytes = linear_bytes(&s)};
         l->copies = total / l->bytes + 1 < COPIES_MAX ? total / l->bytes + 1 : COPIES_MAX;
         memory = packed_memory(l->copies * l->bytes);
         for (size_t i = 0; i < l->copies; i++)
@@ -484,7 +484,7 @@ static void make_mlps(
         struct error e;
         char *memory;
 
-        *l = (struct layer){.c = c, .n = hidden, .k = hidden, .bytes = mlp_bytes(c, &up, &up, &down), .copies = copies};
+        *l = (struct layer){.c = c, .n = hidden, .k = hidden, .bytes = mlp_bytes(&up, &up, &down), .copies = copies};
         memory = packed_memory(copies * l->bytes);
         for (size_t i = 0; i < copies; i++)
                 if (mlp_pack(c, &up, &up, &down, memory + i * l->bytes, &l->mlp[i], &e) < 0)
@@ -675,7 +675,7 @@ static void attention_row(struct bench *b, const char *name, bool absorbed, unsi
             .rank = (unsigned)rank};
         for (size_t i = 0; i < blocks * sequences; i++)
                 table[i] = (uint32_t)i;
-        if (linear_pack(b->c, &w, pages(linear_bytes(b->c, &w)), &s.kv_b, &e) < 0)
+        if (linear_pack(b->c, &w, pages(linear_bytes(&w)), &s.kv_b, &e) < 0)
                 die("linear_pack", &e);
         s.ldq = heads * (absorbed ? width : 192);
         s.ldo = heads * (absorbed ? rank : 128);

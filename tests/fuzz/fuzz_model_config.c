@@ -11,6 +11,9 @@ static void check(const struct model_config *c) {
         if (c->experts && (!c->top_k || c->top_k > c->experts || !c->groups || c->experts % c->groups || !c->moe_freq ||
                               c->top_groups > c->groups || c->top_k > c->experts / c->groups * c->top_groups))
                 abort();
+        if ((uint64_t)c->heads * (c->nope + c->rope + c->v) > 1u << 17 ||
+            (uint64_t)c->max_positions * (c->kv_rank + 2) > 200000000)
+                abort();
         if (!(c->softmax_scale > 0) || c->eos_count > 8)
                 abort();
 }

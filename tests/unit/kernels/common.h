@@ -126,7 +126,7 @@ struct packed {
 };
 
 static inline struct packed pack(struct compute *c, const struct weight_source *s) {
-        struct packed p = {.memory = alloc(linear_bytes(c, s))};
+        struct packed p = {.memory = alloc(linear_bytes(s))};
         struct error e = {{0}};
         int r = linear_pack(c, s, p.memory, &p.l, &e);
 

@@ -89,8 +89,8 @@ static void run_absorbed(struct compute *c, const struct scene *s, size_t first,
         const size_t rank = s->kv.rank, width = s->kv.width, each = d->nope + d->v, stride = s->kv_b.s.row_stride;
         const float *w = s->kv_b.data;
         struct attention_span *spans = alloc(s->length * sizeof(*spans));
-        void *uk_memory = alloc(head_linear_bytes(c, WEIGHT_F32, d->heads, rank, d->nope));
-        void *uv_memory = alloc(head_linear_bytes(c, WEIGHT_F32, d->heads, d->v, rank));
+        void *uk_memory = alloc(head_linear_bytes(WEIGHT_F32, d->heads, rank, d->nope));
+        void *uv_memory = alloc(head_linear_bytes(WEIGHT_F32, d->heads, d->v, rank));
         float *q = alloc(s->length * d->heads * width * sizeof(float));
         float *u = alloc(s->length * d->heads * rank * sizeof(float));
         struct head_linear uk, uv;
@@ -342,7 +342,7 @@ static void bf16_weights_of_heads_are_kept_exactly(void **state) {
                 w[i] = bf16_to_float(float_to_bf16(w[i]));
         for (int i = 0; i < 2; i++) {
                 enum weight_type type = i ? WEIGHT_BF16 : WEIGHT_F32;
-                void *memory = alloc(head_linear_bytes(c, type, heads, n, k));
+                void *memory = alloc(head_linear_bytes(type, heads, n, k));
                 struct head_linear h;
 
                 assert_int_equal(head_linear_pack(c, type, w, n * k, k, 1, heads, n, k, memory, &h, &e), 0);

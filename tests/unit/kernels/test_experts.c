@@ -14,7 +14,7 @@ static struct expert new_expert(struct compute *c, struct rng *r, enum weight_ty
         struct error e = {{0}};
         int ret;
 
-        x.memory = alloc(mlp_bytes(c, &x.gate.s, &x.up.s, &x.down.s));
+        x.memory = alloc(mlp_bytes(&x.gate.s, &x.up.s, &x.down.s));
         ret = mlp_pack(c, &x.gate.s, &x.up.s, &x.down.s, x.memory, &x.mlp, &e);
         if (ret < 0)
                 fail_msg("mlp_pack: %s", error_text(&e, ret));

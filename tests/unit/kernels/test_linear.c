@@ -94,7 +94,7 @@ static void threads_change_no_bit(void **state) {
                                 struct compute *c = new_compute(ISA_BEST, threads[t], ACTIVATION_BF16);
                                 struct packed q = pack(c, &w.s);
 
-                                assert_memory_equal(p.memory, q.memory, linear_bytes(c, &w.s));
+                                assert_memory_equal(p.memory, q.memory, linear_bytes(&w.s));
                                 linear_run(c, &q.l, x, k, rows, y, n);
                                 same_floats(y, expected, rows * n);
                                 free(q.memory);
@@ -262,7 +262,7 @@ static void refuse(const struct weight_source *s, const char *word) {
         struct linear l = {.n = 99};
         struct error e = {{0}};
 
-        assert_true(linear_bytes(c, s) < 8 << 20); /* asked first, before anything is checked */
+        assert_true(linear_bytes(s) < 8 << 20); /* asked first, before anything is checked */
         assert_int_equal(linear_pack(c, s, memory, &l, &e), -EINVAL);
         assert_int_equal(l.n, 99);
         if (!strstr(e.text, word))
@@ -286,7 +286,7 @@ static void weights_may_lie_at_any_address(void **state) {
                 memcpy(odd + 1, w.data, n * (k + 3) * (type == WEIGHT_F32 ? 4 : type <= WEIGHT_BF16 ? 2 : 1));
                 w.s.data = odd + 1;
                 q = pack(c, &w.s);
-                assert_memory_equal(p.memory, q.memory, linear_bytes(c, &w.s));
+                assert_memory_equal(p.memory, q.memory, linear_bytes(&w.s));
                 if (type != WEIGHT_INT8_STATIC) {
                         float row[51];
 

@@ -152,7 +152,14 @@ static void the_quantization_asked_for_must_be_there(void **state) {
         {
                 struct folder d = folder_copy("v3-w8a8");
 
+                /* One of the plain name counts, wherever the others sort. */
+                file_write(folder_file(&d, "quant_model_description-old.json"), SLICE_LIT("{}"));
+                file_write(folder_file(&d, "quant_model_description_2.json"), SLICE_LIT("{}"));
+                accepted(&d, plain);
                 unlink(folder_file(&d, "quant_model_description.json"));
+                refused(&d, plain, -EINVAL, "has 2 quantisation descriptions");
+                unlink(folder_file(&d, "quant_model_description-old.json"));
+                unlink(folder_file(&d, "quant_model_description_2.json"));
                 refused(&d, plain, -EINVAL, "is I8, which needs a quant_model_description.json in the folder");
                 folder_remove(&d);
         }
@@ -376,6 +383,18 @@ static void the_digest_tells_models_apart_and_not_files(void **state) {
         folder_remove(&b);
 }
 
+/* Smoothed exports have the norm that counts under another name. */
+static void the_digest_tells_smoothed_exports_apart(void **state) {
+        static const uint16_t other = 0x4000;
+        struct folder a = folder_copy("v3-w8a8-int64"), b = folder_copy("v3-w8a8-int64");
+
+        tensor_patch(folder_file(&b, "quant_model_weight_w8a8_dynamic-00002-of-00002.safetensors"),
+            "model.layers.1.input_layernorm.module.weight", 0, &other, 2);
+        compare_folders(&a, false, &b, false, OTHER, OTHER, "a smoothed fine-tune");
+        folder_remove(&a);
+        folder_remove(&b);
+}
+
 /* A layer with both kinds of scales is one of them, as the engine's role has it. */
 static void mixed_layers_are_static_or_dynamic_by_role(void **state) {
         struct folder plain_folder = folder_copy("v3-w8a8"), mix = folder_copy("v3-w8a8"), dynamic;
@@ -435,6 +454,7 @@ int main(void) {
             cmocka_unit_test(more_memory_than_there_is_is_refused_with_how_much_is_missing),
             cmocka_unit_test(data_that_is_not_aligned_is_read_all_the_same),
             cmocka_unit_test(the_digest_tells_models_apart_and_not_files),
+            cmocka_unit_test(the_digest_tells_smoothed_exports_apart),
             cmocka_unit_test(mixed_layers_are_static_or_dynamic_by_role),
             cmocka_unit_test(tied_embeddings_are_the_head),
         };

@@ -109,7 +109,14 @@ static const struct edit edits[] = {
     /* Of several members with one name the last counts. */
     {"\"vocab_size\": 520", "\"vocab_size\": 520, \"max_position_embeddings\": 4194304, \"qk_rope_head_dim\": 64",
         "max_position_embeddings 4194304 times qk_rope_head_dim 64 is more than"},
+    /* Shapes that the attention kernels' scratch memory cannot hold: prompts would end the process. */
+    {"\"vocab_size\": 520", "\"vocab_size\": 520, \"num_attention_heads\": 1024, \"qk_nope_head_dim\": 192",
+        "num_attention_heads 1024 times the 192 + 16 + 24"},
+    {"\"vocab_size\": 520", "\"vocab_size\": 520, \"max_position_embeddings\": 65536, \"kv_lora_rank\": 4000",
+        "max_position_embeddings 65536 times kv_lora_rank 4000 is more than"},
     {"\"eos_token_id\": 1", "\"eos_token_id\": [1, 2, 1]", NULL},
+    {"\"eos_token_id\": 1", "\"eos_token_id\": []", NULL},
+    {"\"eos_token_id\": 1", "\"eos_token_id\": [1, []]", "eos_token_id must be an id below vocab_size"},
     {"\"eos_token_id\": 1", "\"eos_token_id\": 520", "eos_token_id must be an id below vocab_size"},
     {"\"eos_token_id\": 1", "\"eos_token_id\": [1,2,3,4,5,6,7,8,9]", "more than 8 ids"},
     {"\"bos_token_id\": 0", "\"bos_token_id\": null", NULL},

@@ -37,7 +37,7 @@ static int run_spread(void *context, uint32_t layer, const float *x, const uint3
                                         continue;
                                 holders++;
                                 s->used[rank]++;
-                                /* Not model_local_experts(): the other rank's compute may be busy in its own thread. */
+                                /* Not with the other rank's compute, which may be busy in its own thread. */
                                 experts_run(s->compute, &call, 1, x, s->hidden, s->hidden);
                         }
                         assert_int_equal(holders, 1);
@@ -95,8 +95,7 @@ static void experts_may_live_anywhere(void **state) {
         }
 }
 
-/* model_local_experts() and the built-in interface are the same arithmetic. */
-static void local_experts_are_what_the_built_in_interface_runs(void **state) {
+static void a_held_expert_can_be_run_by_whoever_has_its_rows(void **state) {
         struct fixture f = fixture_open("v3-f32", &plain);
         const struct model_config *c = model_config(f.model);
         const uint32_t rows[] = {2, 0};
@@ -108,7 +107,7 @@ static void local_experts_are_what_the_built_in_interface_runs(void **state) {
         assert_null(model_expert(f.model, 0, 7)); /* a dense layer */
         for (int i = 0; i < 3 * 80; i++)
                 x[i] = (float)(i % 17) / 8 - 1;
-        model_local_experts(f.model, 1, &call, 1, x, 80, 80);
+        experts_run(f.compute, &call, 1, x, 80, 80);
         mlp_run(f.compute, call.expert, x + 160, 80, 1, alone, 80);
         same_bits(y, alone, 80, "row 2");
         mlp_run(f.compute, call.expert, x, 80, 1, alone, 80);
@@ -340,7 +339,7 @@ static void what_does_not_divide_is_refused(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(experts_may_live_anywhere),
-            cmocka_unit_test(local_experts_are_what_the_built_in_interface_runs),
+            cmocka_unit_test(a_held_expert_can_be_run_by_whoever_has_its_rows),
             cmocka_unit_test(heads_columns_and_vocabulary_divide),
             cmocka_unit_test(fp8_blocks_may_be_cut_anywhere),
             cmocka_unit_test(int8_layers_divide),
