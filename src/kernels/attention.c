@@ -219,19 +219,13 @@ static void absorbed_merge(const struct absorbed *a, const struct lane_block *b,
         }
 }
 
-/* The block that a task or group of the flat lists belongs to. */
-static const struct lane_block *find_block(const struct absorbed *a, size_t task, bool groups) {
-        size_t low = 0, high = a->count;
+/* The blocks that a group or a task of the flat lists belongs to. */
+static const struct lane_block *block_of_group(const struct absorbed *a, size_t group) {
+        return &a->blocks[entry_of(&a->blocks->first_group, sizeof(*a->blocks), a->count, group)];
+}
 
-        while (high - low > 1) {
-                size_t middle = (low + high) / 2;
-
-                if ((groups ? a->blocks[middle].first_group : a->blocks[middle].first_task) <= task)
-                        low = middle;
-                else
-                        high = middle;
-        }
-        return &a->blocks[low];
+static const struct lane_block *block_of_task(const struct absorbed *a, size_t task) {
+        return &a->blocks[entry_of(&a->blocks->first_task, sizeof(*a->blocks), a->count, task)];
 }
 
 static void absorbed_task(void *context, unsigned worker, unsigned workers) {
@@ -240,17 +234,17 @@ static void absorbed_task(void *context, unsigned worker, unsigned workers) {
         const struct lane_block *b;
 
         for (size_t i; step_take(&a->queries, &i); step_done(all, &a->queries)) {
-                b = find_block(a, i, true);
+                b = block_of_group(a, i);
                 transpose_queries(a, b, i - b->first_group);
         }
         step_wait(all, &a->queries);
         for (size_t i; step_take(&a->segments, &i); step_done(all, &a->segments)) {
-                b = find_block(a, i, false);
+                b = block_of_task(a, i);
                 absorbed_segment(a, b, i - b->first_task, scratch_worker(a->c, worker));
         }
         step_wait(all, &a->segments);
         for (size_t i; step_take(&a->ends, &i);) {
-                b = find_block(a, i, true);
+                b = block_of_group(a, i);
                 absorbed_merge(a, b, i - b->first_group);
         }
 }

@@ -37,6 +37,22 @@ static inline bool is_int8(enum weight_type type) {
         return type == WEIGHT_INT8_DYNAMIC || type == WEIGHT_INT8_STATIC;
 }
 
+/* Which of `count` entries number i belongs to: the last whose first number is at most i. The numbers lie `stride` bytes
+ * apart, ascending from `first` on. */
+static inline size_t entry_of(const size_t *first, size_t stride, size_t count, size_t i) {
+        size_t low = 0, high = count;
+
+        while (high - low > 1) {
+                size_t middle = (low + high) / 2;
+
+                if (*(const size_t *)((const char *)first + middle * stride) <= i)
+                        low = middle;
+                else
+                        high = middle;
+        }
+        return low;
+}
+
 /* Bytes of one panel from its start to column k, which is a multiple of the group (or the end). */
 static inline size_t panel_offset(enum weight_type type, size_t k) {
         switch (type) {

@@ -133,17 +133,9 @@ static void pack_block(const struct compute *c, const struct activations *a, siz
 }
 
 static void pack_nth_block(const struct compute *c, const struct stage *s, size_t nth, struct bench *bench) {
-        size_t low = 0, high = s->a_count;
+        struct activations *a = &s->a[entry_of(&s->a->first_block, sizeof(*s->a), s->a_count, nth)];
 
-        while (high - low > 1) {
-                size_t middle = (low + high) / 2;
-
-                if (s->a[middle].first_block <= nth)
-                        low = middle;
-                else
-                        high = middle;
-        }
-        pack_block(c, &s->a[low], nth - s->a[low].first_block, bench->row);
+        pack_block(c, a, nth - a->first_block, bench->row);
 }
 
 /* ---- tasks ------------------------------------------------------------------------------------------------------- */
@@ -431,17 +423,7 @@ static void run_task(struct compute *c, const struct part *p, size_t task, struc
 }
 
 static const struct part *find_part(const struct stage *s, size_t task) {
-        size_t low = 0, high = s->part_count;
-
-        while (high - low > 1) {
-                size_t middle = (low + high) / 2;
-
-                if (s->parts[middle].first_task <= task)
-                        low = middle;
-                else
-                        high = middle;
-        }
-        return &s->parts[low];
+        return &s->parts[entry_of(&s->parts->first_task, sizeof(*s->parts), s->part_count, task)];
 }
 
 void stage_work(struct compute *c, struct stage *s, unsigned worker) {
