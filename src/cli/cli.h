@@ -45,8 +45,8 @@ int cli_print(struct buf *b, int exit_code);
 bool cli_color(int fd); /* a terminal, and NO_COLOR is not set */
 /* This program's own path, for starting itself. */
 const char *cli_self(struct arena *arena);
-/* Messages to stderr, from level `warn` unless verbose. */
-struct log cli_log(bool verbose, const char *component);
+/* Messages to stderr, from level `warn` on. */
+struct log cli_log(const char *component);
 
 /* ---- cluster files -------------------------------------------------------------------------------------------------- */
 

@@ -73,8 +73,8 @@ const char *cli_self(struct arena *arena) {
         return n > 0 ? arena_copy(arena, slice_of(path, (size_t)n)).ptr : "baton";
 }
 
-struct log cli_log(bool verbose, const char *component) {
-        return log_to_fd(STDERR_FILENO, verbose ? LOG_DEBUG : LOG_WARN, component);
+struct log cli_log(const char *component) {
+        return log_to_fd(STDERR_FILENO, LOG_WARN, component);
 }
 
 void cli_say_findings(struct findings *findings, const char *path) {

@@ -74,7 +74,7 @@ int cmd_warmup(int argc, char **argv) {
         struct options_result parsed = {0};
         struct cli_plan p = {0};
         struct warmup_report report = {0};
-        struct log log = cli_log(false, NULL);
+        struct log log = cli_log(NULL);
         struct warmup_options w = {.log = &log};
         struct error e = {0};
         int r = cli_options(&set, argc, argv, &o, &parsed);
