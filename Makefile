@@ -12,7 +12,7 @@ deps: ## install what build and test need (root or sudo, asks nothing)
 
 $(BUILD)/build.ninja:
 	@tools/deps build
-	@tools/setup $(BUILD) --buildtype=release
+	@tools/setup $(BUILD) --buildtype=release -Dtests=false
 
 build: $(BUILD)/build.ninja ## build/baton
 	@ninja -C $(BUILD) --quiet src/cli/baton
