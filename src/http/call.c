@@ -50,9 +50,11 @@ struct http_call {
         uint8_t state;
         bool to_head, streamed, stream_ended, retry_stale, reused, sent, paused, got_head, wants_writable,
             say_connected;
+        bool ended; /* the connection ended in order while the caller had paused: what is held comes first */
 };
 
 static void connect_next(struct http_call *call);
+static void on_eof(struct http_conn *c, int error);
 
 static uint64_t from_now(const struct http_call *call, unsigned ms) {
         return ms ? http_io_now(&call->client->io) + ms : WHEEL_NEVER;
@@ -446,7 +448,9 @@ static void pump(struct http_call *call, struct slice in) {
                 http_conn_set_reading(&u->conn, false);
 }
 
+/* The caller has resumed. The call may be gone when this returns. */
 static void go_on(struct http_call *call) {
+        struct http_upstream *u = call->up;
         struct buf held = call->held;
 
         call->held = (struct buf){0};
@@ -454,9 +458,14 @@ static void go_on(struct http_call *call) {
                 call->phase_deadline = from_now(call, call->deadlines.idle_ms);
                 arm(call);
         }
-        http_conn_set_reading(&call->up->conn, true);
+        if (!call->ended)
+                http_conn_set_reading(&u->conn, true);
         pump(call, buf_slice(&held));
         buf_free(&held);
+        if (u->call == call && call->ended && !call->paused) {
+                call->ended = false;
+                on_eof(&u->conn, 0);
+        }
 }
 
 static void on_task(struct http_task *task) {
@@ -519,6 +528,8 @@ static void on_eof(struct http_conn *c, int error) {
 
         if (!call)
                 http_upstream_close(u);
+        else if (error == 0 && call->paused)
+                call->ended = true;
         else if (error == 0 && call->got_head && http_parser_eof(&u->parser) == 0)
                 complete(call, false);
         else
