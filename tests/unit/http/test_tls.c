@@ -143,6 +143,11 @@ static void tls_peer_turn(struct net *n, struct tls_peer *t, const char *wanted)
                         tls_peer_turn((net), (peer), #condition);                                                      \
         } while (0)
 
+static void tls_peer_say(struct tls_peer *t, const char *text) {
+        assert_int_equal(http_tls_write(t->tls, slice_str(text)), 0);
+        tls_peer_flush(t);
+}
+
 static bool tls_peer_got(const struct tls_peer *t, const char *text) {
         return slice_find_slice(buf_slice(&t->in), slice_str(text), 0) < t->in.len;
 }
@@ -351,6 +356,64 @@ static void a_peer_that_ends_while_we_pause_has_said_everything(void **state) {
         http_tls_context_free(context);
 }
 
+static void on_wait(uv_timer_t *timer) {
+        *(bool *)timer->data = true;
+}
+
+/* Let the loop run for so long. */
+static void wait_ms(struct net *n, unsigned ms) {
+        uv_timer_t timer;
+        bool over = false;
+
+        uv_timer_init(&n->loop, &timer);
+        timer.data = &over;
+        uv_timer_start(&timer, on_wait, ms, 0);
+        UNTIL(n, over);
+        uv_close((uv_handle_t *)&timer, NULL);
+        uv_run(&n->loop, UV_RUN_NOWAIT);
+}
+
+/* However long the kept connection took to die, such as behind a long prefill. */
+static void a_retry_has_the_whole_time_to_connect(void **state) {
+        static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        struct http_tls_files files = {.cert = cert_path, .key = key_path};
+        struct http_request request = {
+            .target = SLICE_LIT("/second"), .retry_stale = true, .deadlines.connect_ms = 400};
+        struct http_tls_context *context;
+        struct tls_peer t[2] = {0};
+        struct backend backend;
+        struct fixture f;
+
+        assert_int_equal(http_tls_context_server(&files, &context, NULL), 0);
+        open_with(&f, (struct http_server_options){0}, (struct http_client_options){.tls_ca = cert_path});
+        backend_open(&f.net, &backend);
+        f.to = endpoint_of(&f.arena, "https://127.0.0.1:%u", backend.port);
+        call_begin(f.client, &f.r[0], f.to, get("/"));
+        UNTIL(&f.net, backend.count == 1);
+        t[0] = (struct tls_peer){.p = backend.peers[0], .tls = http_tls_accept(context)};
+        TLS_UNTIL(&f.net, &t[0], tls_peer_got(&t[0], "\r\n\r\n"));
+        tls_peer_say(&t[0], answer);
+        TLS_UNTIL(&f.net, &t[0], f.r[0].ends);
+        call_begin(f.client, &f.r[1], f.to, request);
+        TLS_UNTIL(&f.net, &t[0], tls_peer_got(&t[0], "/second"));
+        wait_ms(&f.net, request.deadlines.connect_ms + 100);
+        backend_drop(&f.net, &backend, 0, true);
+        UNTIL(&f.net, backend.count == 2);
+        /* The fresh connection's handshake may take a while, too. */
+        wait_ms(&f.net, 20);
+        assert_int_equal(f.r[1].ends, 0);
+        t[1] = (struct tls_peer){.p = backend.peers[1], .tls = http_tls_accept(context)};
+        TLS_UNTIL(&f.net, &t[1], tls_peer_got(&t[1], "/second"));
+        tls_peer_say(&t[1], answer);
+        TLS_UNTIL(&f.net, &t[1], f.r[1].ends);
+        assert_int_equal(f.r[1].failure, HTTP_OK);
+        for (int i = 0; i < 2; i++)
+                tls_peer_free(&t[i]);
+        backend_close(&f.net, &backend);
+        close_all(&f);
+        http_tls_context_free(context);
+}
+
 static void leaving_is_noticed_on_both_sides(void **state) {
         struct fixture f;
 
@@ -405,6 +468,7 @@ int main(void) {
             cmocka_unit_test(a_handshake_that_does_not_come_is_not_waited_for),
             cmocka_unit_test(back_pressure_reaches_through_tls),
             cmocka_unit_test(a_peer_that_ends_while_we_pause_has_said_everything),
+            cmocka_unit_test(a_retry_has_the_whole_time_to_connect),
             cmocka_unit_test(leaving_is_noticed_on_both_sides),
             cmocka_unit_test(wrong_files_are_said_by_name),
         };
