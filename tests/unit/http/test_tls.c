@@ -434,6 +434,33 @@ static void leaving_is_noticed_on_both_sides(void **state) {
         close_all(&f);
 }
 
+/* A client that takes the end of the connection for the end of the body must know it from an attacker's (RFC 8446 6.1). */
+static void a_stream_to_http10_ends_with_close_notify(void **state) {
+        struct http_tls_context *context;
+        struct tls_peer t = {0};
+        struct fixture f;
+
+        assert_int_equal(http_tls_context_client(NULL, true, &context, NULL), 0);
+        open_with(&f, tls_server(), (struct http_client_options){0});
+        t.p = peer_connect(&f.net, f.app.port);
+        t.tls = http_tls_connect(context, SLICE_LIT("127.0.0.1"));
+        assert_int_equal(http_tls_handshake(t.tls), 0);
+        tls_peer_flush(&t);
+        TLS_UNTIL(&f.net, &t, t.ready);
+        tls_peer_say(&t, "GET /park HTTP/1.0\r\n\r\n");
+        TLS_UNTIL(&f.net, &t, f.app.x);
+        http_begin(f.app.x, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED);
+        http_send(f.app.x, &SLICE_LIT("part"), 1);
+        http_finish(f.app.x);
+        TLS_UNTIL(&f.net, &t, peer_ended(t.p));
+        assert_true(tls_peer_got(&t, "Connection: close\r\n\r\npart"));
+        assert_true(t.ended);
+        peer_leave(&f.net, t.p, false);
+        tls_peer_free(&t);
+        close_all(&f);
+        http_tls_context_free(context);
+}
+
 static void wrong_files_are_said_by_name(void **state) {
         struct http_tls_files files[] = {{.cert = "/nowhere.pem", .key = key_path},
             {.cert = cert_path, .key = "/nowhere.pem"}, {.cert = cert_path}, {.key = key_path},
@@ -470,6 +497,7 @@ int main(void) {
             cmocka_unit_test(a_peer_that_ends_while_we_pause_has_said_everything),
             cmocka_unit_test(a_retry_has_the_whole_time_to_connect),
             cmocka_unit_test(leaving_is_noticed_on_both_sides),
+            cmocka_unit_test(a_stream_to_http10_ends_with_close_notify),
             cmocka_unit_test(wrong_files_are_said_by_name),
         };
 
