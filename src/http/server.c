@@ -72,7 +72,7 @@ static void fill_limits(struct http_limits *l) {
 int http_server_new(
     uv_loop_t *loop, const struct http_server_options *options, struct http_server **ret_server, struct error *e) {
         struct http_server *s = calloc(1, sizeof(*s));
-        bool tls = options->tls.cert || options->tls.key;
+        bool tls = options->tls.cert || options->tls.key || options->tls.client_ca;
         int r;
 
         assert(options->on_request);

@@ -464,7 +464,7 @@ static void a_stream_to_http10_ends_with_close_notify(void **state) {
 static void wrong_files_are_said_by_name(void **state) {
         struct http_tls_files files[] = {{.cert = "/nowhere.pem", .key = key_path},
             {.cert = cert_path, .key = "/nowhere.pem"}, {.cert = cert_path}, {.key = key_path},
-            {.cert = cert_path, .key = other_key_path},
+            {.client_ca = cert_path}, {.cert = cert_path, .key = other_key_path},
             {.cert = cert_path, .key = key_path, .client_ca = "/nowhere.pem"}};
         struct http_client_options client = {.tls_ca = "/nowhere.pem"};
         struct http_client *c;
