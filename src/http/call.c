@@ -50,9 +50,12 @@ struct http_call {
         uint8_t state;
         bool to_head, streamed, stream_ended, retry_stale, reused, sent, paused, got_head, wants_writable,
             say_connected;
+        bool ended; /* the connection ended in order while the caller had paused: what is held comes first */
 };
 
+static void connect_fresh(struct http_call *call);
 static void connect_next(struct http_call *call);
+static void on_eof(struct http_conn *c, int error);
 
 static uint64_t from_now(const struct http_call *call, unsigned ms) {
         return ms ? http_io_now(&call->client->io) + ms : WHEEL_NEVER;
@@ -142,8 +145,7 @@ static bool retry(struct http_call *call) {
         drop_upstream(call);
         call->at_part = call->at_byte = 0;
         call->sent = false;
-        call->attempts = 0;
-        connect_next(call);
+        connect_fresh(call);
         return true;
 }
 
@@ -334,22 +336,13 @@ void http_call_resolved(struct http_call *call, int error) {
                 connect_next(call);
 }
 
-/* Take a connection of the pool, or make one. */
-static void begin(struct http_call *call) {
+/* Make a connection, with all the time that this may take. */
+static void connect_fresh(struct http_call *call) {
         struct http_target *t = call->target;
         int r;
 
-        call->up = http_pool_take(t);
-        if (call->up) {
-                call->up->call = call;
-                call->reused = true;
-                call->say_connected = call->callbacks.on_connected != NULL;
-                if (call->say_connected)
-                        http_io_defer(&call->client->io, &call->task);
-                start_sending(call);
-                return;
-        }
-        call->phase_deadline = call->connect_deadline;
+        call->attempts = 0;
+        call->connect_deadline = call->phase_deadline = from_now(call, call->deadlines.connect_ms);
         arm(call);
         if (http_target_has_addresses(t)) {
                 connect_next(call);
@@ -360,6 +353,21 @@ static void begin(struct http_call *call) {
         r = http_target_resolve(t);
         if (r < 0)
                 call_fail(call, HTTP_FAIL_RESOLVE, "%.*s: %s", KEY(call), uv_strerror(r));
+}
+
+/* Take a connection of the pool, or make one. */
+static void begin(struct http_call *call) {
+        call->up = http_pool_take(call->target);
+        if (call->up) {
+                call->up->call = call;
+                call->reused = true;
+                call->say_connected = call->callbacks.on_connected != NULL;
+                if (call->say_connected)
+                        http_io_defer(&call->client->io, &call->task);
+                start_sending(call);
+        } else {
+                connect_fresh(call);
+        }
 }
 
 static void on_deadline(struct wheel_timer *timer) {
@@ -446,7 +454,9 @@ static void pump(struct http_call *call, struct slice in) {
                 http_conn_set_reading(&u->conn, false);
 }
 
+/* The caller has resumed. The call may be gone when this returns. */
 static void go_on(struct http_call *call) {
+        struct http_upstream *u = call->up;
         struct buf held = call->held;
 
         call->held = (struct buf){0};
@@ -454,9 +464,14 @@ static void go_on(struct http_call *call) {
                 call->phase_deadline = from_now(call, call->deadlines.idle_ms);
                 arm(call);
         }
-        http_conn_set_reading(&call->up->conn, true);
+        if (!call->ended)
+                http_conn_set_reading(&u->conn, true);
         pump(call, buf_slice(&held));
         buf_free(&held);
+        if (u->call == call && call->ended && !call->paused) {
+                call->ended = false;
+                on_eof(&u->conn, 0);
+        }
 }
 
 static void on_task(struct http_task *task) {
@@ -519,6 +534,8 @@ static void on_eof(struct http_conn *c, int error) {
 
         if (!call)
                 http_upstream_close(u);
+        else if (error == 0 && call->paused)
+                call->ended = true;
         else if (error == 0 && call->got_head && http_parser_eof(&u->parser) == 0)
                 complete(call, false);
         else
@@ -656,7 +673,6 @@ int http_call_start(struct http_client *c, const struct http_endpoint *to, const
         call->deadlines = request->deadlines;
         if (!call->deadlines.connect_ms)
                 call->deadlines.connect_ms = 5000;
-        call->connect_deadline = from_now(call, call->deadlines.connect_ms);
         call->total_deadline = from_now(call, call->deadlines.total_ms);
         call->to_head = request->method == HTTP_METHOD_HEAD;
         call->streamed = request->streamed;

@@ -81,6 +81,8 @@ static void finish_exchange(struct http_exchange *x, bool unread) {
                 x->phase = PHASE_DISCARD;
                 x->read_deadline = from_now(x, limits_of(x)->body_idle_ms);
         } else if (body_done && !unread && !x->overflowed) {
+                /* A body may end with the connection: TLS wants that said. */
+                http_conn_shutdown(&x->conn);
                 http_conn_close(&x->conn);
         } else {
                 linger(x);

@@ -91,7 +91,7 @@ struct http_exchange; /* one request and its answer */
 
 struct http_tls_files {
         const char *cert, *key; /* PEM; both or neither */
-        const char *client_ca;  /* require client certificates signed by this */
+        const char *client_ca;  /* require client certificates signed by this; needs both */
 };
 
 struct http_server_options {

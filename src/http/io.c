@@ -23,9 +23,9 @@ int http_io_init(struct http_io *io, uv_loop_t *loop, bool tls) {
         return 0;
 }
 
-int http_io_start(struct http_io *io) {
+void http_io_start(struct http_io *io) {
         if (io->started)
-                return 0;
+                return;
         /* Neither call can fail or allocates. */
         uv_timer_init(io->loop, &io->timer);
         uv_unref((uv_handle_t *)&io->timer);
@@ -34,7 +34,6 @@ int http_io_start(struct http_io *io) {
         io->timer_at = WHEEL_NEVER;
         wheel_init(&io->wheel, uv_now(io->loop));
         io->started = true;
-        return 0;
 }
 
 void http_io_free(struct http_io *io) {

@@ -50,7 +50,7 @@ struct http_io {
 
 /* Buffers only; handles are made by http_io_start(), so that a server that never listened is freed without a loop turn. */
 int http_io_init(struct http_io *io, uv_loop_t *loop, bool tls);
-int http_io_start(struct http_io *io);
+void http_io_start(struct http_io *io); /* again is fine */
 /* Close the handles, then call on_closed (from the loop). Deferred work must be done. */
 void http_io_close(struct http_io *io, void (*on_closed)(struct http_io *io));
 /* Free the buffers; handles are closed or were never made. */

@@ -72,7 +72,7 @@ static void fill_limits(struct http_limits *l) {
 int http_server_new(
     uv_loop_t *loop, const struct http_server_options *options, struct http_server **ret_server, struct error *e) {
         struct http_server *s = calloc(1, sizeof(*s));
-        bool tls = options->tls.cert || options->tls.key;
+        bool tls = options->tls.cert || options->tls.key || options->tls.client_ca;
         int r;
 
         assert(options->on_request);
@@ -206,9 +206,6 @@ int http_server_listen(struct http_server *s, const struct http_listen *at, uint
 
         if (!l)
                 return -ENOMEM;
-        r = http_io_start(&s->io);
-        if (r < 0)
-                goto fail;
         r = is_unix ? bind_unix(at->host + 5, &l->fd, e) : bind_tcp(at, &l->fd, e);
         if (r < 0)
                 goto fail;
@@ -219,6 +216,8 @@ int http_server_listen(struct http_server *s, const struct http_listen *at, uint
         r = uv_poll_init(s->io.loop, &l->poll, l->fd);
         if (r < 0)
                 goto fail_fd;
+        /* From here on nothing fails, and there are handles to close: a server that is not drained has none. */
+        http_io_start(&s->io);
         if (is_unix && stat(at->host + 5, &file) == 0) {
                 memcpy(l->path, at->host + 5, strlen(at->host + 5));
                 l->device = file.st_dev;
@@ -428,7 +427,7 @@ void http_server_free(struct http_server *s) {
 
         if (!s)
                 return;
-        assert(s->drained || !s->io.started || list_empty(&s->listeners));
+        assert(s->drained || !s->io.started);
         while ((link = list_pop_front(&s->spare)))
                 free(list_item(link, struct http_exchange, link));
         http_tls_context_free(s->tls);

@@ -10,7 +10,7 @@ struct record {
         unsigned connected, heads, writables, ends;
         bool reused, inside; /* within http_call_start() */
         int failure;         /* enum http_failure, -1 before the end */
-        bool pause_at_head, abort_at_head, abort_at_body;
+        bool pause_at_head, pause_at_body, abort_at_head, abort_at_body;
         struct http_client *again; /* start another call from on_end */
         struct http_endpoint to;
         struct record *next;
@@ -50,6 +50,8 @@ static void on_call_body(struct http_call *call, struct slice data, void *user) 
         struct record *r = user;
 
         buf_add(&r->body, data);
+        if (r->pause_at_body)
+                http_call_pause(call);
         if (r->abort_at_body)
                 http_call_abort(call);
 }

@@ -784,6 +784,20 @@ static void a_server_that_never_listened_is_freed_without_a_loop_turn(void **sta
         net_close(&net);
 }
 
+static void a_server_whose_port_is_taken_is_freed_without_a_loop_turn(void **state) {
+        struct http_server_options options = {.on_request = app_on_request};
+        struct http_listen at = {.host = "127.0.0.1"};
+        struct http_server *s;
+        struct fixture f;
+
+        open_plain(&f);
+        at.port = f.app.port;
+        assert_int_equal(http_server_new(&f.net.loop, &options, &s, NULL), 0);
+        assert_int_equal(http_server_listen(s, &at, NULL, NULL), -EADDRINUSE);
+        http_server_free(s);
+        close_all(&f);
+}
+
 static void ipv6_is_served_and_named_with_brackets(void **state) {
         struct fixture f;
         struct sockaddr_in6 address;
@@ -900,6 +914,7 @@ int main(void) {
             cmocka_unit_test(draining_finishes_what_is_in_flight_and_closes_the_rest),
             cmocka_unit_test(a_drain_past_its_deadline_aborts),
             cmocka_unit_test(a_server_that_never_listened_is_freed_without_a_loop_turn),
+            cmocka_unit_test(a_server_whose_port_is_taken_is_freed_without_a_loop_turn),
             cmocka_unit_test(ipv6_is_served_and_named_with_brackets),
             cmocka_unit_test(the_ipv6_wildcard_takes_ipv4_too),
             cmocka_unit_test(a_unix_socket_is_served_and_a_stale_file_replaced),

@@ -1,5 +1,6 @@
 /* test_tls.c - TLS on both sides, with certificates made here. */
 #include "client_calls.h"
+#include "http/tls.h"
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/rsa.h>
@@ -101,6 +102,59 @@ static struct http_server_options tls_server(void) {
 
 static struct http_request get(const char *target) {
         return (struct http_request){.target = slice_str(target)};
+}
+
+/* TLS over a plain peer, for a side of the talk that says exactly what the test wants. */
+struct tls_peer {
+        struct peer *p;
+        struct http_tls *tls; /* the peer's own */
+        struct buf in;        /* decrypted */
+        bool ready, ended;    /* handshake done; close_notify has come */
+};
+
+static void tls_peer_flush(struct tls_peer *t) {
+        if (http_tls_pending(t->tls).len)
+                peer_send(t->p, http_tls_pending(t->tls));
+        http_tls_sent(t->tls);
+}
+
+/* Turn the loop once and take in what has come. */
+static void tls_peer_turn(struct net *n, struct tls_peer *t, const char *wanted) {
+        char bytes[4096];
+        ssize_t got;
+
+        net_turn(n, wanted);
+        assert_int_equal(http_tls_put(t->tls, buf_slice(&t->p->in)), 0);
+        buf_reset(&t->p->in);
+        if (!t->ready)
+                t->ready = http_tls_handshake(t->tls) == 1;
+        while (t->ready && (got = http_tls_read(t->tls, bytes, sizeof(bytes))) != 0 && !t->ended) {
+                t->ended = got == -EPIPE;
+                assert_true(got > 0 || t->ended);
+                if (got > 0)
+                        buf_append(&t->in, bytes, (size_t)got);
+        }
+        tls_peer_flush(t);
+}
+
+#define TLS_UNTIL(net, peer, condition)                                                                                \
+        do {                                                                                                           \
+                while (!(condition))                                                                                   \
+                        tls_peer_turn((net), (peer), #condition);                                                      \
+        } while (0)
+
+static void tls_peer_say(struct tls_peer *t, const char *text) {
+        assert_int_equal(http_tls_write(t->tls, slice_str(text)), 0);
+        tls_peer_flush(t);
+}
+
+static bool tls_peer_got(const struct tls_peer *t, const char *text) {
+        return slice_find_slice(buf_slice(&t->in), slice_str(text), 0) < t->in.len;
+}
+
+static void tls_peer_free(struct tls_peer *t) {
+        http_tls_free(t->tls);
+        buf_free(&t->in);
 }
 
 static void bodies_pass_both_ways_and_the_connection_is_kept(void **state) {
@@ -245,6 +299,121 @@ static void back_pressure_reaches_through_tls(void **state) {
         close_all(&f);
 }
 
+/* Answers whose end comes in one piece with their head, to a call that pauses there, and then perhaps at every piece. */
+static void ends_while_paused(struct http_tls_context *context, const char *head, const char *body,
+    enum http_failure failure, bool pause_at_body) {
+        struct tls_peer t = {0};
+        struct backend backend;
+        struct fixture f;
+
+        open_with(&f, (struct http_server_options){0}, (struct http_client_options){.tls_ca = cert_path});
+        backend_open(&f.net, &backend);
+        f.r[0].pause_at_head = true;
+        f.r[0].pause_at_body = pause_at_body;
+        call_begin(f.client, &f.r[0], endpoint_of(&f.arena, "https://127.0.0.1:%u", backend.port), get("/"));
+        UNTIL(&f.net, backend.count == 1);
+        t = (struct tls_peer){.p = backend.peers[0], .tls = http_tls_accept(context)};
+        TLS_UNTIL(&f.net, &t, tls_peer_got(&t, "\r\n\r\n"));
+        assert_int_equal(http_tls_write(t.tls, slice_str(head)), 0);
+        assert_int_equal(http_tls_write(t.tls, slice_str(body)), 0);
+        http_tls_shutdown(t.tls);
+        tls_peer_flush(&t);
+        backend_drop(&f.net, &backend, 0, false);
+        UNTIL(&f.net, f.r[0].heads);
+        for (int i = 0; i < 20; i++)
+                uv_run(&f.net.loop, UV_RUN_NOWAIT);
+        assert_int_equal(f.r[0].ends, 0);
+        assert_int_equal(f.r[0].body.len, 0);
+        while (!f.r[0].ends) {
+                http_call_resume(f.r[0].call);
+                net_turn(&f.net, "the end of a resumed call");
+        }
+        assert_int_equal(f.r[0].failure, failure);
+        assert_string_equal(buf_cstr(&f.r[0].body), "body");
+        tls_peer_free(&t);
+        backend_close(&f.net, &backend);
+        close_all(&f);
+}
+
+static void a_peer_that_ends_while_we_pause_has_said_everything(void **state) {
+        static const struct {
+                const char *head, *body;
+                enum http_failure failure;
+        } cases[] = {
+            {"HTTP/1.1 200 OK\r\n\r\n", "body", HTTP_OK},
+            {"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", "body", HTTP_OK},
+            {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n", HTTP_OK},
+            {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "body", HTTP_FAIL_TRUNCATED},
+            {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "4\r\nbody\r\n", HTTP_FAIL_TRUNCATED},
+        };
+        struct http_tls_files files = {.cert = cert_path, .key = key_path};
+        struct http_tls_context *context;
+
+        assert_int_equal(http_tls_context_server(&files, &context, NULL), 0);
+        for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+                for (int pause_at_body = 0; pause_at_body < 2; pause_at_body++)
+                        ends_while_paused(context, cases[i].head, cases[i].body, cases[i].failure, pause_at_body);
+        http_tls_context_free(context);
+}
+
+static void on_wait(uv_timer_t *timer) {
+        *(bool *)timer->data = true;
+}
+
+/* Let the loop run for so long. */
+static void wait_ms(struct net *n, unsigned ms) {
+        uv_timer_t timer;
+        bool over = false;
+
+        uv_timer_init(&n->loop, &timer);
+        timer.data = &over;
+        uv_timer_start(&timer, on_wait, ms, 0);
+        UNTIL(n, over);
+        uv_close((uv_handle_t *)&timer, NULL);
+        uv_run(&n->loop, UV_RUN_NOWAIT);
+}
+
+/* However long the kept connection took to die, such as behind a long prefill. */
+static void a_retry_has_the_whole_time_to_connect(void **state) {
+        static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        struct http_tls_files files = {.cert = cert_path, .key = key_path};
+        struct http_request request = {
+            .target = SLICE_LIT("/second"), .retry_stale = true, .deadlines.connect_ms = 400};
+        struct http_tls_context *context;
+        struct tls_peer t[2] = {0};
+        struct backend backend;
+        struct fixture f;
+
+        assert_int_equal(http_tls_context_server(&files, &context, NULL), 0);
+        open_with(&f, (struct http_server_options){0}, (struct http_client_options){.tls_ca = cert_path});
+        backend_open(&f.net, &backend);
+        f.to = endpoint_of(&f.arena, "https://127.0.0.1:%u", backend.port);
+        call_begin(f.client, &f.r[0], f.to, get("/"));
+        UNTIL(&f.net, backend.count == 1);
+        t[0] = (struct tls_peer){.p = backend.peers[0], .tls = http_tls_accept(context)};
+        TLS_UNTIL(&f.net, &t[0], tls_peer_got(&t[0], "\r\n\r\n"));
+        tls_peer_say(&t[0], answer);
+        TLS_UNTIL(&f.net, &t[0], f.r[0].ends);
+        call_begin(f.client, &f.r[1], f.to, request);
+        TLS_UNTIL(&f.net, &t[0], tls_peer_got(&t[0], "/second"));
+        wait_ms(&f.net, request.deadlines.connect_ms + 100);
+        backend_drop(&f.net, &backend, 0, true);
+        UNTIL(&f.net, backend.count == 2);
+        /* The fresh connection's handshake may take a while, too. */
+        wait_ms(&f.net, 20);
+        assert_int_equal(f.r[1].ends, 0);
+        t[1] = (struct tls_peer){.p = backend.peers[1], .tls = http_tls_accept(context)};
+        TLS_UNTIL(&f.net, &t[1], tls_peer_got(&t[1], "/second"));
+        tls_peer_say(&t[1], answer);
+        TLS_UNTIL(&f.net, &t[1], f.r[1].ends);
+        assert_int_equal(f.r[1].failure, HTTP_OK);
+        for (int i = 0; i < 2; i++)
+                tls_peer_free(&t[i]);
+        backend_close(&f.net, &backend);
+        close_all(&f);
+        http_tls_context_free(context);
+}
+
 static void leaving_is_noticed_on_both_sides(void **state) {
         struct fixture f;
 
@@ -265,10 +434,37 @@ static void leaving_is_noticed_on_both_sides(void **state) {
         close_all(&f);
 }
 
+/* A client that takes the end of the connection for the end of the body must know it from an attacker's (RFC 8446 6.1). */
+static void a_stream_to_http10_ends_with_close_notify(void **state) {
+        struct http_tls_context *context;
+        struct tls_peer t = {0};
+        struct fixture f;
+
+        assert_int_equal(http_tls_context_client(NULL, true, &context, NULL), 0);
+        open_with(&f, tls_server(), (struct http_client_options){0});
+        t.p = peer_connect(&f.net, f.app.port);
+        t.tls = http_tls_connect(context, SLICE_LIT("127.0.0.1"));
+        assert_int_equal(http_tls_handshake(t.tls), 0);
+        tls_peer_flush(&t);
+        TLS_UNTIL(&f.net, &t, t.ready);
+        tls_peer_say(&t, "GET /park HTTP/1.0\r\n\r\n");
+        TLS_UNTIL(&f.net, &t, f.app.x);
+        http_begin(f.app.x, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED);
+        http_send(f.app.x, &SLICE_LIT("part"), 1);
+        http_finish(f.app.x);
+        TLS_UNTIL(&f.net, &t, peer_ended(t.p));
+        assert_true(tls_peer_got(&t, "Connection: close\r\n\r\npart"));
+        assert_true(t.ended);
+        peer_leave(&f.net, t.p, false);
+        tls_peer_free(&t);
+        close_all(&f);
+        http_tls_context_free(context);
+}
+
 static void wrong_files_are_said_by_name(void **state) {
         struct http_tls_files files[] = {{.cert = "/nowhere.pem", .key = key_path},
             {.cert = cert_path, .key = "/nowhere.pem"}, {.cert = cert_path}, {.key = key_path},
-            {.cert = cert_path, .key = other_key_path},
+            {.client_ca = cert_path}, {.cert = cert_path, .key = other_key_path},
             {.cert = cert_path, .key = key_path, .client_ca = "/nowhere.pem"}};
         struct http_client_options client = {.tls_ca = "/nowhere.pem"};
         struct http_client *c;
@@ -298,7 +494,10 @@ int main(void) {
             cmocka_unit_test(plain_and_tls_do_not_understand_each_other),
             cmocka_unit_test(a_handshake_that_does_not_come_is_not_waited_for),
             cmocka_unit_test(back_pressure_reaches_through_tls),
+            cmocka_unit_test(a_peer_that_ends_while_we_pause_has_said_everything),
+            cmocka_unit_test(a_retry_has_the_whole_time_to_connect),
             cmocka_unit_test(leaving_is_noticed_on_both_sides),
+            cmocka_unit_test(a_stream_to_http10_ends_with_close_notify),
             cmocka_unit_test(wrong_files_are_said_by_name),
         };
 
