@@ -5,7 +5,7 @@ import time
 import unittest
 
 from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, in_threads
-from harness import Connection, wait_until
+from harness import TERM, Connection, wait_until
 
 # How the engines are slowed so that the client leaves in that state; what to wait for.
 MOMENTS = {
@@ -129,6 +129,48 @@ class Cancel(GatewayCase):
             c.reset()
             wait_until(lambda: g.count("stranded_total") == 1, "it is counted")
             self.assert_quiet(g, stranded=1)
+
+    def leave_behind_for_settling(self, g, d):
+        """The decoder is taken, and a client has left its request between its legs. Returns who holds the decoder."""
+        d[0].token_time = 1
+        blocker = Connection(g.port)
+        blocker.request("POST", CHAT, chat(max_tokens=1000))
+        wait_until(lambda: d[0].running == 1, "the decoder is taken")
+        c = Connection(g.port)
+        c.request("POST", CHAT, chat())
+        wait_until(lambda: g.count("requests_waiting") == 1, "between the legs")
+        c.reset()
+        wait_until(lambda: g.count("clients_gone_total") == 1, "it has left")
+        return blocker
+
+    def test_a_stop_does_not_wait_for_kv_that_nobody_fetches(self):
+        for args, signals in (([], 2), (["--drain-timeout", "0.2"], 1)):
+            ledger, p, d = self.engines(1, 1)
+            g = Gateway(p, d, "--instance-cap", "1", "--kv-lease", "1000", "--queue-timeout-secs", "1000", *args)
+            self.addCleanup(g.stop)
+            with self.leave_behind_for_settling(g, d):
+                for n in range(signals):
+                    g.signal(TERM)
+                    wait_until(lambda: "draining" in g.output() or not g.alive(), "told")
+                self.assertEqual(g.wait(10), 0)
+            self.assertIn("is left to its lease", g.output())
+
+    def test_a_stop_begins_no_more_parts(self):
+        ledger, p, d = self.engines(1, 1, prefill_time=0.1)
+        g = Gateway(p, d)
+        self.addCleanup(g.stop)
+        # Connections that are kept: what is sent over one arrives though it is cut at once.
+        in_threads([lambda: self.post(g, chat(max_tokens=1)) for _ in range(40)])
+        p[0].prefill_time, p[0].requests = 60, []
+        with Connection(g.port) as c:
+            c.request("POST", COMPLETIONS, completion([f"prompt {i}" for i in range(40)]))
+            wait_until(lambda: p[0].running == 16, "as many run as may")
+            for _ in range(2):
+                g.signal(TERM)
+                wait_until(lambda: "draining" in g.output() or not g.alive(), "told")
+            self.assertEqual(g.wait(10), 0)
+        wait_until(lambda: not p[0].connections, "every connection is closed")
+        self.assertEqual(len(p[0].requests), 16)
 
     def test_leaving_while_the_body_is_sent_costs_nothing(self):
         ledger, p, d = self.engines(1, 1)
