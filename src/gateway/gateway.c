@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "gateway/core.h"
+#include "os/os.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -257,9 +258,18 @@ static int make_pool(struct gateway *g) {
         return pool_new(&options, &g->pool);
 }
 
+/* A client in flight has three descriptors: its own, its decode leg's, and the connection that its prefill leg has left
+ * idle. Were there more clients, connecting would fail for want of descriptors, and instances would be blamed for it. A
+ * sixteenth stays for listeners, logs and probes. */
+static size_t client_limit(void) {
+        uint64_t files = os_raise_file_limit();
+
+        return (size_t)((files - files / 16) / 3);
+}
+
 static int make_http(struct gateway *g, struct error *e) {
         const struct http_server_options server = {
-            .limits = {.body_bytes = (size_t)g->options.max_body},
+            .limits = {.body_bytes = (size_t)g->options.max_body, .connections = client_limit()},
             .tls = g->options.tls,
             .log = g->log,
             .on_request = on_request,
