@@ -81,8 +81,8 @@ static void tick_waiting(struct gateway *g, uint64_t now) {
         }
 }
 
-/* Is this leg to be given up? A stream that says nothing for too long hangs; and so does, sooner, a leg of an instance
- * that was ejected. */
+/* Is this leg to be given up? A stream that says nothing for too long hangs, also behind its [DONE]; and so does, sooner, a
+ * leg of an instance that was ejected. */
 static bool is_lost(const struct gateway *g, const struct part *p, const struct leg *l, uint64_t now) {
         uint64_t limit = (uint64_t)(g->options.idle_timeout * (double)NS_PER_S), silence;
 
@@ -91,7 +91,8 @@ static bool is_lost(const struct gateway *g, const struct part *p, const struct 
         silence = now > l->last_byte ? now - l->last_byte : 0;
         if (l->at->state == INSTANCE_EJECTED && silence > SILENT_WHEN_EJECTED)
                 return true;
-        return l->role == ROLE_DECODE && p->state == PART_RELAY && limit > 0 && silence > limit;
+        return l->role == ROLE_DECODE && (p->state == PART_RELAY || p->state == PART_END) && limit > 0 &&
+               silence > limit;
 }
 
 static void tick_silence(struct gateway *g, uint64_t now) {

@@ -911,8 +911,12 @@ void part_leg_data(struct leg *l, struct slice data) {
         if (p->relay.done && !p->relay.any_sent && !p->failed_inside)
                 fail_inside(p, l, "the stream ended without an answer");
         pass_on(p, before);
-        if (p->relay.done && !p->failed_inside)
+        if (p->relay.done && !p->failed_inside) {
                 part_step(p, PART_DECODED);
+                /* The last bytes may have been too much for the client. What is left of the leg is framing: it does not
+                 * wait for a client that may never take anything again. */
+                part_resume(p);
+        }
 }
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */

@@ -4,7 +4,7 @@ import threading
 import time
 import unittest
 
-from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, in_threads
+from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, expected, in_threads
 from harness import TERM, Connection, wait_until
 
 # How the engines are slowed so that the client leaves in that state; what to wait for.
@@ -117,6 +117,28 @@ class Cancel(GatewayCase):
             with open(f"/proc/{g.pid}/statm") as f:
                 self.assertLess(int(f.read().split()[1]) * 4096, 1 << 28)
             slow.reset()
+            self.assert_quiet(g)
+
+    def test_a_client_that_takes_no_end_of_its_stream_leaves_nothing_behind(self):
+        """However much fits between the engine and the client: at one of these lengths the last event is too much."""
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d) as g:
+            for n in range(1, 10):
+                d[0].faults = [{"pad": 500000, "join": 1000}]
+                c = Connection(g.port)
+                c.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                c.request("POST", COMPLETIONS, completion(stream=True, max_tokens=n, ignore_eos=True))
+                wait_until(lambda: ledger.fetched == n and d[0].running == 0, "the decoder has sent everything")
+                for _ in range(10):
+                    g.count("events_total")  # the gateway takes its turns meanwhile
+                c.reset()
+                self.assert_quiet(g)
+
+    def test_a_decoder_that_does_not_end_its_body_is_left(self):
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d, "--idle-timeout", "0.5") as g:
+            d[0].faults = [{"hang": "end"}]
+            self.assertEqual(self.ask(g, chat(stream=True)), expected(chat()))
             self.assert_quiet(g)
 
     def test_a_decoder_that_dies_while_settling_strands_one_and_says_so(self):
