@@ -522,13 +522,10 @@ static enum part_state retry_decode(struct part *p) {
                         settle_aside(p);
                 return give_up(p, &p->decode);
         }
-        /* Params may be used once. A decoder that could not be reached has not seen them; one that answered before it
-         * took the request in leaves the KV to somebody who fetches it. */
-        if (!unsent) {
-                if (overloaded)
-                        settle_aside(p);
+        /* Params may be used once. A decoder that could not be reached has not seen them, one that was too busy has not
+         * taken the request in: for the next one they are as good. */
+        if (!unsent && !overloaded)
                 drop_handoff(p);
-        }
         return start_decode(p);
 }
 
