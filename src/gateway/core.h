@@ -3,7 +3,7 @@
  * A request is a client's exchange and what it takes to answer it. It has one part for each choice that must be computed
  * on its own (a prompt of a list, one of n): almost always one. A part runs through one state machine (part.c), in which
  * it has at most one prefill leg and one decode leg at a time (leg.c). The request puts the parts' answers together
- * (request.c) and has one exit, request_finish(). */
+ * (request.c) and has one exit, request_settle(). */
 #pragma once
 #include "base/list.h"
 #include "gateway/access.h"
@@ -224,9 +224,8 @@ struct request {
 
 /* The on_request of inference routes. */
 void request_new(struct gateway *g, struct http_exchange *x, enum api api);
-/* The request ends here for every reason: give back, log, free. Called by request_settle() alone. */
 void request_settle(struct request *r); /* see whether it is over; the request may be gone after it */
-/* Abort everything (drain past its deadline). */
+/* Abort everything (drain past its deadline). The request may be gone after it. */
 void request_stop(struct request *r);
 
 /* Called by part.c. */

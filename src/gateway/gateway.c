@@ -2,6 +2,7 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "gateway/core.h"
+#include "os/os.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -80,8 +81,8 @@ static void tick_waiting(struct gateway *g, uint64_t now) {
         }
 }
 
-/* Is this leg to be given up? A stream that says nothing for too long hangs; and so does, sooner, a leg of an instance
- * that was ejected. */
+/* Is this leg to be given up? A stream that says nothing for too long hangs, also behind its [DONE]; and so does, sooner, a
+ * leg of an instance that was ejected. */
 static bool is_lost(const struct gateway *g, const struct part *p, const struct leg *l, uint64_t now) {
         uint64_t limit = (uint64_t)(g->options.idle_timeout * (double)NS_PER_S), silence;
 
@@ -90,7 +91,8 @@ static bool is_lost(const struct gateway *g, const struct part *p, const struct 
         silence = now > l->last_byte ? now - l->last_byte : 0;
         if (l->at->state == INSTANCE_EJECTED && silence > SILENT_WHEN_EJECTED)
                 return true;
-        return l->role == ROLE_DECODE && p->state == PART_RELAY && limit > 0 && silence > limit;
+        return l->role == ROLE_DECODE && (p->state == PART_RELAY || p->state == PART_END) && limit > 0 &&
+               silence > limit;
 }
 
 static void tick_silence(struct gateway *g, uint64_t now) {
@@ -257,9 +259,18 @@ static int make_pool(struct gateway *g) {
         return pool_new(&options, &g->pool);
 }
 
+/* A client in flight has three descriptors: its own, its decode leg's, and the connection that its prefill leg has left
+ * idle. Were there more clients, connecting would fail for want of descriptors, and instances would be blamed for it. A
+ * sixteenth stays for listeners, logs and probes. */
+static size_t client_limit(void) {
+        uint64_t files = os_raise_file_limit();
+
+        return (size_t)((files - files / 16) / 3);
+}
+
 static int make_http(struct gateway *g, struct error *e) {
         const struct http_server_options server = {
-            .limits = {.body_bytes = (size_t)g->options.max_body},
+            .limits = {.body_bytes = (size_t)g->options.max_body, .connections = client_limit()},
             .tls = g->options.tls,
             .log = g->log,
             .on_request = on_request,

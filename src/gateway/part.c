@@ -522,13 +522,10 @@ static enum part_state retry_decode(struct part *p) {
                         settle_aside(p);
                 return give_up(p, &p->decode);
         }
-        /* Params may be used once. A decoder that could not be reached has not seen them; one that answered before it
-         * took the request in leaves the KV to somebody who fetches it. */
-        if (!unsent) {
-                if (overloaded)
-                        settle_aside(p);
+        /* Params may be used once. A decoder that could not be reached has not seen them, one that was too busy has not
+         * taken the request in: for the next one they are as good. */
+        if (!unsent && !overloaded)
                 drop_handoff(p);
-        }
         return start_decode(p);
 }
 
@@ -911,8 +908,12 @@ void part_leg_data(struct leg *l, struct slice data) {
         if (p->relay.done && !p->relay.any_sent && !p->failed_inside)
                 fail_inside(p, l, "the stream ended without an answer");
         pass_on(p, before);
-        if (p->relay.done && !p->failed_inside)
+        if (p->relay.done && !p->failed_inside) {
                 part_step(p, PART_DECODED);
+                /* The last bytes may have been too much for the client. What is left of the leg is framing: it does not
+                 * wait for a client that may never take anything again. */
+                part_resume(p);
+        }
 }
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */

@@ -495,6 +495,7 @@ static const struct http_exchange_callbacks callbacks = {
 };
 
 void request_stop(struct request *r) {
+        r->gone = true; /* no more parts are begun */
         if (r->x)
                 http_exchange_abort(r->x);
         for (size_t i = 0; i < r->part_count; i++) {
@@ -510,6 +511,8 @@ void request_stop(struct request *r) {
                 part_step(p, PART_WAITED_TOO_LONG);
                 leg_abort(&p->decode);
         }
+        /* A client that has left and parts that only waited: nothing else is to come that would end it. */
+        request_settle(r);
 }
 
 static void log_ms(struct json_writer *w, const char *name, uint64_t ns) {

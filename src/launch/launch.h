@@ -51,7 +51,7 @@ int supervisor_run(const struct supervisor_options *options, struct error *e);
  * none runs, -ETIMEDOUT, -EPROTO (an error answer; e has its text). Paths:
  *   GET  /status          {"pid":…,"file":…,"digest":…,"since_s":…,"stopping":…,"processes":[…]}
  *   POST /stop            begins an ordered stop
- *   POST /restart/NAME    stops and starts one process */
+ *   POST /restart/NAME    stops and starts one process; one whose turn has not come goes on waiting */
 int launch_call(const struct launch_paths *paths, const char *method, const char *path, unsigned timeout_ms,
     struct buf *ret_answer, struct error *e);
 

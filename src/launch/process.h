@@ -64,7 +64,6 @@ struct supervisor {
         size_t count;
         struct arena arena;
         bool stopping;
-        bool gateway_started;
         uint64_t started_ns;
         int lock_fd;
 };

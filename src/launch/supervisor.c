@@ -112,8 +112,6 @@ static bool is_gateway(const struct process *p) {
 static void maybe_start_gateway(struct supervisor *s, uint64_t now) {
         bool any = false;
 
-        if (s->gateway_started)
-                return;
         for (size_t i = 0; i < s->count; i++) {
                 if (is_gateway(&s->processes[i]))
                         continue;
@@ -122,10 +120,8 @@ static void maybe_start_gateway(struct supervisor *s, uint64_t now) {
                 any |= s->processes[i].state == PROCESS_READY;
         }
         for (size_t i = 0; any && i < s->count; i++)
-                if (is_gateway(&s->processes[i])) {
-                        s->gateway_started = true;
+                if (is_gateway(&s->processes[i]) && s->processes[i].state == PROCESS_WAITING)
                         process_start(&s->processes[i], now);
-                }
 }
 
 /* The gateway drains first, then decoders end their streams, then prefillers: nobody loses who it works for. */
@@ -223,7 +219,7 @@ bool supervisor_restart(struct supervisor *s, struct slice name) {
                 if (process_runs(p)) {
                         p->restart_wanted = true;
                         process_stop(p, (uint64_t)s->options->plan->cluster->supervise.stop_seconds * NS_PER_S, now);
-                } else
+                } else if (p->state != PROCESS_WAITING) /* its turn comes anyhow */
                         process_start(p, now);
                 uv_timer_start(&s->tick, on_tick, 0, 0);
                 return true;

@@ -169,11 +169,13 @@ class Engine:
       reset WHERE            RST; WHERE: "request" (at once), "head" (after the status line), or N (after N events or,
                              when not streamed, N bytes of the body)
       close WHERE            the same with FIN (half-close of a chunked body)
-      hang WHERE             the same, but nothing is sent any more until the peer leaves
+      hang WHERE             the same, but nothing is sent any more until the peer leaves; also "end": [DONE] is out, but
+                             not the end of the body
       empty                  200 with an empty body
       truncate               the last chunk's size promises more than is sent
       drip S                 one byte at a time with S seconds between
       join N / split N       N events in one write / writes of N bytes
+      pad N                  chunks with N bytes that nobody knows
       recomputed N           after N tokens: finish "stop", stop_reason "recomputed"
       error N                after N tokens: an SSE error event and [DONE] (not streamed: 500)
       no_params              a prefill without kv_transfer_params
@@ -395,6 +397,7 @@ class Answer:
         if self.fault.get("truncate"):
             self.send(b"40\r\nshort")
             raise Cut()
+        self.here("end")
         self.send(b"0\r\n\r\n")
 
     # ---- routes -----------------------------------------------------------------------------------------------------
@@ -609,6 +612,8 @@ class Answer:
              "created": int(time.time()), "model": request.get("model", self.engine.model), "choices": choices}
         if usage is not None:
             c["usage"] = usage
+        if "pad" in self.fault:
+            c["pad"] = "x" * self.fault["pad"]
         return c
 
     def usage(self, ids, done):

@@ -40,10 +40,12 @@ def expected(request):
 class Gateway(Process):
     """`baton gateway` in front of the engines, ready."""
 
-    def __init__(self, prefill, decode, *args, wait_ready=True):
+    def __init__(self, prefill, decode, *args, wait_ready=True, files=None):
+        """`files`: as many descriptors as it may have."""
         self.port = free_port()
         self.prefill, self.decode = prefill, decode
-        argv = [BATON, "gateway", "--port", str(self.port), "--access-log", "-"]
+        argv = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"'] if files else []
+        argv += [BATON, "gateway", "--port", str(self.port), "--access-log", "-"]
         for flag, engines in (("--prefill", prefill), ("--decode", decode)):
             if engines:
                 argv += [flag, *[e if isinstance(e, str) else e.url for e in engines]]

@@ -4,8 +4,8 @@ import threading
 import time
 import unittest
 
-from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, in_threads
-from harness import Connection, wait_until
+from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, expected, in_threads
+from harness import TERM, Connection, wait_until
 
 # How the engines are slowed so that the client leaves in that state; what to wait for.
 MOMENTS = {
@@ -119,6 +119,28 @@ class Cancel(GatewayCase):
             slow.reset()
             self.assert_quiet(g)
 
+    def test_a_client_that_takes_no_end_of_its_stream_leaves_nothing_behind(self):
+        """However much fits between the engine and the client: at one of these lengths the last event is too much."""
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d) as g:
+            for n in range(1, 10):
+                d[0].faults = [{"pad": 500000, "join": 1000}]
+                c = Connection(g.port)
+                c.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                c.request("POST", COMPLETIONS, completion(stream=True, max_tokens=n, ignore_eos=True))
+                wait_until(lambda: ledger.fetched == n and d[0].running == 0, "the decoder has sent everything")
+                for _ in range(10):
+                    g.count("events_total")  # the gateway takes its turns meanwhile
+                c.reset()
+                self.assert_quiet(g)
+
+    def test_a_decoder_that_does_not_end_its_body_is_left(self):
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d, "--idle-timeout", "0.5") as g:
+            d[0].faults = [{"hang": "end"}]
+            self.assertEqual(self.ask(g, chat(stream=True)), expected(chat()))
+            self.assert_quiet(g)
+
     def test_a_decoder_that_dies_while_settling_strands_one_and_says_so(self):
         ledger, p, d = self.engines(1, 1, prefill_time=0.2)
         with Gateway(p, d) as g:
@@ -129,6 +151,48 @@ class Cancel(GatewayCase):
             c.reset()
             wait_until(lambda: g.count("stranded_total") == 1, "it is counted")
             self.assert_quiet(g, stranded=1)
+
+    def leave_behind_for_settling(self, g, d):
+        """The decoder is taken, and a client has left its request between its legs. Returns who holds the decoder."""
+        d[0].token_time = 1
+        blocker = Connection(g.port)
+        blocker.request("POST", CHAT, chat(max_tokens=1000))
+        wait_until(lambda: d[0].running == 1, "the decoder is taken")
+        c = Connection(g.port)
+        c.request("POST", CHAT, chat())
+        wait_until(lambda: g.count("requests_waiting") == 1, "between the legs")
+        c.reset()
+        wait_until(lambda: g.count("clients_gone_total") == 1, "it has left")
+        return blocker
+
+    def test_a_stop_does_not_wait_for_kv_that_nobody_fetches(self):
+        for args, signals in (([], 2), (["--drain-timeout", "0.2"], 1)):
+            ledger, p, d = self.engines(1, 1)
+            g = Gateway(p, d, "--instance-cap", "1", "--kv-lease", "1000", "--queue-timeout-secs", "1000", *args)
+            self.addCleanup(g.stop)
+            with self.leave_behind_for_settling(g, d):
+                for n in range(signals):
+                    g.signal(TERM)
+                    wait_until(lambda: "draining" in g.output() or not g.alive(), "told")
+                self.assertEqual(g.wait(10), 0)
+            self.assertIn("is left to its lease", g.output())
+
+    def test_a_stop_begins_no_more_parts(self):
+        ledger, p, d = self.engines(1, 1, prefill_time=0.1)
+        g = Gateway(p, d)
+        self.addCleanup(g.stop)
+        # Connections that are kept: what is sent over one arrives though it is cut at once.
+        in_threads([lambda: self.post(g, chat(max_tokens=1)) for _ in range(40)])
+        p[0].prefill_time, p[0].requests = 60, []
+        with Connection(g.port) as c:
+            c.request("POST", COMPLETIONS, completion([f"prompt {i}" for i in range(40)]))
+            wait_until(lambda: p[0].running == 16, "as many run as may")
+            for _ in range(2):
+                g.signal(TERM)
+                wait_until(lambda: "draining" in g.output() or not g.alive(), "told")
+            self.assertEqual(g.wait(10), 0)
+        wait_until(lambda: not p[0].connections, "every connection is closed")
+        self.assertEqual(len(p[0].requests), 16)
 
     def test_leaving_while_the_body_is_sent_costs_nothing(self):
         ledger, p, d = self.engines(1, 1)

@@ -67,6 +67,18 @@ class BeforeTheFirstByte(GatewayCase):
         # A decoder that broke before it fetched has the only right to the params: the KV is left to the lease.
         self.assert_quiet(self.g, stranded=1000)
 
+    def test_a_decoder_that_is_too_busy_leaves_the_prompt_prefilled(self):
+        bodies = [{**b, "stream": s} for b in (chat(), completion()) for s in (False, True)]
+        for status in (429, 503):
+            for body in bodies:
+                for e in self.d:
+                    e.faults = [{"status": status}]
+                self.assertEqual(self.ask(self.g, body), expected(body))
+                self.assertEqual([e.faults for e in self.d], [[], []])
+        self.assertEqual(sum(len(e.requests) for e in self.p), 2 * len(bodies))
+        self.assertEqual(self.g.count("settled_total"), 0)
+        self.assert_quiet(self.g)
+
     def test_params_that_a_decoder_could_not_use_are_never_sent(self):
         def without(key):
             return lambda p: {k: v for k, v in p.items() if k != key}

@@ -280,6 +280,19 @@ class Life(GatewayCase):
             self.assertEqual(self.post(g, completion(n=1000000000), status=400).json()["error"]["code"], 400)
             self.assert_quiet(g)
 
+    def test_more_clients_than_descriptors_take_their_turns(self):
+        ledger, p, d = self.engines(1, 1, token_time=0.05)
+        with Gateway(p, d, "--health-check-interval-secs", "0.05", files=256) as g:
+            clients = [Connection(g.port) for _ in range(200)]
+            for c in clients:
+                c.request("POST", CHAT, chat(max_tokens=8), {"Connection": "close"})
+            for c in clients:
+                with c:
+                    self.assertEqual(c.response().status, 200)
+            self.assertFalse("is suspect" in g.output(), "an instance was blamed")
+            self.assertEqual(g.count("retries_total"), 0)
+            self.assert_quiet(g)
+
     def test_the_admin_key_guards_the_admin_routes(self):
         ledger, p, d = self.engines(1, 1)
         with Gateway(p, d, "--admin-key", "secret", wait_ready=False) as g:

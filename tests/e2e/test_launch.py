@@ -40,6 +40,13 @@ class Cluster:
         with open(self.file, "w", encoding="utf-8") as f:
             f.write(text.format(model=model, api=self.api, port=self.port, dir=self.dir.name))
 
+    def script(self, name, text):
+        """A program in its directory."""
+        path = os.path.join(self.dir.name, name)
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(f"#!/bin/sh\n{text}\n")
+        os.chmod(path, 0o755)
+
     def run(self, command, *args):
         return baton(command, self.file, *args)
 
@@ -137,6 +144,22 @@ class Launch(TestCase):
             code, _, said = c.run("restart", "d9.0")
             self.assertNotEqual(code, 0)
             self.assertIn("no process of that name", said)
+
+    def test_restart_of_a_gateway_whose_turn_has_not_come_keeps_it_waiting(self):
+        with Cluster(text=FILE.replace("{{kind: embedded,", "{{kind: embedded, binary: {dir}/slow,")) as c:
+            go = os.path.join(c.dir.name, "go")
+            c.script("slow", f'while [ ! -e {go} ]; do sleep 0.02; done; exec {BATON} "$@"')
+            with Process([BATON, "up", c.file]) as up:
+                wait_until(lambda: c.status()[1], "the supervisor answers")
+                self.assertEqual(c.run("restart", "gateway")[0], 0)
+                gateway = c.process("gateway")
+                self.assertEqual((gateway["state"], gateway["pid"]), ("waiting", None))
+                open(go, "w").close()
+                self.assertEqual(up.wait(), 0)
+            self.assertEqual(c.ask().status, 200)
+            pids = c.pids()
+            self.assertEqual(c.run("down")[0], 0)
+            self.gone(pids)
 
     def test_warmup_reaches_every_rank(self):
         with Cluster() as c:
