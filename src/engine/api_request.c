@@ -177,7 +177,7 @@ void api_abandon(struct api_call *call) {
                 struct api_choice *c = &call->choices[i];
 
                 if (c->in_engine && !c->done)
-                        engine_abort(call->api->engine, c->id, false);
+                        engine_abort(call->api->engine, c->id);
                 c->done = true;
         }
         call->running = 0;
@@ -285,7 +285,7 @@ static void take_output(struct api_choice *c, const struct engine_output *o) {
                         if (c->done) {
                                 call->running--;
                                 if (!last) /* a stop string, which the engine knows nothing of */
-                                        engine_abort(call->api->engine, c->id, false);
+                                        engine_abort(call->api->engine, c->id);
                         }
                         tell(call);
                         list_remove(&call->dirty_link);

@@ -69,9 +69,9 @@ typedef uint64_t engine_id; /* never reused in a process; 0 is none */
 /* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL (ids beyond
  * the vocabulary, a prompt that leaves no room for a token). */
 int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id);
-/* Ask for an end with FINISH_ABORT at the next step border; the final output still comes unless `forget`, which drops what
- * is still to come (user is not touched again after this returns). Ids that are unknown or have ended are ignored. */
-void engine_abort(struct engine *g, engine_id id, bool forget);
+/* Ask for an end with FINISH_ABORT at the next step border; the final output still comes. Ids that are unknown or have ended
+ * are ignored. */
+void engine_abort(struct engine *g, engine_id id);
 
 /* One token as it was sampled. */
 struct engine_token {
