@@ -174,6 +174,40 @@ static void memory_for_the_cache_is_used_as_far_as_it_is_of_use(void **state) {
         engine_free(g);
 }
 
+/* 2,048 sequences may share the lists of one API request. */
+static void what_is_long_in_a_request_is_not_copied(void **state) {
+        static const uint32_t ids[] = {5, 6}, bad[] = {1, 5, 0};
+        static const struct openai_bias bias[] = {{7, 1}};
+        static const int64_t eos[] = {1};
+        struct engine_options o = rig_options(&rig);
+        struct sampling_params p = plain_sampling();
+        struct engine_request q = {.prompt = prompt,
+            .prompt_count = 4,
+            .sampling = p,
+            .bad_sequences = bad,
+            .eos = eos,
+            .eos_count = 1,
+            .cache_salt = SLICE_LIT("salt")};
+        struct engine *g = engine_of(&o);
+        const struct request *inside;
+        engine_id id;
+
+        q.sampling.stop_ids = q.sampling.allowed_ids = ids;
+        q.sampling.stop_id_count = q.sampling.allowed_count = 2;
+        q.sampling.bias = bias;
+        q.sampling.bias_count = 1;
+        assert_int_equal(engine_submit(g, &q, &id), 0);
+        inside = g->mailbox.first->request;
+        assert_ptr_equal(inside->params.stop_ids, ids);
+        assert_ptr_equal(inside->params.allowed_ids, ids);
+        assert_ptr_equal(inside->params.bias, bias);
+        assert_ptr_equal(inside->sampler.bad_sequences, bad);
+        assert_ptr_equal(inside->sampler.eos, eos);
+        assert_ptr_equal(inside->sequence.salt.ptr, q.cache_salt.ptr);
+        assert_ptr_not_equal(inside->sequence.tokens, prompt); /* it grows */
+        engine_free(g);
+}
+
 /* ---- aborts ---------------------------------------------------------------------------------------------------------------------- */
 
 /* In the mailbox, waiting, in the middle of the prompt, decoding, preempted, ended. */
@@ -622,6 +656,7 @@ int main(void) {
             cmocka_unit_test(what_cannot_be_is_refused),
             cmocka_unit_test(impossible_options_are_refused_with_a_word),
             cmocka_unit_test(memory_for_the_cache_is_used_as_far_as_it_is_of_use),
+            cmocka_unit_test(what_is_long_in_a_request_is_not_copied),
             cmocka_unit_test(an_abort_in_any_state_ends_it_and_leaks_nothing),
             cmocka_unit_test(unknown_ids_are_ignored),
             cmocka_unit_test(a_step_that_fails_ends_its_requests_and_no_others),
