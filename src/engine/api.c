@@ -6,9 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* An id is repeated in every event: longer ones are cut. Gateways send 40 characters. */
-#define REQUEST_ID_MAX 256
-
 #define GET  (1u << HTTP_METHOD_GET)
 #define POST (1u << HTTP_METHOD_POST)
 

@@ -10,6 +10,9 @@
 
 struct api_call;
 
+/* An id is repeated in every event: longer ones are cut. Gateways send 40 characters. */
+#define REQUEST_ID_MAX 256
+
 /* A route: one row per path. */
 struct api_route {
         const char *path;

@@ -60,14 +60,26 @@ static void refuse_submission(struct api_call *call, int result) {
         }
 }
 
+/* The body's name for the request, as much of it as is told. */
+static struct slice body_id(const struct api_call *call) {
+        struct slice id = call->prepared.request.request_id;
+
+        if (id.len > REQUEST_ID_MAX) {
+                id.len = REQUEST_ID_MAX;
+                while (id.len && ((unsigned char)id.ptr[id.len] & 0xc0) == 0x80) /* no half characters */
+                        id.len--;
+        }
+        return id;
+}
+
 static void name_answer(struct api_call *call) {
         const struct api_options *o = &call->api->options;
-        struct slice id = call->header_id.len ? call->header_id : call->prepared.request.request_id;
+        struct slice id = call->header_id.len ? call->header_id : body_id(call);
         struct buf text = {0};
         char fresh[17];
 
         if (o->request_id_headers && !http_field_find(http_exchange_request(call->exchange)->fields, "X-Request-Id"))
-                id = call->prepared.request.request_id; /* the header's id was made up here */
+                id = body_id(call); /* the header's id was made up here */
         if (!id.len) {
                 rng_hex(fresh, 8);
                 id = slice_of(fresh, 16);
@@ -177,7 +189,7 @@ void api_abandon(struct api_call *call) {
                 struct api_choice *c = &call->choices[i];
 
                 if (c->in_engine && !c->done)
-                        engine_abort(call->api->engine, c->id, false);
+                        engine_abort(call->api->engine, c->id);
                 c->done = true;
         }
         call->running = 0;
@@ -285,7 +297,7 @@ static void take_output(struct api_choice *c, const struct engine_output *o) {
                         if (c->done) {
                                 call->running--;
                                 if (!last) /* a stop string, which the engine knows nothing of */
-                                        engine_abort(call->api->engine, c->id, false);
+                                        engine_abort(call->api->engine, c->id);
                         }
                         tell(call);
                         list_remove(&call->dirty_link);

@@ -29,13 +29,6 @@ struct mailbox {
         bool cache_reset_done, cache_was_reset;
 };
 
-/* A request as the front knows it, from its submission until its last output is taken. */
-struct ticket {
-        engine_id id;
-        bool forgotten;
-        struct ticket *next;
-};
-
 #define ID_BUCKETS 4096u
 
 /* One planned sequence in the second half of a step. */
@@ -54,10 +47,8 @@ struct engine {
         struct mailbox mailbox;
         struct engine_metrics metrics;
         pthread_t thread;
-        bool started;                       /* front thread: to be joined */
-        engine_id last_id;                  /* front thread */
-        struct ticket *tickets[ID_BUCKETS]; /* front thread */
-        uint32_t forgotten;                 /* front thread: tickets that are */
+        bool started;      /* front thread: to be joined */
+        engine_id last_id; /* front thread */
 
         /* engine thread */
         struct kv_cache kv;

@@ -208,7 +208,7 @@ static void free_requests(struct engine *g) {
                 request_free(c->request);
                 free(c);
         }
-        for (size_t i = 0; i < ID_BUCKETS; i++) {
+        for (size_t i = 0; i < ID_BUCKETS; i++)
                 while (g->by_id[i]) {
                         struct request *q = g->by_id[i];
 
@@ -216,13 +216,6 @@ static void free_requests(struct engine *g) {
                         scheduler_remove(&g->scheduler, &q->sequence);
                         request_free(q);
                 }
-                while (g->tickets[i]) {
-                        struct ticket *t = g->tickets[i];
-
-                        g->tickets[i] = t->next;
-                        free(t);
-                }
-        }
         engine_outputs_free(g, (struct engine_output *)g->mailbox.out_first);
 }
 
@@ -291,14 +284,12 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
             .block_tokens = g->options.block_tokens,
             .lookahead = g->options.draft_tokens,
             .seed = seed_of(g, id)};
-        struct ticket *t = malloc(sizeof(*t)), **bucket = &g->tickets[id % ID_BUCKETS];
         struct command *c = malloc(sizeof(*c));
         struct request *q = NULL;
-        int r = t && c ? sequence_new(request, &limits, id, &q) : -ENOMEM;
+        int r = c ? sequence_new(request, &limits, id, &q) : -ENOMEM;
 
         if (r == 0) {
                 *c = (struct command){.kind = COMMAND_SUBMIT, .request = q};
-                *t = (struct ticket){.id = id, .next = *bucket};
                 q->queued_ns = clock_mono_ns();
                 r = send_command(g, c, true);
         }
@@ -307,33 +298,15 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
                         metrics_rejected(&g->metrics);
                 request_free(q);
                 free(c);
-                free(t);
                 return r;
         }
-        *bucket = t;
         g->last_id = *ret_id = id;
         return 0;
 }
 
-static struct ticket **find_ticket(struct engine *g, engine_id id) {
-        struct ticket **at = &g->tickets[id % ID_BUCKETS];
+void engine_abort(struct engine *g, engine_id id) {
+        struct command *c = malloc(sizeof(*c));
 
-        while (*at && (*at)->id != id)
-                at = &(*at)->next;
-        return at;
-}
-
-void engine_abort(struct engine *g, engine_id id, bool forget) {
-        struct ticket *t = *find_ticket(g, id);
-        struct command *c;
-
-        if (!t)
-                return;
-        if (forget && !t->forgotten) {
-                t->forgotten = true;
-                g->forgotten++;
-        }
-        c = malloc(sizeof(*c));
         if (!c)
                 return; /* it runs to its end then */
         *c = (struct command){.kind = COMMAND_ABORT, .id = id};
@@ -342,43 +315,14 @@ void engine_abort(struct engine *g, engine_id id, bool forget) {
 
 /* ---- outputs ------------------------------------------------------------------------------------------------------------ */
 
-/* Is the front still to see it? A ticket ends with the last output. */
-static bool settle(struct engine *g, const struct engine_output *o) {
-        struct ticket **at, *t;
-        bool forgotten;
-
-        if (o->finish == FINISH_NONE && g->forgotten == 0)
-                return true;
-        at = find_ticket(g, o->id);
-        t = *at;
-        forgotten = t->forgotten;
-        if (o->finish != FINISH_NONE) {
-                *at = t->next;
-                g->forgotten -= forgotten;
-                free(t);
-        }
-        return !forgotten;
-}
-
 struct engine_output *engine_take(struct engine *g) {
-        struct engine_output *list, *first = NULL, **last = &first;
+        struct engine_output *list;
 
         pthread_mutex_lock(&g->mailbox.lock);
         list = (struct engine_output *)g->mailbox.out_first;
         g->mailbox.out_first = g->mailbox.out_last = NULL;
         pthread_mutex_unlock(&g->mailbox.lock);
-        while (list) {
-                struct engine_output *o = list;
-
-                list = o->next;
-                o->next = NULL;
-                if (settle(g, o)) {
-                        *last = o;
-                        last = &o->next;
-                } else
-                        engine_outputs_free(g, o);
-        }
-        return first;
+        return list;
 }
 
 void engine_outputs_free(struct engine *g, struct engine_output *list) {

@@ -48,11 +48,15 @@ void engine_free(struct engine *g); /* after engine_stop, or never started */
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINISH_ERROR };
 
-/* One sequence (n > 1 is n requests that share a prompt). Copied by engine_submit(). */
+/* One sequence (n > 1 is n requests that share a prompt).
+ *
+ * The prompt is copied. All other lists (of sampling, bad_sequences, eos, cache_salt) may be long and are shared by the
+ * sequences of one API request: they are borrowed, and must stay as they are until the last output of the request (the one
+ * with a `finish`) was taken, or until engine_free(). */
 struct engine_request {
         const uint32_t *prompt;
         uint32_t prompt_count;           /* 1 .. max_model_len - 1 */
-        struct sampling_params sampling; /* arrays are copied; strings are not used here; max_tokens is at least 1 */
+        struct sampling_params sampling; /* strings are not used here; max_tokens is at least 1 */
         const uint32_t *bad_sequences;   /* bad_words as ids: count, ids…, count, ids… ending in 0; NULL: none */
         const int64_t *eos;
         uint32_t eos_count;
@@ -69,9 +73,9 @@ typedef uint64_t engine_id; /* never reused in a process; 0 is none */
 /* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL (ids beyond
  * the vocabulary, a prompt that leaves no room for a token). */
 int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id);
-/* Ask for an end with FINISH_ABORT at the next step border; the final output still comes unless `forget`, which drops what
- * is still to come (user is not touched again after this returns). Ids that are unknown or have ended are ignored. */
-void engine_abort(struct engine *g, engine_id id, bool forget);
+/* Ask for an end with FINISH_ABORT at the next step border; the final output still comes. Ids that are unknown or have ended
+ * are ignored. */
+void engine_abort(struct engine *g, engine_id id);
 
 /* One token as it was sampled. */
 struct engine_token {

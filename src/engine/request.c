@@ -3,49 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* ---- copying what was submitted ------------------------------------------------------------------------------------------- */
-
-static int copy_array(struct arena *a, const void **at, size_t bytes) {
-        void *copy;
-
-        if (!*at || !bytes)
-                return 0;
-        copy = arena_alloc(a, bytes);
-        if (!copy)
-                return -ENOMEM;
-        memcpy(copy, *at, bytes);
-        *at = copy;
-        return 0;
-}
-
-static size_t bad_sequences_length(const uint32_t *b) {
-        size_t n = 0;
-
-        while (b && b[n])
-                n += b[n] + 1;
-        return b ? n + 1 : 0;
-}
-
-static int copy_params(struct request *q, const struct engine_request *from) {
-        struct sampling_params *p = &q->params;
-        int r;
-
-        *p = from->sampling;
-        q->sampler.params = p;
-        q->sampler.bad_sequences = from->bad_sequences;
-        r = copy_array(&q->arena, (const void **)&p->stop_ids, p->stop_id_count * sizeof(*p->stop_ids));
-        if (r == 0)
-                r = copy_array(&q->arena, (const void **)&p->bias, p->bias_count * sizeof(*p->bias));
-        if (r == 0)
-                r = copy_array(&q->arena, (const void **)&p->allowed_ids, p->allowed_count * sizeof(*p->allowed_ids));
-        if (r == 0)
-                r = copy_array(&q->arena, (const void **)&q->sampler.bad_sequences,
-                    bad_sequences_length(from->bad_sequences) * sizeof(uint32_t));
-        p->stop = NULL; /* strings are matched where text is made */
-        p->bad_words = NULL;
-        p->stop_count = p->bad_word_count = 0;
-        return r;
-}
+/* ---- taking in what was submitted ------------------------------------------------------------------------------------------ */
 
 static int copy_tokens(struct request *q, const struct engine_request *from, const struct request_limits *limits) {
         struct sequence *s = &q->sequence;
@@ -61,9 +19,7 @@ static int copy_tokens(struct request *q, const struct engine_request *from, con
         s->prompt = s->count = from->prompt_count;
         s->priority = from->priority;
         s->all_prompt_rows = from->sampling.prompt_logprobs >= 0;
-        s->salt = arena_copy(&q->arena, from->cache_salt);
-        if (!s->salt.ptr)
-                return -ENOMEM;
+        s->salt = from->cache_salt;
         return block_table_reserve(&s->table, limits->block_tokens, room + limits->lookahead);
 }
 
@@ -90,14 +46,10 @@ int sequence_new(const struct engine_request *from, const struct request_limits 
         q->user = from->user;
         q->arrival_ns = from->arrival_ns;
         q->params_n = from->params_n;
-        q->eos_count = from->eos_count < EOS_MAX ? from->eos_count : EOS_MAX;
-        if (q->eos_count)
-                memcpy(q->eos, from->eos, q->eos_count * sizeof(*q->eos));
-        q->sampler.eos = q->eos;
-        q->sampler.eos_count = q->eos_count;
+        q->params = from->sampling;
+        q->sampler = (struct sampler_state){
+            .params = &q->params, .bad_sequences = from->bad_sequences, .eos = from->eos, .eos_count = from->eos_count};
         r = copy_tokens(q, from, limits);
-        if (r == 0)
-                r = copy_params(q, from);
         if (r == 0)
                 r = sampler_init(&q->sampler, q->sequence.tokens, q->sequence.prompt, limits->seed);
         if (r == 0) {
@@ -118,7 +70,6 @@ void request_free(struct request *q) {
         block_table_free(&q->sequence.table);
         free(q->sequence.tokens);
         sampler_done(&q->sampler);
-        arena_free(&q->arena);
         free(q->report);
         output_free(q->last);
         free(q);
@@ -132,8 +83,8 @@ enum finish_reason request_check_end(const struct request *q, int64_t *ret_stop_
 
         if (s->count - s->prompt >= q->params.min_tokens) {
                 /* The first is the model's own end; further ones of generation_config.json count as stop tokens. */
-                for (uint32_t i = 0; i < q->eos_count && !q->params.ignore_eos; i++)
-                        if (q->eos[i] == last) {
+                for (uint32_t i = 0; i < q->sampler.eos_count && !q->params.ignore_eos; i++)
+                        if (q->sampler.eos[i] == last) {
                                 *ret_stop_id = i == 0 ? -1 : (int64_t)last;
                                 return FINISH_STOP;
                         }

@@ -1,21 +1,15 @@
 /* request.h - one request inside the engine, and what is told about it (private to engine/). */
 #pragma once
-#include "base/arena.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
-
-#define EOS_MAX 8u
 
 /* Owned by the engine thread once it was submitted; a worker of the compute has it while it samples. */
 struct request {
         struct sequence sequence; /* first: the scheduler gives this back */
         engine_id id;
         void *user;
-        struct sampling_params params;
+        struct sampling_params params; /* its lists, the sampler's and the salt are the front's */
         struct sampler_state sampler;
-        struct arena arena; /* of the copies that params point to */
-        int64_t eos[EOS_MAX];
-        uint32_t eos_count;
         uint32_t max_count; /* prompt + max_tokens, within the model length */
         uint32_t params_n;
         struct engine_token *report; /* about the prompt, while it is computed; see report_new() */
@@ -28,7 +22,7 @@ static inline struct request *request_of(struct sequence *s) {
         return (struct request *)s;
 }
 
-/* A copy of what was submitted, within a model length and a vocabulary. 0, -EINVAL (an id that the vocabulary does not have,
+/* What was submitted (engine.h says which of it is borrowed), within a model length and a vocabulary. 0, -EINVAL (an id that the vocabulary does not have,
  * a prompt that leaves no room), -ENOMEM. */
 struct request_limits {
         uint32_t max_model_len, vocab, block_tokens, lookahead;

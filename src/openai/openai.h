@@ -134,6 +134,7 @@ struct openai_defaults {
 #define OPENAI_STOPS_MAX    128   /* stop strings: each is looked for in every piece of text */
 #define OPENAI_STOP_BYTES   4096  /* of one stop string: so much text is held back at most */
 #define OPENAI_WORDS_MAX    1024  /* bad_words: each is tokenized twice */
+#define OPENAI_SALT_BYTES   1024  /* of cache_salt: a name of a tenant, hashed once for every sequence */
 
 /* Parse and check a body as vLLM would, down to its leniency (integers may be "2", 2.0 or true; the last of duplicate
  * members counts; unknown members are ignored). Everything lives in `arena` and in the request's document. Returns 0,

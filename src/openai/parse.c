@@ -708,6 +708,9 @@ static void finish_sampling(struct parser *p, struct raw *raw) {
         if (seen(raw, "cache_salt") && r->cache_salt.len == 0)
                 parser_refuse(p, "cache_salt",
                     "Parameter 'cache_salt' must be a non-empty string if provided. (parameter=cache_salt)");
+        if (r->cache_salt.len > OPENAI_SALT_BYTES)
+                parser_refuse(
+                    p, "cache_salt", "cache_salt may have at most %d bytes. (parameter=cache_salt)", OPENAI_SALT_BYTES);
         refuse_unsupported(p, raw);
         check_ranges(p, raw);
         if (yyjson_is_arr(allowed)) {

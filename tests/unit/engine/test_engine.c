@@ -174,59 +174,94 @@ static void memory_for_the_cache_is_used_as_far_as_it_is_of_use(void **state) {
         engine_free(g);
 }
 
+/* 2,048 sequences may share the lists of one API request. */
+static void what_is_long_in_a_request_is_not_copied(void **state) {
+        static const uint32_t ids[] = {5, 6}, bad[] = {1, 5, 0};
+        static const struct openai_bias bias[] = {{7, 1}};
+        static const int64_t eos[] = {1};
+        struct engine_options o = rig_options(&rig);
+        struct sampling_params p = plain_sampling();
+        struct engine_request q = {.prompt = prompt,
+            .prompt_count = 4,
+            .sampling = p,
+            .bad_sequences = bad,
+            .eos = eos,
+            .eos_count = 1,
+            .cache_salt = SLICE_LIT("salt")};
+        struct engine *g = engine_of(&o);
+        const struct request *inside;
+        engine_id id;
+
+        q.sampling.stop_ids = q.sampling.allowed_ids = ids;
+        q.sampling.stop_id_count = q.sampling.allowed_count = 2;
+        q.sampling.bias = bias;
+        q.sampling.bias_count = 1;
+        assert_int_equal(engine_submit(g, &q, &id), 0);
+        inside = g->mailbox.first->request;
+        assert_ptr_equal(inside->params.stop_ids, ids);
+        assert_ptr_equal(inside->params.allowed_ids, ids);
+        assert_ptr_equal(inside->params.bias, bias);
+        assert_ptr_equal(inside->sampler.bad_sequences, bad);
+        assert_ptr_equal(inside->sampler.eos, eos);
+        assert_ptr_equal(inside->sequence.salt.ptr, q.cache_salt.ptr);
+        assert_ptr_not_equal(inside->sequence.tokens, prompt); /* it grows */
+        engine_free(g);
+}
+
 /* ---- aborts ---------------------------------------------------------------------------------------------------------------------- */
 
 /* In the mailbox, waiting, in the middle of the prompt, decoding, preempted, ended. */
 static void an_abort_in_any_state_ends_it_and_leaks_nothing(void **state) {
-        for (unsigned steps = 0; steps < 40; steps++)
-                for (int forget = 0; forget < 2; forget++) {
-                        struct engine_options o = rig_options(&rig);
-                        struct sampling_params p = plain_sampling();
-                        struct answer a[4];
-                        engine_id ids[4];
-                        struct engine *g;
+        for (unsigned steps = 0; steps < 40; steps++) {
+                struct engine_options o = rig_options(&rig);
+                struct sampling_params p = plain_sampling();
+                struct answer a[4];
+                engine_id ids[4];
+                struct engine *g;
 
-                        o.max_seqs = 3;
-                        o.max_batched_tokens = 16;
-                        o.block_tokens = 4;
-                        o.kv_blocks = 66;
-                        o.max_model_len = 80;
-                        o.draft_tokens = steps % 3;
-                        p.max_tokens = 30;
-                        p.prompt_logprobs = steps % 2 ? 1 : -1;
-                        g = engine_of(&o);
-                        for (int i = 0; i < 4; i++)
-                                ids[i] = submit(g, prompt, 40, &p, &a[i]);
-                        for (unsigned i = 0; i < steps; i++) {
-                                engine_step(g);
-                                take_outputs(g);
-                        }
-                        for (int i = 0; i < 4; i++) {
-                                uint32_t before = a[i].count;
-                                bool ended = a[i].finish != FINISH_NONE;
-
-                                engine_abort(g, ids[i], forget);
-                                engine_step(g);
-                                take_outputs(g);
-                                if (ended)
-                                        continue;
-                                assert_int_equal(a[i].finish, forget ? FINISH_NONE : FINISH_ABORT);
-                                assert_int_equal(a[i].count, before); /* at the step border: nothing more is computed */
-                                engine_abort(g, ids[i], forget);      /* a second time is nothing */
-                        }
-                        run_to_end(g);
-                        assert_at_rest(g);
-                        engine_free(g);
+                o.max_seqs = 3;
+                o.max_batched_tokens = 16;
+                o.block_tokens = 4;
+                o.kv_blocks = 66;
+                o.max_model_len = 80;
+                o.draft_tokens = steps % 3;
+                p.max_tokens = 30;
+                p.prompt_logprobs = steps % 2 ? 1 : -1;
+                g = engine_of(&o);
+                for (int i = 0; i < 4; i++)
+                        ids[i] = submit(g, prompt, 40, &p, &a[i]);
+                for (unsigned i = 0; i < steps; i++) {
+                        engine_step(g);
+                        take_outputs(g);
                 }
+                for (int i = 0; i < 4; i++) {
+                        uint32_t before = a[i].count;
+                        bool ended = a[i].finish != FINISH_NONE;
+
+                        engine_abort(g, ids[i]);
+                        engine_step(g);
+                        take_outputs(g);
+                        if (ended)
+                                continue;
+                        assert_int_equal(a[i].finish, FINISH_ABORT);
+                        assert_int_equal(a[i].count, before); /* at the step border: nothing more is computed */
+                        engine_abort(g, ids[i]);              /* a second time is nothing */
+                }
+                run_to_end(g);
+                assert_at_rest(g);
+                engine_free(g);
+        }
 }
 
 static void unknown_ids_are_ignored(void **state) {
         struct engine_options o = rig_options(&rig);
         struct engine *g = engine_of(&o);
 
-        engine_abort(g, 1, true);
-        engine_abort(g, 0, false);
-        engine_abort(g, UINT64_MAX, true);
+        engine_abort(g, 1);
+        engine_abort(g, 0);
+        engine_abort(g, UINT64_MAX);
+        assert_true(engine_step(g)); /* there was something to look at, */
+        assert_null(engine_take(g)); /* but nothing to tell */
         assert_false(engine_step(g));
         assert_at_rest(g);
         engine_free(g);
@@ -354,7 +389,7 @@ static void figures_add_up(void **state) {
                 submit(g, prompt, 40, &p, &a[i]);
                 if (i == 0)
                         run_to_end(g);
-                engine_abort(g, 3, false);
+                engine_abort(g, 3);
         }
         run_to_end(g);
         engine_metrics(g, "model_name=\"m\",engine=\"0\"", &text);
@@ -480,7 +515,6 @@ static void a_front_gets_every_answer_while_it_submits_aborts_and_looks(void **s
         struct rng r;
         struct engine *g;
         unsigned ended = 0;
-        bool forgotten[COUNT] = {false};
 
         o.max_seqs = 6;
         o.max_batched_tokens = 64;
@@ -497,11 +531,7 @@ static void a_front_gets_every_answer_while_it_submits_aborts_and_looks(void **s
                 struct engine_load load;
 
                 if (i % 7 == 3)
-                        engine_abort(g, id, false);
-                if (i % 11 == 5) {
-                        engine_abort(g, id, true);
-                        forgotten[i] = true;
-                }
+                        engine_abort(g, id);
                 if (i % 13 == 0) {
                         buf_reset(&text);
                         engine_metrics(g, "", &text);
@@ -517,15 +547,13 @@ static void a_front_gets_every_answer_while_it_submits_aborts_and_looks(void **s
                 ended = 0;
                 take_outputs(g);
                 for (unsigned i = 0; i < COUNT; i++)
-                        ended += forgotten[i] || answers[i].finish != FINISH_NONE;
+                        ended += answers[i].finish != FINISH_NONE;
                 if (ended == COUNT)
                         break;
                 await_news(&f);
         }
         for (unsigned i = 0; i < COUNT; i++) {
-                if (forgotten[i])
-                        assert_int_equal(answers[i].finish, FINISH_NONE);
-                else if (i % 7 != 3)
+                if (i % 7 != 3)
                         assert_int_equal(answers[i].finish, FINISH_LENGTH);
                 assert_memory_equal(answers[i].tokens, alone.tokens, answers[i].count * sizeof(uint32_t));
         }
@@ -556,7 +584,7 @@ static void stopping_lets_requests_end_and_takes_no_new_ones(void **state) {
                 assert_int_equal(a[i].count, 16);
         }
         assert_int_equal(engine_submit(g, &q, &id), -ESHUTDOWN);
-        engine_abort(g, 1, true);
+        engine_abort(g, 1);
         engine_load(g, &load);
         assert_false(load.healthy);
         assert_false(engine_reset_prefix_cache(g));
@@ -628,6 +656,7 @@ int main(void) {
             cmocka_unit_test(what_cannot_be_is_refused),
             cmocka_unit_test(impossible_options_are_refused_with_a_word),
             cmocka_unit_test(memory_for_the_cache_is_used_as_far_as_it_is_of_use),
+            cmocka_unit_test(what_is_long_in_a_request_is_not_copied),
             cmocka_unit_test(an_abort_in_any_state_ends_it_and_leaks_nothing),
             cmocka_unit_test(unknown_ids_are_ignored),
             cmocka_unit_test(a_step_that_fails_ends_its_requests_and_no_others),

@@ -323,6 +323,15 @@ static void more_than_the_named_limits_is_refused(void **state) {
         p = parse(OPENAI_COMPLETION, buf_cstr(&b));
         assert_int_equal(p.result, -EINVAL);
         done(&p);
+        for (int beyond = 0; beyond < 2; beyond++) {
+                buf_reset(&b);
+                buf_printf(&b, "{\"prompt\":\"x\",\"cache_salt\":\"%0*d\"}", OPENAI_SALT_BYTES + beyond, 1);
+                p = parse(OPENAI_COMPLETION, buf_cstr(&b));
+                assert_int_equal(p.result, beyond ? -EINVAL : 0);
+                if (beyond)
+                        assert_string_equal(p.e.param, "cache_salt");
+                done(&p);
+        }
         buf_free(&b);
         assert_refused(OPENAI_COMPLETION, "{\"prompt\":\"x\",\"temperature\":1,\"n\":129}", "BadRequestError", "",
             "n must be at most 128, got 129.");
