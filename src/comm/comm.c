@@ -409,7 +409,8 @@ void comm_fetch(struct comm_fetch *f, const uint32_t *blocks, size_t count, uint
         f->end = end;
         f->blocks = malloc((count + 1) * sizeof(*blocks));
         if (f->blocks) { /* without memory the fetch fails when it is started */
-                memcpy(f->blocks, blocks, count * sizeof(*blocks));
+                if (count)
+                        memcpy(f->blocks, blocks, count * sizeof(*blocks));
                 f->event.blocks = f->blocks;
                 f->event.block_count = count;
         }

@@ -46,6 +46,7 @@ int sequence_new(const struct engine_request *from, const struct request_limits 
         q->user = from->user;
         q->arrival_ns = from->arrival_ns;
         q->params_n = from->params_n;
+        q->keep = from->keep;
         q->params = from->sampling;
         q->sampler = (struct sampler_state){
             .params = &q->params, .bad_sequences = from->bad_sequences, .eos = from->eos, .eos_count = from->eos_count};
@@ -118,6 +119,7 @@ void output_free(struct output *o) {
         if (!o)
                 return;
         free(o->report);
+        free(o->kept);
         free(o);
 }
 
