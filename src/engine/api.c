@@ -136,6 +136,7 @@ void api_call_drop(struct api_call *call) {
         list_remove(&call->dirty_link);
         list_remove(&call->link);
         buf_free(&call->out);
+        buf_free(&call->body);
         arena_free(&call->arena);
         free(call);
         close_when_idle(a);

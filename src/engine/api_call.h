@@ -110,8 +110,8 @@ struct api_call {
         struct slice header_id; /* X-Request-Id, in the arena */
 
         struct arena arena;
-        struct slice body; /* for the worker: in the arena */
-        uv_work_t work;
+        struct buf body; /* for the worker, freed when it was read */
+        uv_work_t work;  /* data: NULL unless it is under way */
         enum openai_kind kind;
         struct api_prepared prepared;
         bool counted; /* in api.in_flight */
@@ -158,7 +158,7 @@ int api_prepare(struct api_call *call, struct slice body);
 
 /* ---- api_request.c -------------------------------------------------------------------------------------------------------- */
 
-/* Read the body, on a worker when it is long, and go on from there. */
+/* Read the body, on a worker when it is long, and go on from there. `body` is that of the exchange, where it may be taken. */
 void api_start(struct api_call *call, enum openai_kind kind, struct slice body);
 void api_take_outputs(struct api *a);
 void api_on_writable(struct api_call *call);

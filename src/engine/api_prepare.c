@@ -117,25 +117,16 @@ static int prepare_completion(struct api_call *call) {
         return 0;
 }
 
-static int render(struct api_call *call, struct slice *ret_text) {
+static int render(struct api_call *call, struct buf *text) {
         const struct api_options *o = &call->api->options;
-        struct buf text = {0};
         struct error e = {0};
         int r;
 
         if (o->chat.family == CHAT_NONE)
                 return refuse(&call->prepared, NULL,
                     "This model has no chat template that is known here; --chat-format names one");
-        r = chat_render(&o->chat, o->tokenizer, &call->prepared.request, &text, &e);
-        if (r == -EINVAL)
-                r = refuse(&call->prepared, NULL, e.text);
-        else if (r == 0) {
-                *ret_text = arena_copy(&call->arena, buf_slice(&text));
-                if (!buf_ok(&text) || !ret_text->ptr)
-                        r = -ENOMEM;
-        }
-        buf_free(&text);
-        return r;
+        r = chat_render(&o->chat, o->tokenizer, &call->prepared.request, text, &e);
+        return r == -EINVAL ? refuse(&call->prepared, NULL, e.text) : r;
 }
 
 /* The last message again, when it is one of the answer's side. */
@@ -150,17 +141,19 @@ static void choose_echo(struct api_call *call) {
 
 static int prepare_chat(struct api_call *call) {
         struct api_prepared *p = &call->prepared;
-        struct slice text;
-        int r = render(call, &text);
+        struct buf text = {0};
+        int r;
 
-        if (r < 0)
-                return r;
         p->prompts = ARENA_NEW(&call->arena, struct api_prompt);
         if (!p->prompts)
                 return -ENOMEM;
         p->prompt_count = 1;
-        p->reasoning = chat_prompt_reasoning(text);
-        r = encode(call, text, p->request.add_special && call->kind == OPENAI_CHAT, &p->prompts[0]);
+        r = render(call, &text);
+        if (r == 0) {
+                p->reasoning = chat_prompt_reasoning(buf_slice(&text));
+                r = encode(call, buf_slice(&text), p->request.add_special && call->kind == OPENAI_CHAT, &p->prompts[0]);
+        }
+        buf_free(&text);
         if (r < 0 || call->kind == OPENAI_TOKENIZE)
                 return r;
         choose_echo(call);

@@ -141,14 +141,16 @@ static void proceed(struct api_call *call, int result) {
 static void on_work(uv_work_t *work) {
         struct api_call *call = work->data;
 
-        if (api_prepare(call, call->body) < 0)
+        if (api_prepare(call, buf_slice(&call->body)) < 0)
                 openai_fail(&call->prepared.error, 500, "InternalServerError", NULL, "Internal server error");
 }
 
 static void on_worked(uv_work_t *work, int status) {
         struct api_call *call = work->data;
 
-        (void)status;
+        (void)status; /* cancelled: its exchange has ended */
+        work->data = NULL;
+        buf_free(&call->body);
         if (call->exchange)
                 proceed(call, 0);
         api_call_drop(call);
@@ -170,9 +172,10 @@ void api_start(struct api_call *call, enum openai_kind kind, struct slice body) 
                 return;
         }
         /* The exchange's memory goes with the client; the worker needs its own. */
-        call->body = arena_copy(&call->arena, body);
+        call->body = http_exchange_take_body(call->exchange);
         call->work.data = call;
-        if (!call->body.ptr || uv_queue_work(call->api->loop, &call->work, on_work, on_worked) < 0) {
+        if (uv_queue_work(call->api->loop, &call->work, on_work, on_worked) < 0) {
+                call->work.data = NULL;
                 proceed(call, -ENOMEM);
                 return;
         }
@@ -182,6 +185,8 @@ void api_start(struct api_call *call, enum openai_kind kind, struct slice body) 
 /* ---- the end -------------------------------------------------------------------------------------------------------------- */
 
 void api_abandon(struct api_call *call) {
+        if (call->work.data) /* nobody waits for what no worker has begun; one that has goes on to its end */
+                uv_cancel((uv_req_t *)&call->work);
         if (call->counted)
                 call->api->in_flight--;
         call->counted = false;

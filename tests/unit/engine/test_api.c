@@ -35,10 +35,95 @@ static void a_name_from_the_body_is_cut_as_one_from_the_header(void **state) {
         api_rig_close(&api);
 }
 
+/* ---- long bodies ------------------------------------------------------------------------------------------------------------ */
+
+/* Keeps libuv's only worker (main() sees to that) until it is told to go. */
+struct blocker {
+        uv_work_t work;
+        uv_sem_t go;
+        bool done;
+};
+
+static void block(uv_work_t *work) {
+        uv_sem_wait(&((struct blocker *)work->data)->go);
+}
+
+static void on_blocked(uv_work_t *work, int status) {
+        ((struct blocker *)work->data)->done = true;
+}
+
+static void blocker_start(struct blocker *b) {
+        *b = (struct blocker){.work.data = b};
+        assert_int_equal(uv_sem_init(&b->go, 0), 0);
+        assert_int_equal(uv_queue_work(&api.net.loop, &b->work, block, on_blocked), 0);
+}
+
+static void blocker_end(struct blocker *b) {
+        uv_sem_post(&b->go);
+        UNTIL_ALL(&api, b->done);
+        uv_sem_destroy(&b->go);
+}
+
+/* A body that is long enough for a worker. */
+static struct buf long_body(const char *rest) {
+        struct buf b = {0};
+
+        buf_add_str(&b, "{\"metadata\":\"");
+        buf_add(&b, many(100000));
+        buf_printf(&b, "\",%s}", rest);
+        return b;
+}
+
+static struct api_call *only_call(void) {
+        assert_ptr_equal(api.api->calls.next, api.api->calls.prev);
+        return list_empty(&api.api->calls) ? NULL : list_item(api.api->calls.next, struct api_call, link);
+}
+
+static void a_client_that_leaves_takes_its_waiting_body_along(void **state) {
+        struct api_options o = api_rig_options(&api);
+        struct buf body = long_body("\"prompt\":\"x\",\"max_tokens\":1");
+        struct blocker blocker;
+
+        for (int reset = 0; reset < 2; reset++) {
+                struct peer *p;
+
+                api_rig_open(&api, &o);
+                blocker_start(&blocker);
+                p = peer_connect(&api.net, api.port);
+                peer_post(p, "/v1/completions", buf_slice(&body));
+                UNTIL_ALL(&api, only_call() && only_call()->work.data);
+                assert_non_null(only_call()->body.ptr);
+                peer_leave(&api.net, p, reset);
+                UNTIL_ALL(&api, list_empty(&api.api->calls)); /* and no worker has looked at it */
+                blocker_end(&blocker);
+                api_rig_close(&api);
+        }
+        buf_free(&body);
+}
+
+static void a_body_is_let_go_when_it_was_read(void **state) {
+        struct api_options o = api_rig_options(&api);
+        struct buf body = long_body("\"prompt\":\"x\",\"max_tokens\":200,\"ignore_eos\":true,\"stream\":true");
+        struct peer *p;
+
+        api_rig_open(&api, &o);
+        p = peer_connect(&api.net, api.port);
+        peer_post(p, "/v1/completions", buf_slice(&body));
+        UNTIL_ALL(&api, peer_got(p, "data: "));
+        assert_null(only_call()->body.ptr);
+        assert_true(only_call()->arena.used < 50000);
+        peer_leave(&api.net, p, true);
+        buf_free(&body);
+        api_rig_close(&api);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(a_name_from_the_body_is_cut_as_one_from_the_header),
+            cmocka_unit_test(a_client_that_leaves_takes_its_waiting_body_along),
+            cmocka_unit_test(a_body_is_let_go_when_it_was_read),
         };
 
+        setenv("UV_THREADPOOL_SIZE", "1", 1); /* before libuv's first use of it */
         return cmocka_run_group_tests(tests, set_up, tear_down);
 }
