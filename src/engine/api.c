@@ -47,7 +47,12 @@ _Static_assert(sizeof(api_routes) / sizeof(*api_routes) < API_ROUTES_MAX, "room 
 /* ---- the api -------------------------------------------------------------------------------------------------------------- */
 
 static void on_wake(uv_async_t *handle) {
-        api_take_outputs(handle->data);
+        struct api *a = handle->data;
+
+        if (!a->engine)
+                return;
+        api_take_outputs(a);
+        api_take_resets(a);
 }
 
 int api_new(uv_loop_t *loop, const struct api_options *options, struct api **ret_api, struct error *e) {

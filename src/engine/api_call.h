@@ -1,7 +1,7 @@
 /* api_call.h - one HTTP exchange inside the API, and the sequences it has in the engine (private to the API files).
  *
- * A call's memory has several holders: its exchange, a worker that prepares its prompt, and each sequence in the engine that
- * has not told its end. Whoever lets go last frees it (api_call_drop). So an output of the engine always finds its call, and a
+ * A call's memory has several holders: its exchange, a worker that prepares its prompt, a reset that the engine has not
+ * looked at, and each sequence in the engine that has not told its end. Whoever lets go last frees it (api_call_drop). So an output of the engine always finds its call, and a
  * client that leaves frees nothing that somebody still writes to. */
 #pragma once
 #include "base/list.h"
@@ -195,7 +195,7 @@ void api_tell_events(struct api_call *call);
 void api_tell_usage(struct api_call *call);
 void api_tell_answer(struct api_call *call);
 
-/* ---- api_service.c: endpoints that answer at once ----------------------------------------------------------------------------- */
+/* ---- api_service.c: the other endpoints ----------------------------------------------------------------------------- */
 
 bool api_is_ready(const struct api *a);
 void api_get_health(struct api_call *call, struct slice body);
@@ -204,5 +204,7 @@ void api_get_version(struct api_call *call, struct slice body);
 void api_get_load(struct api_call *call, struct slice body);
 void api_get_metrics(struct api_call *call, struct slice body);
 void api_post_reset(struct api_call *call, struct slice body);
+/* Answer whose reset the engine has looked at. */
+void api_take_resets(struct api *a);
 void api_post_scale_out(struct api_call *call, struct slice body);
 void api_tell_tokens(struct api_call *call);

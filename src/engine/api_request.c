@@ -18,6 +18,16 @@
 
 /* ---- submission ----------------------------------------------------------------------------------------------------------- */
 
+/* Log-probabilities of the prompt are much work: not where nobody is told them. A chat tells them once for all its choices, a
+ * stream only as the log-probabilities of what is echoed. */
+static bool tells_prompt(const struct api_call *call, uint32_t sibling) {
+        const struct openai_request *r = &call->prepared.request;
+
+        if (call->kind == OPENAI_CHAT)
+                return !r->stream && sibling == 0;
+        return !r->stream || (r->echo && r->sampling.logprobs >= 0);
+}
+
 static int submit(struct api_call *call, struct api_choice *c) {
         const struct api_options *o = &call->api->options;
         const struct openai_request *r = &call->prepared.request;
@@ -36,6 +46,8 @@ static int submit(struct api_call *call, struct api_choice *c) {
         int result;
 
         q.sampling.max_tokens = c->prompt->max_tokens;
+        if (!tells_prompt(call, sibling))
+                q.sampling.prompt_logprobs = -1;
         q.sampling.seed = (int64_t)((uint64_t)r->sampling.seed + sibling);
         result = engine_submit(call->api->engine, &q, &c->id);
         if (result < 0)
@@ -194,7 +206,7 @@ void api_abandon(struct api_call *call) {
                 struct api_choice *c = &call->choices[i];
 
                 if (c->in_engine && !c->done)
-                        engine_abort(call->api->engine, c->id);
+                        engine_abort(call->api->engine, c->id, FINISH_ABORT);
                 c->done = true;
         }
         call->running = 0;
@@ -302,7 +314,7 @@ static void take_output(struct api_choice *c, const struct engine_output *o) {
                         if (c->done) {
                                 call->running--;
                                 if (!last) /* a stop string, which the engine knows nothing of */
-                                        engine_abort(call->api->engine, c->id);
+                                        engine_abort(call->api->engine, c->id, c->finish);
                         }
                         tell(call);
                         list_remove(&call->dirty_link);
@@ -319,8 +331,6 @@ void api_take_outputs(struct api *a) {
         struct engine_output *list;
         struct list *first;
 
-        if (!a->engine)
-                return;
         list = engine_take(a->engine);
         for (struct engine_output *o = list; o; o = o->next)
                 take_output(o->user, o);

@@ -1,6 +1,9 @@
-/* api_service.c - endpoints that answer at once: health, models, metrics, and what /tokenize and /detokenize tell. */
+/* api_service.c - endpoints without a model's answer: health, models, metrics, the prefix cache, and what /tokenize and
+ * /detokenize tell. */
 #include "base/json.h"
 #include "engine/api_call.h"
+#include <errno.h>
+#include <stdlib.h>
 
 bool api_is_ready(const struct api *a) {
         struct engine_load load;
@@ -68,10 +71,32 @@ void api_get_metrics(struct api_call *call, struct slice body) {
 
 void api_post_reset(struct api_call *call, struct slice body) {
         (void)body;
-        if (engine_reset_prefix_cache(call->api->engine))
-                api_respond(call, 200, NULL, SLICE_NONE);
-        else
-                api_refuse_text(call, 503, "ServiceUnavailableError", "Some cached blocks are in use");
+        switch (engine_reset_prefix_cache(call->api->engine, call)) {
+        case 0: /* after the engine's step */
+                api_call_hold(call);
+                break;
+        case -ESHUTDOWN:
+                api_refuse_text(call, 503, "ServiceUnavailableError", "The server is shutting down");
+                break;
+        default:
+                api_refuse_text(call, 500, "InternalServerError", "out of memory");
+        }
+}
+
+void api_take_resets(struct api *a) {
+        struct engine_reset *next;
+
+        for (struct engine_reset *reset = engine_take_resets(a->engine); reset; reset = next) {
+                struct api_call *call = reset->user;
+
+                next = reset->next;
+                if (reset->done)
+                        api_respond(call, 200, NULL, SLICE_NONE);
+                else
+                        api_refuse_text(call, 503, "ServiceUnavailableError", "Some cached blocks are in use");
+                api_call_drop(call);
+                free(reset);
+        }
 }
 
 void api_post_scale_out(struct api_call *call, struct slice body) {

@@ -117,11 +117,120 @@ static void a_body_is_let_go_when_it_was_read(void **state) {
         api_rig_close(&api);
 }
 
+/* ---- the prefix cache ------------------------------------------------------------------------------------------------------- */
+
+static struct peer *ask_reset(void) {
+        struct peer *p = peer_connect(&api.net, api.port);
+
+        peer_post(p, "/reset_prefix_cache", SLICE_NONE);
+        while (list_empty(&api.api->calls))
+                net_turn(&api.net, "the reset came");
+        return p;
+}
+
+static void a_reset_waits_for_the_engine_and_nobody_for_the_reset(void **state) {
+        struct api_options o = api_rig_options(&api);
+        struct peer *reset, *other;
+
+        api_rig_open(&api, &o);
+        reset = ask_reset();
+        other = peer_connect(&api.net, api.port);
+        peer_say(other, "GET /version HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n");
+        while (!peer_ended(other)) /* the engine does nothing yet */
+                net_turn(&api.net, "the other answer");
+        assert_false(peer_ended(reset));
+        UNTIL_ALL(&api, peer_ended(reset));
+        assert_int_equal(peer_status(reset), 200);
+        peer_leave(&api.net, reset, false);
+        peer_leave(&api.net, other, false);
+
+        reset = ask_reset();
+        peer_leave(&api.net, reset, true);
+        UNTIL_ALL(&api, list_empty(&api.api->calls));
+        api_rig_close(&api);
+}
+
+static void blocks_in_use_are_not_forgotten(void **state) {
+        struct api_options o = api_rig_options(&api);
+        struct peer *p, *reset;
+
+        api_rig_open(&api, &o);
+        p = peer_connect(&api.net, api.port);
+        peer_post(p, "/v1/completions",
+            SLICE_LIT("{\"prompt\":\"x\",\"max_tokens\":200,\"ignore_eos\":true,\"stream\":true}"));
+        UNTIL_ALL(&api, peer_got(p, "data: "));
+        reset = peer_connect(&api.net, api.port);
+        peer_post(reset, "/reset_prefix_cache", SLICE_NONE);
+        UNTIL_ALL(&api, peer_ended(reset));
+        assert_int_equal(peer_status(reset), 503);
+        peer_leave(&api.net, reset, false);
+        peer_leave(&api.net, p, true);
+        api_rig_close(&api);
+}
+
+/* ---- what the engine is asked for ------------------------------------------------------------------------------------------- */
+
+static void a_stop_string_counts_as_a_stop(void **state) {
+        struct api_options o = api_rig_options(&api);
+        struct buf figures = {0};
+        yyjson_doc *doc;
+
+        api_rig_open(&api, &o);
+        doc = ask(&api, "/v1/completions",
+            "{\"prompt\":\"The capital of France is\",\"max_tokens\":200,\"ignore_eos\":true,"
+            "\"stop\":[\"a\",\"e\",\"i\",\"o\",\" \"]}",
+            200);
+        yyjson_doc_free(doc);
+        UNTIL_ALL(&api, list_empty(&api.api->calls));
+        engine_metrics(api.engine, "", &figures);
+        assert_non_null(strstr(buf_cstr(&figures), "finished_reason=\"stop\"} 1.0\n"));
+        assert_non_null(strstr(buf_cstr(&figures), "finished_reason=\"abort\"} 0.0\n"));
+        buf_free(&figures);
+        api_rig_close(&api);
+}
+
+/* How many sequences of the only call are asked for log-probabilities of their prompts. */
+static unsigned reports_for(const char *path, const char *body, unsigned choices) {
+        struct api_options o = api_rig_options(&api);
+        struct peer *p;
+        unsigned count = 0, reports = 0;
+
+        api_rig_open(&api, &o);
+        p = peer_connect(&api.net, api.port);
+        peer_post(p, path, slice_str(body));
+        UNTIL_ALL(&api, api.engine->scheduler.running_count > 0);
+        for (size_t i = 0; i < ID_BUCKETS; i++)
+                for (struct request *q = api.engine->by_id[i]; q; q = q->next_in_bucket) {
+                        count++;
+                        reports += q->params.prompt_logprobs >= 0;
+                }
+        assert_int_equal(count, choices);
+        peer_leave(&api.net, p, true);
+        api_rig_close(&api);
+        return reports;
+}
+
+static void log_probabilities_of_prompts_are_computed_where_they_are_told(void **state) {
+#define LONG  "\"max_tokens\":100,\"ignore_eos\":true"
+#define CHAT  "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]," LONG
+#define PLAIN "{\"prompt\":\"x\"," LONG
+        assert_int_equal(reports_for("/v1/chat/completions", CHAT ",\"prompt_logprobs\":2,\"n\":3}", 3), 1);
+        assert_int_equal(reports_for("/v1/chat/completions", CHAT ",\"prompt_logprobs\":0,\"stream\":true}", 1), 0);
+        assert_int_equal(reports_for("/v1/completions", PLAIN ",\"prompt_logprobs\":2,\"n\":3}", 3), 3);
+        assert_int_equal(reports_for("/v1/completions", PLAIN ",\"prompt_logprobs\":0,\"stream\":true}", 1), 0);
+        assert_int_equal(reports_for("/v1/completions", PLAIN ",\"echo\":true,\"logprobs\":1,\"stream\":true}", 1), 1);
+        assert_int_equal(reports_for("/v1/completions", PLAIN "}", 1), 0);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(a_name_from_the_body_is_cut_as_one_from_the_header),
             cmocka_unit_test(a_client_that_leaves_takes_its_waiting_body_along),
             cmocka_unit_test(a_body_is_let_go_when_it_was_read),
+            cmocka_unit_test(a_reset_waits_for_the_engine_and_nobody_for_the_reset),
+            cmocka_unit_test(blocks_in_use_are_not_forgotten),
+            cmocka_unit_test(a_stop_string_counts_as_a_stop),
+            cmocka_unit_test(log_probabilities_of_prompts_are_computed_where_they_are_told),
         };
 
         setenv("UV_THREADPOOL_SIZE", "1", 1); /* before libuv's first use of it */
