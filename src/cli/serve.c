@@ -293,6 +293,7 @@ static int fill_api_options(struct serve *s, struct error *e) {
         a->response_role = s->o.response_role;
         a->prompt_tokens_details = s->o.prompt_details;
         a->request_id_headers = s->o.id_headers;
+        a->tls = s->o.tls_cert != NULL;
         a->force_usage = s->o.force_usage;
         a->log = &s->log;
         return r;

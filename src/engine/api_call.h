@@ -54,7 +54,7 @@ struct api_prepared {
         const uint32_t *bad_sequences;
         enum chat_reasoning reasoning; /* what the prompt leaves open */
         struct slice echo;             /* chat: the last message's text, when it is to be told again */
-        struct slice plain;            /* /detokenize: the text */
+        struct buf tokens;             /* /tokenize and /detokenize: the answer */
 };
 
 /* Text on its way from tokens to the client: stop strings are found here, what may be the start of one is held. */
@@ -207,4 +207,3 @@ void api_post_reset(struct api_call *call, struct slice body);
 /* Answer whose reset the engine has looked at. */
 void api_take_resets(struct api *a);
 void api_post_scale_out(struct api_call *call, struct slice body);
-void api_tell_tokens(struct api_call *call);

@@ -108,7 +108,7 @@ static void name_answer(struct api_call *call) {
                 buf_add_char(&text, (char)c);
         }
         call->answer = (struct openai_answer){.kind = call->kind,
-            .id = arena_copy(&call->arena, buf_slice(&text)),
+            .id = buf_ok(&text) ? arena_copy(&call->arena, buf_slice(&text)) : SLICE_NONE,
             .model = slice_str(o->served_names[0]),
             .fingerprint = slice_str(o->fingerprint),
             .created = (int64_t)(clock_wall_ns() / NS_PER_S)};
@@ -145,7 +145,7 @@ static void proceed(struct api_call *call, int result) {
         else if (call->prepared.error.status)
                 api_refuse(call, &call->prepared.error);
         else if (call->kind == OPENAI_TOKENIZE || call->kind == OPENAI_DETOKENIZE)
-                api_tell_tokens(call);
+                api_respond_buf(call, &call->prepared.tokens);
         else
                 submit_all(call);
 }

@@ -1,5 +1,4 @@
-/* api_service.c - endpoints without a model's answer: health, models, metrics, the prefix cache, and what /tokenize and
- * /detokenize tell. */
+/* api_service.c - endpoints that need no prompt: health, models, metrics, the prefix cache. */
 #include "base/json.h"
 #include "engine/api_call.h"
 #include <errno.h>
@@ -102,39 +101,4 @@ void api_take_resets(struct api *a) {
 void api_post_scale_out(struct api_call *call, struct slice body) {
         (void)body;
         api_refuse_text(call, 403, "PermissionDeniedError", "Scale-out endpoints are not part of this server.");
-}
-
-/* What was prepared for /tokenize or /detokenize. */
-void api_tell_tokens(struct api_call *call) {
-        const struct api_prepared *p = &call->prepared;
-        struct buf b = {0};
-        struct json_writer w = {.out = &b};
-
-        json_open(&w, '{');
-        if (call->kind == OPENAI_DETOKENIZE) {
-                json_key(&w, "prompt");
-                json_string(&w, p->plain);
-        } else {
-                const struct api_prompt *prompt = &p->prompts[0];
-
-                json_key(&w, "count");
-                json_u64(&w, prompt->count);
-                json_key(&w, "max_model_len");
-                json_u64(&w, call->api->options.defaults.max_model_len);
-                json_key(&w, "tokens");
-                json_open(&w, '[');
-                for (uint32_t i = 0; i < prompt->count; i++)
-                        json_u64(&w, prompt->ids[i]);
-                json_close(&w, ']');
-                json_key(&w, "token_strs");
-                if (p->request.return_token_strs) {
-                        json_open(&w, '[');
-                        for (uint32_t i = 0; i < prompt->count; i++)
-                                json_string(&w, tokenizer_entry(call->api->options.tokenizer, prompt->ids[i]));
-                        json_close(&w, ']');
-                } else
-                        json_null(&w);
-        }
-        json_close(&w, '}');
-        api_respond_buf(call, &b);
 }

@@ -1,5 +1,6 @@
 /* What a request holds on its way through the API, that its bounds are kept, and that all is given back. */
 #include "api_rig.h"
+#include "failmalloc.h"
 
 static struct api_rig api;
 
@@ -117,6 +118,85 @@ static void a_body_is_let_go_when_it_was_read(void **state) {
         api_rig_close(&api);
 }
 
+static void a_token_that_the_model_does_not_know_is_refused(void **state) {
+        struct api_options o = api_rig_options(&api);
+        yyjson_doc *doc;
+        struct slice message;
+
+        o.defaults.vocab = 300;
+        api_rig_open(&api, &o);
+        doc = ask(&api, "/v1/completions", "{\"prompt\":\"The capital of France\",\"max_tokens\":1}", 400);
+        message = json_get_slice(json_get(yyjson_doc_get_root(doc), "error"), "message");
+        assert_true(slice_find_slice(message, SLICE_LIT("ends at 299"), 0) < message.len);
+        yyjson_doc_free(doc);
+        yyjson_doc_free(ask(&api, "/tokenize", "{\"prompt\":\"The capital of France\"}", 200));
+        api_rig_close(&api);
+}
+
+static void a_redirect_stays_with_its_scheme(void **state) {
+        struct api_options o = api_rig_options(&api);
+
+        for (int tls = 0; tls < 2; tls++) {
+                struct peer *p;
+
+                o.tls = tls;
+                api_rig_open(&api, &o);
+                p = peer_connect(&api.net, api.port);
+                peer_say(p, "GET /v1/models/?x=1 HTTP/1.1\r\nHost: engine:1\r\nConnection: close\r\n\r\n");
+                UNTIL_ALL(&api, peer_ended(p));
+                assert_int_equal(peer_status(p), 307);
+                assert_true(peer_got(p, tls ? "\r\nLocation: https://engine:1/v1/models?x=1\r\n"
+                                            : "\r\nLocation: http://engine:1/v1/models?x=1\r\n"));
+                peer_leave(&api.net, p, false);
+                api_rig_close(&api);
+        }
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------------------------------- */
+
+/* With a field that comes back, so that the answer's head needs memory of its own. */
+static void post_from_afar(struct peer *p, const char *body) {
+        struct buf b = {0};
+
+        buf_add_str(&b, "POST /v1/completions HTTP/1.1\r\nHost: engine\r\nConnection: close\r\nOrigin: ");
+        buf_add(&b, many(5000));
+        buf_printf(&b, "\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s", strlen(body), body);
+        peer_send(p, buf_slice(&b));
+        buf_free(&b);
+}
+
+/* Whatever cannot be had while outputs are told: the client gets an end, and nothing is left. */
+static void an_answer_that_memory_runs_out_for_ends(void **state) {
+        static const char *const bodies[] = {"{\"prompt\":\"x\",\"max_tokens\":2,\"ignore_eos\":true,\"stream\":true}",
+            "{\"prompt\":\"x\",\"max_tokens\":2,\"ignore_eos\":true,\"logprobs\":2,\"echo\":true}"};
+        static const char *const origins[] = {"*"};
+        struct api_options o = api_rig_options(&api);
+
+        o.allowed_origins = origins;
+        o.allowed_origin_count = 1;
+        o.allow_credentials = true;
+        api_rig_open(&api, &o);
+        for (size_t i = 0; i < 2; i++)
+                for (long n = 0, failed = 1; failed; n++) {
+                        struct peer *p = peer_connect(&api.net, api.port);
+
+                        post_from_afar(p, bodies[i]);
+                        while (!api.engine->mailbox.first)
+                                net_turn(&api.net, "the request is with the engine");
+                        while (engine_step(api.engine))
+                                ;
+                        failmalloc_from(n, 0);
+                        api_take_outputs(api.api);
+                        failmalloc_off();
+                        failed = failmalloc_failed();
+                        UNTIL_ALL(&api, peer_ended(p));
+                        UNTIL_ALL(&api, list_empty(&api.api->calls));
+                        peer_leave(&api.net, p, false);
+                        assert_true(n > 0 || failed);
+                }
+        api_rig_close(&api);
+}
+
 /* ---- the prefix cache ------------------------------------------------------------------------------------------------------- */
 
 static struct peer *ask_reset(void) {
@@ -227,6 +307,9 @@ int main(void) {
             cmocka_unit_test(a_name_from_the_body_is_cut_as_one_from_the_header),
             cmocka_unit_test(a_client_that_leaves_takes_its_waiting_body_along),
             cmocka_unit_test(a_body_is_let_go_when_it_was_read),
+            cmocka_unit_test(a_token_that_the_model_does_not_know_is_refused),
+            cmocka_unit_test(a_redirect_stays_with_its_scheme),
+            cmocka_unit_test(an_answer_that_memory_runs_out_for_ends),
             cmocka_unit_test(a_reset_waits_for_the_engine_and_nobody_for_the_reset),
             cmocka_unit_test(blocks_in_use_are_not_forgotten),
             cmocka_unit_test(a_stop_string_counts_as_a_stop),
