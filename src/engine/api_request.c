@@ -16,6 +16,10 @@
  * streams of others, and goes to a worker, which costs 50 us. */
 #define PREPARE_INLINE_BYTES 8192
 
+/* Naming a token costs about a microsecond; what a prompt's report has beyond this many tokens and alternatives goes to a worker
+ * too. */
+#define REPORT_INLINE 1024
+
 /* ---- submission ----------------------------------------------------------------------------------------------------------- */
 
 /* Log-probabilities of the prompt are much work: not where nobody is told them. A chat tells them once for all its choices, a
@@ -207,6 +211,8 @@ void api_abandon(struct api_call *call) {
 
                 if (c->in_engine && !c->done)
                         engine_abort(call->api->engine, c->id, FINISH_ABORT);
+                if (c->held)
+                        uv_cancel((uv_req_t *)&c->work);
                 c->done = true;
         }
         call->running = 0;
@@ -297,7 +303,8 @@ void api_on_writable(struct api_call *call) {
 
 /* ---- outputs -------------------------------------------------------------------------------------------------------------- */
 
-static void take_output(struct api_choice *c, const struct engine_output *o) {
+/* `result`: of writing what it tells about the prompt. */
+static void take_output(struct api_choice *c, const struct engine_output *o, int result) {
         struct api_call *call = c->call;
         bool last = o->finish != FINISH_NONE;
 
@@ -307,7 +314,7 @@ static void take_output(struct api_choice *c, const struct engine_output *o) {
                 c->in_engine = false;
                 fail(call);
         } else if (!c->done) {
-                if (api_choice_take(c, o) < 0) {
+                if (result < 0 || api_choice_take(c, o) < 0) {
                         c->in_engine = !last;
                         fail(call);
                 } else {
@@ -327,14 +334,69 @@ static void take_output(struct api_choice *c, const struct engine_output *o) {
         }
 }
 
-void api_take_outputs(struct api *a) {
-        struct engine_output *list;
+static void flush_dirty(struct api *a) {
         struct list *first;
 
-        list = engine_take(a->engine);
-        for (struct engine_output *o = list; o; o = o->next)
-                take_output(o->user, o);
-        engine_outputs_free(a->engine, list);
         while ((first = list_pop_front(&a->dirty)))
                 flush(list_item(first, struct api_call, dirty_link));
+}
+
+/* ---- long reports ----------------------------------------------------------------------------------------------------------- */
+
+static void on_report(uv_work_t *work) {
+        struct api_choice *c = work->data;
+
+        c->held_result = api_logprobs_prompt(c, c->held);
+}
+
+static void on_reported(uv_work_t *work, int status) {
+        struct api_choice *c = work->data;
+        struct api *a = c->call->api;
+        struct engine_output *list = c->held;
+        int result = c->held_result;
+
+        (void)status; /* cancelled: the choice is done */
+        c->held = c->held_last = NULL;
+        for (const struct engine_output *o = list; o; o = o->next, result = 0)
+                take_output(o->user, o, result); /* the last one may free the choice */
+        engine_outputs_free(a->engine, list);
+        flush_dirty(a);
+}
+
+static bool is_long_report(const struct engine_output *o) {
+        return o->prompt_token_count > 1 &&
+               o->prompt_token_count * (1 + (uint64_t)o->prompt_tokens[1].top_count) > REPORT_INLINE;
+}
+
+/* Keep an output whose report a worker writes, or that comes behind such a one. False: it can be taken now. */
+static bool hold_output(struct engine_output *o) {
+        struct api_choice *c = o->user;
+
+        if (c->held) {
+                c->held_last->next = o;
+                c->held_last = o;
+                return true;
+        }
+        if (c->done || !is_long_report(o))
+                return false;
+        c->work.data = c;
+        c->held = c->held_last = o;
+        if (uv_queue_work(c->call->api->loop, &c->work, on_report, on_reported) == 0)
+                return true;
+        c->held = c->held_last = NULL;
+        return false;
+}
+
+void api_take_outputs(struct api *a) {
+        struct engine_output *next;
+
+        for (struct engine_output *o = engine_take(a->engine); o; o = next) {
+                next = o->next;
+                o->next = NULL;
+                if (hold_output(o))
+                        continue;
+                take_output(o->user, o, ((struct api_choice *)o->user)->done ? 0 : api_logprobs_prompt(o->user, o));
+                engine_outputs_free(a->engine, o);
+        }
+        flush_dirty(a);
 }

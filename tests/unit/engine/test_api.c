@@ -152,6 +152,68 @@ static void a_redirect_stays_with_its_scheme(void **state) {
         }
 }
 
+/* ---- long reports ----------------------------------------------------------------------------------------------------------- */
+
+static struct peer *ask_for_report(void) {
+        struct peer *p = peer_connect(&api.net, api.port);
+        struct buf body = {0};
+
+        buf_add_str(&body, "{\"prompt\":[5");
+        for (int i = 1; i < 200; i++)
+                buf_printf(&body, ",%d", 5 + i);
+        buf_add_str(&body, "],\"max_tokens\":3,\"ignore_eos\":true,\"prompt_logprobs\":20,\"logprobs\":0}");
+        peer_post(p, "/v1/completions", buf_slice(&body));
+        buf_free(&body);
+        return p;
+}
+
+static struct api_choice *held_choice(void) {
+        struct api_call *call = only_call();
+
+        return call && call->choice_count && call->choices[0].held ? &call->choices[0] : NULL;
+}
+
+static void a_long_report_is_written_by_a_worker(void **state) {
+        struct api_options o = api_rig_options(&api);
+        struct blocker blocker;
+        yyjson_val *choice;
+        yyjson_doc *doc;
+        struct peer *p;
+
+        api_rig_open(&api, &o);
+        blocker_start(&blocker);
+        p = ask_for_report();
+        UNTIL_ALL(&api, held_choice() && held_choice()->held_last->finish != FINISH_NONE);
+        assert_false(peer_ended(p));
+        yyjson_doc_free(ask(&api, "/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":2}", 200));
+        assert_false(peer_ended(p));
+        blocker_end(&blocker);
+        UNTIL_ALL(&api, peer_ended(p));
+        assert_int_equal(peer_status(p), 200);
+        assert_int_equal(json_parse(peer_body(p), &doc, NULL), 0);
+        choice = yyjson_arr_get_first(json_get(yyjson_doc_get_root(doc), "choices"));
+        assert_int_equal(yyjson_arr_size(json_get(choice, "prompt_logprobs")), 200);
+        assert_int_equal(yyjson_arr_size(json_get(json_get(choice, "logprobs"), "tokens")), 3);
+        yyjson_doc_free(doc);
+        peer_leave(&api.net, p, false);
+        api_rig_close(&api);
+}
+
+static void a_client_that_leaves_takes_its_report_along(void **state) {
+        struct api_options o = api_rig_options(&api);
+        struct blocker blocker;
+        struct peer *p;
+
+        api_rig_open(&api, &o);
+        blocker_start(&blocker);
+        p = ask_for_report();
+        UNTIL_ALL(&api, held_choice());
+        peer_leave(&api.net, p, true);
+        UNTIL_ALL(&api, list_empty(&api.api->calls));
+        blocker_end(&blocker);
+        api_rig_close(&api);
+}
+
 /* ---- memory ----------------------------------------------------------------------------------------------------------------- */
 
 /* With a field that comes back, so that the answer's head needs memory of its own. */
@@ -309,6 +371,8 @@ int main(void) {
             cmocka_unit_test(a_body_is_let_go_when_it_was_read),
             cmocka_unit_test(a_token_that_the_model_does_not_know_is_refused),
             cmocka_unit_test(a_redirect_stays_with_its_scheme),
+            cmocka_unit_test(a_long_report_is_written_by_a_worker),
+            cmocka_unit_test(a_client_that_leaves_takes_its_report_along),
             cmocka_unit_test(an_answer_that_memory_runs_out_for_ends),
             cmocka_unit_test(a_reset_waits_for_the_engine_and_nobody_for_the_reset),
             cmocka_unit_test(blocks_in_use_are_not_forgotten),
