@@ -47,6 +47,7 @@ void engine_free(struct engine *g); /* after engine_stop, or never started */
 /* ---- requests ------------------------------------------------------------------------------------------------------- */
 
 enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINISH_ERROR };
+const char *finish_reason_name(enum finish_reason reason); /* as vLLM tells it; FINISH_NONE: NULL */
 
 /* One sequence (n > 1 is n requests that share a prompt).
  *
