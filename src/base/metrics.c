@@ -1,5 +1,6 @@
 /* metrics.c - see metrics.h. */
 #include "base/metrics.h"
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -16,6 +17,13 @@ int histogram_init(struct histogram *h, const double *bounds, size_t count_bound
 void histogram_free(struct histogram *h) {
         free(h->counts);
         *h = (struct histogram){0};
+}
+
+void histogram_copy(struct histogram *to, const struct histogram *from) {
+        assert(to->bounds == from->bounds && to->count_bounds == from->count_bounds);
+        memcpy(to->counts, from->counts, (from->count_bounds + 1) * sizeof(*from->counts));
+        to->total = from->total;
+        to->sum = from->sum;
 }
 
 void histogram_add(struct histogram *h, double value) {

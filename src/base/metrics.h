@@ -15,7 +15,8 @@ struct histogram {
 
 int histogram_init(struct histogram *h, const double *bounds, size_t count_bounds); /* 0 or -ENOMEM */
 void histogram_free(struct histogram *h);
-void histogram_add(struct histogram *h, double value); /* NaN is no measurement and is dropped */
+void histogram_copy(struct histogram *to, const struct histogram *from); /* of the same bounds; does not allocate */
+void histogram_add(struct histogram *h, double value);                   /* NaN is no measurement and is dropped */
 
 enum metric_type { METRIC_COUNTER, METRIC_GAUGE, METRIC_HISTOGRAM };
 

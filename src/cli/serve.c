@@ -15,6 +15,7 @@ struct serve {
         struct log log;
         uv_loop_t loop;
         struct compute *compute;
+        struct model_config config; /* as the folder has it */
         struct model *model;
         struct tokenizer *tokenizer;
         struct engine *engine;
@@ -29,7 +30,7 @@ struct serve {
         struct option_list origins;
         const char *environment_key;
         char fingerprint[64];
-        uint32_t drafts;
+        uint32_t drafts, length;
         bool prefill_first;
 };
 
@@ -47,6 +48,7 @@ static const struct serve_options defaults = {.port = 8000,
     .max_logprobs = 20,
     .seed = INT64_MIN,
     .drain_seconds = 30,
+    .tls_cert_reqs = -1,
     .tensor_parallel = 1,
     .data_parallel = 1,
     .pipeline_parallel = 1,
@@ -55,8 +57,30 @@ static const struct serve_options defaults = {.port = 8000,
 
 /* ---- checks before anything is loaded ------------------------------------------------------------------------------------ */
 
+static int check_tls(const struct serve_options *o, struct error *e) {
+        if ((o->tls_cert != NULL) != (o->tls_key != NULL))
+                return error_set(e, -EINVAL, "--ssl-certfile and --ssl-keyfile go together");
+        if (o->tls_ca && !o->tls_cert)
+                return error_set(e, -EINVAL,
+                    "--ssl-ca-certs asks clients for certificates: it needs --ssl-certfile and --ssl-keyfile");
+        if (o->tls_cert_reqs >= 0 && o->tls_cert_reqs != (o->tls_ca ? 2 : 0))
+                return error_set(e, -EINVAL,
+                    "--ssl-cert-reqs %lld: client certificates are required (2) with --ssl-ca-certs, and not asked for "
+                    "(0) "
+                    "without",
+                    (long long)o->tls_cert_reqs);
+        if (o->tls_ciphers)
+                return error_set(
+                    e, -EINVAL, "--ssl-ciphers: OpenSSL's own choice cannot be changed here; leave it out");
+        return 0;
+}
+
 static int check_options(struct serve *s, struct error *e) {
         const struct serve_options *o = &s->o;
+        int r = check_tls(o, e);
+
+        if (r < 0)
+                return r;
 
         if (o->tensor_parallel > 1 || o->data_parallel > 1 || o->pipeline_parallel > 1)
                 return error_set(e, -EINVAL,
@@ -66,8 +90,11 @@ static int check_options(struct serve *s, struct error *e) {
                 return error_set(e, -EINVAL,
                     "--kv-transfer-config: the embedded engine does not hand KV over yet; serve without it behind "
                     "`baton gateway --worker-urls …`");
-        if ((o->tls_cert != NULL) != (o->tls_key != NULL))
-                return error_set(e, -EINVAL, "--ssl-certfile and --ssl-keyfile go together");
+        if (o->config_file)
+                return error_set(
+                    e, -EINVAL, "--config: files of options are not read; give what is in %s here", o->config_file);
+        if (o->chat_format && o->chat_template)
+                return error_set(e, -EINVAL, "--chat-format and --chat-template say the same: leave one out");
         if (o->memory_share <= 0 || o->memory_share > 1)
                 return error_set(e, -EINVAL, "--gpu-memory-utilization must lie in (0, 1]");
         if (!o->uds && os_check_bind(o->host, (uint16_t)o->port) == -EADDRINUSE)
@@ -119,27 +146,46 @@ static int load_model(struct serve *s, struct error *e) {
         m.compute = s->compute;
         if (r == 0)
                 r = model_load(&m, &s->model, e);
-        if (r == 0)
-                log_info(&s->log, "loaded %s: %s, %u layers, %.1f MiB of weights in %.1f s; %s, %u threads", s->dir,
-                    model_config(s->model)->architecture, model_config(s->model)->layers,
-                    (double)model_bytes(s->model) / (1 << 20), (double)(clock_mono_ns() - begun) / NS_PER_S,
-                    isa_name(compute_isa(s->compute)), compute_threads(s->compute));
-        return r;
+        if (r < 0)
+                return r;
+        log_info(&s->log, "loaded %s: %s, %u layers, %.1f MiB of weights in %.1f s; %s, %u threads", s->dir,
+            s->config.architecture, s->config.layers, (double)model_bytes(s->model) / (1 << 20),
+            (double)(clock_mono_ns() - begun) / NS_PER_S, isa_name(compute_isa(s->compute)),
+            compute_threads(s->compute));
+        snprintf(s->fingerprint, sizeof(s->fingerprint), "baton-" BATON_VERSION "-%.8s", model_digest(s->model));
+        return 0;
+}
+
+static int choose_chat(struct serve *s, const char *dir, struct error *e) {
+        struct chat_format *chat = &s->api_options.chat;
+        struct error why = {0};
+
+        if (s->o.chat_format)
+                return chat_format_parse(slice_str(s->o.chat_format), chat, e);
+        if (s->o.chat_template) {
+                int r = chat_format_named(s->o.chat_template, chat, e);
+
+                return r < 0 ? error_prefix(e, r, "--chat-template") : 0;
+        }
+        if (chat_format_detect(dir, chat, &why) < 0) {
+                chat->family = CHAT_NONE;
+                log_warn(&s->log, "no chat: %s; --chat-format names one", error_text(&why, -EINVAL));
+        }
+        return 0;
 }
 
 static int load_text(struct serve *s, struct error *e) {
         struct api_options *a = &s->api_options;
-        struct error why = {0};
-        int r = tokenizer_load(s->dir, &s->tokenizer, e);
+        const char *dir = s->o.tokenizer ? s->o.tokenizer : s->dir;
+        int r = tokenizer_load(dir, &s->tokenizer, e);
 
         if (r < 0)
                 return r;
-        if (s->o.chat_format)
-                r = chat_format_parse(slice_str(s->o.chat_format), &a->chat, e);
-        else if (chat_format_detect(s->dir, &a->chat, &why) < 0) {
-                a->chat.family = CHAT_NONE;
-                log_warn(&s->log, "no chat: %s; --chat-format names one", error_text(&why, -EINVAL));
-        }
+        if (tokenizer_size(s->tokenizer) > s->config.vocab)
+                log_warn(&s->log,
+                    "the tokenizer of %s has ids up to %u, the model knows %u: prompts with one beyond are refused",
+                    dir, tokenizer_size(s->tokenizer) - 1, s->config.vocab);
+        r = choose_chat(s, dir, e);
         if (r == 0 && s->o.reasoning_parser)
                 r = reasoning_parser_parse(slice_str(s->o.reasoning_parser), &a->reasoning, e);
         if (r == 0 && s->o.tool_parser)
@@ -149,23 +195,23 @@ static int load_text(struct serve *s, struct error *e) {
 
 /* ---- the engine ------------------------------------------------------------------------------------------------------------- */
 
-static int choose_length(struct serve *s, uint32_t *ret_length, struct error *e) {
-        uint32_t own = model_config(s->model)->max_positions;
+static int choose_length(struct serve *s, struct error *e) {
+        uint32_t own = s->config.max_positions;
 
         if (s->o.max_model_len > own)
                 return error_set(e, -EINVAL, "--max-model-len %lld is more than the model's max_position_embeddings %u",
                     (long long)s->o.max_model_len, own);
-        *ret_length = s->o.max_model_len > 0 ? (uint32_t)s->o.max_model_len : own;
+        s->length = s->o.max_model_len > 0 ? (uint32_t)s->o.max_model_len : own;
         return 0;
 }
 
-static int make_engine(struct serve *s, uint32_t length, struct error *e) {
+static int make_engine(struct serve *s, struct error *e) {
         bool bf16 =
             !strcmp(s->o.kv_dtype, "bfloat16") || (!strcmp(s->o.kv_dtype, "auto") && !strcmp(s->o.dtype, "bfloat16"));
         uint64_t available = os_memory_available();
         struct engine_options g = {.model = s->model,
             .compute = s->compute,
-            .max_model_len = length,
+            .max_model_len = s->length,
             .max_seqs = (uint32_t)s->o.max_num_seqs,
             .max_batched_tokens = (uint32_t)s->o.max_num_batched_tokens,
             .long_prefill_tokens = (uint32_t)s->o.long_prefill,
@@ -212,9 +258,9 @@ static void choose_keys(struct serve *s) {
         }
 }
 
-static int fill_api_options(struct serve *s, uint32_t length, struct error *e) {
+static int fill_api_options(struct serve *s, struct error *e) {
         struct api_options *a = &s->api_options;
-        const struct model_config *c = model_config(s->model);
+        const struct model_config *c = &s->config;
         int r;
 
         a->served_names = s->o.served_names.count ? s->o.served_names.items : &s->default_name;
@@ -224,7 +270,7 @@ static int fill_api_options(struct serve *s, uint32_t length, struct error *e) {
             .top_p = 1,
             .repetition_penalty = 1,
             .vocab = c->vocab,
-            .max_model_len = length,
+            .max_model_len = s->length,
             .max_logprobs = (int32_t)s->o.max_logprobs,
             .thinking = -1,
             .return_tokens_as_ids = s->o.tokens_as_ids,
@@ -239,8 +285,7 @@ static int fill_api_options(struct serve *s, uint32_t length, struct error *e) {
         a->eos = c->eos;
         a->eos_count = c->eos_count;
         a->model_path = s->dir;
-        snprintf(s->fingerprint, sizeof(s->fingerprint), "baton-" BATON_VERSION "-%.8s", model_digest(s->model));
-        a->fingerprint = s->fingerprint;
+        a->fingerprint = s->fingerprint; /* of the weights: load_model() */
         choose_keys(s);
         a->allowed_origins = s->origins.items;
         a->allowed_origin_count = s->origins.count;
@@ -248,6 +293,7 @@ static int fill_api_options(struct serve *s, uint32_t length, struct error *e) {
         a->response_role = s->o.response_role;
         a->prompt_tokens_details = s->o.prompt_details;
         a->request_id_headers = s->o.id_headers;
+        a->tls = s->o.tls_cert != NULL;
         a->force_usage = s->o.force_usage;
         a->log = &s->log;
         return r;
@@ -279,18 +325,21 @@ static void on_signal(uv_signal_t *signal, int number) {
         http_server_drain(s->server, (unsigned)s->o.drain_seconds * 1000, on_drained, s);
 }
 
-static int listen_for_requests(struct serve *s, struct error *e) {
+static int make_server(struct serve *s, struct error *e) {
         struct http_server_options options = {.on_request = api_request,
             .context = s->api,
             .tls = {s->o.tls_cert, s->o.tls_key, s->o.tls_ca},
             .log = &s->log};
+
+        return http_server_new(&s->loop, &options, &s->server, e);
+}
+
+static int listen_for_requests(struct serve *s, struct error *e) {
         struct http_listen at = {.host = s->o.host ? s->o.host : "0.0.0.0", .port = (uint16_t)s->o.port};
         char address[256];
         uint16_t port = 0;
-        int r = http_server_new(&s->loop, &options, &s->server, e);
+        int r;
 
-        if (r < 0)
-                return r;
         if (s->o.uds) {
                 snprintf(address, sizeof(address), "unix:%s", s->o.uds);
                 at.host = address;
@@ -304,32 +353,43 @@ static int listen_for_requests(struct serve *s, struct error *e) {
         return r;
 }
 
-static int run(struct serve *s, struct error *e) {
-        uint32_t length = 0;
+/* All that can be found wrong without the weights, which may take minutes to load. */
+static int check_all(struct serve *s, struct error *e) {
         int r = check_options(s, e);
 
         if (r == 0)
                 r = read_configs(s, e);
         if (r == 0)
-                r = load_model(s, e);
+                r = model_config_read(s->dir, &s->config, e);
+        if (r == 0)
+                r = choose_length(s, e);
         if (r == 0)
                 r = load_text(s, e);
+        return r == 0 ? fill_api_options(s, e) : r;
+}
+
+static int start(struct serve *s, struct error *e) {
+        int r = api_new(&s->loop, &s->api_options, &s->api, e);
+
         if (r == 0)
-                r = choose_length(s, &length, e);
-        if (r < 0)
-                return r;
-        r = fill_api_options(s, length, e);
+                r = make_server(s, e);
+        if (r == 0)
+                r = load_model(s, e);
+        if (r == 0)
+                r = make_engine(s, e);
+        return r == 0 ? listen_for_requests(s, e) : r;
+}
+
+static int run(struct serve *s, struct error *e) {
+        int r = check_all(s, e);
+
         if (r < 0)
                 return r;
         r = uv_loop_init(&s->loop);
         if (r < 0)
                 return error_set(e, r, "cannot make an event loop: %s", uv_strerror(r));
         s->loop_made = true;
-        r = api_new(&s->loop, &s->api_options, &s->api, e);
-        if (r == 0)
-                r = make_engine(s, length, e);
-        if (r == 0)
-                r = listen_for_requests(s, e);
+        r = start(s, e);
         if (r < 0) {
                 if (s->api)
                         api_close(s->api, nothing, NULL);

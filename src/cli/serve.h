@@ -10,10 +10,12 @@ struct serve_options {
         const char *generation_config, *chat_format, *reasoning_parser, *tool_parser, *speculative, *additional, *isa,
             *log_level;
         const char *kv_transfer, *response_role, *origins, *template_kwargs, *override_generation;
+        const char *config_file, *tls_ciphers, *chat_template, *tokenizer;
         struct option_list api_key, served_names;
         int64_t port, max_model_len, max_num_seqs, max_num_batched_tokens, max_queued, long_prefill, block_size,
             kv_bytes, kv_blocks;
         int64_t max_logprobs, seed, drain_seconds, threads, tensor_parallel, data_parallel, pipeline_parallel;
+        int64_t tls_cert_reqs; /* as Python's ssl has them: 0 none, 2 required; -1 not given */
         double memory_share;
         bool chunked_prefill, prefix_caching, auto_tools, prompt_details, id_headers, force_usage, tokens_as_ids,
             allow_credentials;

@@ -47,7 +47,12 @@ _Static_assert(sizeof(api_routes) / sizeof(*api_routes) < API_ROUTES_MAX, "room 
 /* ---- the api -------------------------------------------------------------------------------------------------------------- */
 
 static void on_wake(uv_async_t *handle) {
-        api_take_outputs(handle->data);
+        struct api *a = handle->data;
+
+        if (!a->engine)
+                return;
+        api_take_outputs(a);
+        api_take_resets(a);
 }
 
 int api_new(uv_loop_t *loop, const struct api_options *options, struct api **ret_api, struct error *e) {
@@ -136,6 +141,8 @@ void api_call_drop(struct api_call *call) {
         list_remove(&call->dirty_link);
         list_remove(&call->link);
         buf_free(&call->out);
+        buf_free(&call->body);
+        buf_free(&call->prepared.tokens);
         arena_free(&call->arena);
         free(call);
         close_when_idle(a);
@@ -189,15 +196,24 @@ static size_t common_fields(const struct api_call *call, struct http_field field
         return n;
 }
 
+/* An answer for which there is no memory never ends by itself: its client must not wait for it. */
+static void end_without_memory(struct http_exchange *x, int result) {
+        if (result == -ENOMEM)
+                http_exchange_abort(x);
+}
+
 static void respond(struct api_call *call, int status, struct http_field *fields, size_t count, struct slice body) {
+        int r;
+
         if (!call->exchange)
                 return;
         call->status = status;
         call->response_bytes = body.len;
         call->over = true;
-        if (http_respond(call->exchange, status, (struct http_fields){fields, count}, body) == -EINVAL)
-                http_respond(
-                    call->exchange, 500, (struct http_fields){0}, SLICE_NONE); /* a field that cannot be sent */
+        r = http_respond(call->exchange, status, (struct http_fields){fields, count}, body);
+        if (r == -EINVAL) /* a field that cannot be sent */
+                r = http_respond(call->exchange, 500, (struct http_fields){0}, SLICE_NONE);
+        end_without_memory(call->exchange, r);
 }
 
 void api_respond(struct api_call *call, int status, const char *type, struct slice body) {
@@ -228,7 +244,10 @@ void api_refuse(struct api_call *call, const struct openai_error *error) {
         struct buf b = {0};
 
         openai_write_error(&b, error);
-        if (error->status == 503)
+        if (!buf_ok(&b)) {
+                if (call->exchange)
+                        http_exchange_abort(call->exchange);
+        } else if (error->status == 503)
                 api_respond_with(call, 503, "application/json", "Retry-After", SLICE_LIT("1"), buf_slice(&b));
         else
                 api_respond(call, error->status, "application/json", buf_slice(&b));
@@ -246,10 +265,14 @@ void api_begin_stream(struct api_call *call) {
         struct http_field fields[API_FIELDS_MAX];
         size_t n = common_fields(call, fields, "text/event-stream; charset=utf-8");
 
+        int r;
+
         call->status = 200;
-        if (http_begin(call->exchange, 200, (struct http_fields){fields, api_cors_fields(call, fields, n)},
-                HTTP_LENGTH_CHUNKED) == -EINVAL)
-                http_begin(call->exchange, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED);
+        n = api_cors_fields(call, fields, n);
+        r = http_begin(call->exchange, 200, (struct http_fields){fields, n}, HTTP_LENGTH_CHUNKED);
+        if (r == -EINVAL)
+                r = http_begin(call->exchange, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED);
+        end_without_memory(call->exchange, r);
 }
 
 /* ---- arrival -------------------------------------------------------------------------------------------------------------- */
@@ -314,9 +337,12 @@ static bool redirect(struct api_call *call, const struct http_request_head *head
         if (path.len < 2 || path.ptr[path.len - 1] != '/' || !find_route(slice_sub(path, 0, path.len - 1)))
                 return false;
         path.len--;
-        to = arena_printf(&call->arena, "http://%.*s%.*s%s%.*s", SLICE_ARG(host), SLICE_ARG(path),
-            head->query.len ? "?" : "", SLICE_ARG(head->query));
-        api_respond_with(call, 307, NULL, "Location", slice_str(to), SLICE_NONE);
+        to = arena_printf(&call->arena, "%s://%.*s%.*s%s%.*s", call->api->options.tls ? "https" : "http",
+            SLICE_ARG(host), SLICE_ARG(path), head->query.len ? "?" : "", SLICE_ARG(head->query));
+        if (to)
+                api_respond_with(call, 307, NULL, "Location", slice_str(to), SLICE_NONE);
+        else
+                api_refuse_text(call, 500, "InternalServerError", "out of memory");
         return true;
 }
 
@@ -360,7 +386,7 @@ void api_request(void *api, struct http_exchange *x) {
         struct api_call *call = calloc(1, sizeof(*call));
 
         if (!call) {
-                http_respond(x, 500, (struct http_fields){0}, SLICE_NONE);
+                end_without_memory(x, http_respond(x, 500, (struct http_fields){0}, SLICE_NONE));
                 return;
         }
         *call = (struct api_call){.api = a,

@@ -35,6 +35,7 @@ struct api_options { /* all borrowed */
         const char *response_role;  /* NULL: assistant */
         bool prompt_tokens_details; /* cached tokens in usage */
         bool request_id_headers;    /* X-Request-Id in every answer */
+        bool tls;                   /* the server's: absolute addresses begin with https */
         bool force_usage;           /* as if every stream had asked for usage, in every chunk */
         const struct log *log;
 };

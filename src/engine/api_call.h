@@ -1,7 +1,7 @@
 /* api_call.h - one HTTP exchange inside the API, and the sequences it has in the engine (private to the API files).
  *
- * A call's memory has several holders: its exchange, a worker that prepares its prompt, and each sequence in the engine that
- * has not told its end. Whoever lets go last frees it (api_call_drop). So an output of the engine always finds its call, and a
+ * A call's memory has several holders: its exchange, a worker that prepares its prompt, a reset that the engine has not
+ * looked at, and each sequence in the engine whose end was not taken. Whoever lets go last frees it (api_call_drop). So an output of the engine always finds its call, and a
  * client that leaves frees nothing that somebody still writes to. */
 #pragma once
 #include "base/list.h"
@@ -54,7 +54,7 @@ struct api_prepared {
         const uint32_t *bad_sequences;
         enum chat_reasoning reasoning; /* what the prompt leaves open */
         struct slice echo;             /* chat: the last message's text, when it is to be told again */
-        struct slice plain;            /* /detokenize: the text */
+        struct buf tokens;             /* /tokenize and /detokenize: the answer */
 };
 
 /* Text on its way from tokens to the client: stop strings are found here, what may be the start of one is held. */
@@ -63,6 +63,13 @@ struct stop_matcher {
         uint32_t count;
         struct buf held;
         size_t exempt; /* a match must end behind this many bytes of `held`: they came before min_tokens */
+};
+
+/* For naming a token and its alternatives; the memory goes from one token to the next. */
+struct api_names {
+        struct buf bytes;  /* of all texts, one behind the other */
+        struct buf ends;   /* size_t each: where a text ends in `bytes` */
+        struct buf tokens; /* struct openai_token_text each: the alternatives */
 };
 
 /* One sequence: choice `index` of the answer. */
@@ -80,9 +87,11 @@ struct api_choice {
 
         struct detokenizer detokenizer; /* of the text */
         struct detokenizer context;     /* of log-probabilities: all tokens, special ones too */
+        struct api_names names;
         struct stop_matcher matcher;
-        struct output_parser *parser; /* NULL: all text is content */
-        unsigned tool_count;          /* calls begun */
+        struct buf characters, tellable; /* of one token; behind the stop strings. Kept for their memory */
+        struct output_parser *parser;    /* NULL: all text is content */
+        unsigned tool_count;             /* calls begun */
 
         /* What is not told yet; all of the answer when it is not streamed. */
         struct buf text, reasoning, tool_calls;
@@ -91,9 +100,13 @@ struct api_choice {
         struct buf ids; /* uint32_t each */
         struct openai_logprobs logprobs;
         struct buf prompt_logprobs; /* JSON */
-        bool has_news;              /* an event is due */
-        bool echoed;                /* the first event of a completion is out */
-        bool end_told;              /* finish_reason is out */
+        /* While a worker writes them: what the engine told with them and since. */
+        uv_work_t work;
+        struct engine_output *held, *held_last;
+        int held_result;
+        bool has_news; /* an event is due */
+        bool echoed;   /* the first event of a completion is out */
+        bool end_told; /* finish_reason is out */
 };
 
 struct api_call {
@@ -110,8 +123,8 @@ struct api_call {
         struct slice header_id; /* X-Request-Id, in the arena */
 
         struct arena arena;
-        struct slice body; /* for the worker: in the arena */
-        uv_work_t work;
+        struct buf body; /* for the worker, freed when it was read */
+        uv_work_t work;  /* data: NULL unless it is under way */
         enum openai_kind kind;
         struct api_prepared prepared;
         bool counted; /* in api.in_flight */
@@ -158,7 +171,7 @@ int api_prepare(struct api_call *call, struct slice body);
 
 /* ---- api_request.c -------------------------------------------------------------------------------------------------------- */
 
-/* Read the body, on a worker when it is long, and go on from there. */
+/* Read the body, on a worker when it is long, and go on from there. `body` is that of the exchange, where it may be taken. */
 void api_start(struct api_call *call, enum openai_kind kind, struct slice body);
 void api_take_outputs(struct api *a);
 void api_on_writable(struct api_call *call);
@@ -171,7 +184,8 @@ void api_choices_free(struct api_call *call);
 /* 0 or -ENOMEM. */
 int api_choice_init(struct api_choice *choice, struct api_call *call, uint32_t index, const struct api_prompt *prompt);
 void api_choice_free(struct api_choice *choice);
-/* Take what the engine told; sets done, finish and stop. 0 or -ENOMEM. */
+/* Take what the engine told but for the prompt (api_logprobs_prompt comes first); sets done, finish and stop. 0 or
+ * -ENOMEM. */
 int api_choice_take(struct api_choice *choice, const struct engine_output *output);
 
 /* Text in, text that can be told appended to `out`. Returns the stop string that was found (nothing behind it is told), or
@@ -183,9 +197,11 @@ void stop_matcher_flush(struct stop_matcher *m, struct buf *out);
 
 /* ---- api_logprobs.c --------------------------------------------------------------------------------------------------------- */
 
-/* 0 or -ENOMEM. */
+/* What the output tells about the prompt, if anything. Touches this choice and its names alone: any thread. 0 or -ENOMEM. */
 int api_logprobs_prompt(struct api_choice *choice, const struct engine_output *output);
+/* 0 or -ENOMEM. */
 int api_logprobs_token(struct api_choice *choice, const struct engine_token *token);
+void api_names_free(struct api_names *names);
 
 /* ---- api_tell.c: answers and events ------------------------------------------------------------------------------------------ */
 
@@ -195,7 +211,7 @@ void api_tell_events(struct api_call *call);
 void api_tell_usage(struct api_call *call);
 void api_tell_answer(struct api_call *call);
 
-/* ---- api_service.c: endpoints that answer at once ----------------------------------------------------------------------------- */
+/* ---- api_service.c: the other endpoints ----------------------------------------------------------------------------- */
 
 bool api_is_ready(const struct api *a);
 void api_get_health(struct api_call *call, struct slice body);
@@ -204,5 +220,6 @@ void api_get_version(struct api_call *call, struct slice body);
 void api_get_load(struct api_call *call, struct slice body);
 void api_get_metrics(struct api_call *call, struct slice body);
 void api_post_reset(struct api_call *call, struct slice body);
+/* Answer whose reset the engine has looked at. */
+void api_take_resets(struct api *a);
 void api_post_scale_out(struct api_call *call, struct slice body);
-void api_tell_tokens(struct api_call *call);

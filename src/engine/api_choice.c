@@ -151,9 +151,8 @@ static void end_with(struct api_choice *c, enum finish_reason reason, int64_t st
 
 /* One token at a time, so that how many come at once (speculation) changes nothing. `silent`: it ended the sequence and is
  * not part of the text. */
-static int take_token(struct api_choice *c, const struct engine_token *token, bool silent, struct buf *out) {
+static int take_token(struct api_choice *c, const struct engine_token *token, bool silent) {
         const struct openai_request *r = &c->call->prepared.request;
-        struct buf text = {0};
         const struct slice *stop;
         int result = 0;
 
@@ -163,45 +162,42 @@ static int take_token(struct api_choice *c, const struct engine_token *token, bo
         if (r->sampling.logprobs >= 0)
                 result = api_logprobs_token(c, token);
         if (!silent && result == 0) {
-                detokenizer_push(&c->detokenizer, token->id, &text);
-                stop = stop_matcher_push(
-                    &c->matcher, buf_slice(&text), c->tokens > r->sampling.min_tokens, r->sampling.include_stop, out);
+                buf_reset(&c->characters);
+                detokenizer_push(&c->detokenizer, token->id, &c->characters);
+                stop = stop_matcher_push(&c->matcher, buf_slice(&c->characters), c->tokens > r->sampling.min_tokens,
+                    r->sampling.include_stop, &c->tellable);
                 if (stop)
                         end_with(c, FINISH_STOP, -1, stop);
         }
-        if (!buf_ok(&text) || !buf_ok(&c->ids) || !buf_ok(&c->matcher.held))
+        if (!buf_ok(&c->characters) || !buf_ok(&c->ids) || !buf_ok(&c->matcher.held))
                 result = -ENOMEM;
-        buf_free(&text);
         return result;
 }
 
 int api_choice_take(struct api_choice *c, const struct engine_output *output) {
         const struct openai_request *r = &c->call->prepared.request;
         bool only_prompt = openai_is_echo_only(r);
-        struct buf out = {0};
         int result = 0;
 
         c->cached = output->cached_tokens;
-        if (output->prompt_token_count)
-                result = api_logprobs_prompt(c, output);
+        buf_reset(&c->tellable);
         for (uint32_t i = 0; result == 0 && !c->done && i < output->token_count; i++) {
                 bool ends = output->finish == FINISH_STOP && i + 1 == output->token_count;
 
                 if (only_prompt)
                         c->tokens++;
                 else
-                        result = take_token(c, &output->tokens[i], ends && !r->sampling.include_stop, &out);
+                        result = take_token(c, &output->tokens[i], ends && !r->sampling.include_stop);
         }
         if (result == 0 && output->finish != FINISH_NONE && !c->done) {
                 end_with(c, output->finish, output->stop_id, NULL);
                 /* Bytes of a character that was not finished are dropped, as vLLM drops them. */
-                stop_matcher_flush(&c->matcher, &out);
+                stop_matcher_flush(&c->matcher, &c->tellable);
         }
         if (result == 0)
-                result = take_text(c, buf_slice(&out), c->done);
-        if (!buf_ok(&out) || !buf_ok(&c->text) || !buf_ok(&c->reasoning) || !buf_ok(&c->tool_calls))
+                result = take_text(c, buf_slice(&c->tellable), c->done);
+        if (!buf_ok(&c->tellable) || !buf_ok(&c->text) || !buf_ok(&c->reasoning) || !buf_ok(&c->tool_calls))
                 result = -ENOMEM;
-        buf_free(&out);
         c->has_news |= output->token_count > 0 || c->done;
         return result;
 }
@@ -238,7 +234,10 @@ int api_choice_init(struct api_choice *c, struct api_call *call, uint32_t index,
 void api_choice_free(struct api_choice *c) {
         output_parser_free(c->parser);
         openai_logprobs_free(&c->logprobs);
+        api_names_free(&c->names);
         buf_free(&c->matcher.held);
+        buf_free(&c->characters);
+        buf_free(&c->tellable);
         buf_free(&c->text);
         buf_free(&c->reasoning);
         buf_free(&c->tool_calls);

@@ -1,5 +1,6 @@
 /* api_prepare.c - from a body to token ids. Runs on the loop's thread for short bodies and on a worker for long ones: it reads
  * what never changes (options, tokenizer, chat format) and writes into its own call alone. */
+#include "base/json.h"
 #include "engine/api_call.h"
 #include <errno.h>
 
@@ -71,9 +72,26 @@ static int truncate_prompt(struct api_call *call, struct api_prompt *prompt) {
         return 0;
 }
 
+/* A tokenizer may know more tokens than the model that it came with. */
+static int check_ids(struct api_call *call, const struct api_prompt *prompt) {
+        const struct api_options *o = &call->api->options;
+
+        for (uint32_t i = 0; i < prompt->count; i++)
+                if (prompt->ids[i] >= o->defaults.vocab)
+                        return openai_fail(&call->prepared.error, 400, "BadRequestError", "prompt",
+                            "The prompt has the token \"%.*s\" (%u), which the model does not know: its vocabulary "
+                            "ends at "
+                            "%u. (parameter=prompt)",
+                            SLICE_ARG(slice_sub(tokenizer_entry(o->tokenizer, prompt->ids[i]), 0, 64)), prompt->ids[i],
+                            o->defaults.vocab - 1);
+        return 0;
+}
+
 static int finish_prompt(struct api_call *call, struct api_prompt *prompt, bool of_text) {
         int r = truncate_prompt(call, prompt);
 
+        if (r == 0)
+                r = check_ids(call, prompt);
         if (r < 0)
                 return r;
         if (prompt->count == 0)
@@ -117,25 +135,16 @@ static int prepare_completion(struct api_call *call) {
         return 0;
 }
 
-static int render(struct api_call *call, struct slice *ret_text) {
+static int render(struct api_call *call, struct buf *text) {
         const struct api_options *o = &call->api->options;
-        struct buf text = {0};
         struct error e = {0};
         int r;
 
         if (o->chat.family == CHAT_NONE)
                 return refuse(&call->prepared, NULL,
                     "This model has no chat template that is known here; --chat-format names one");
-        r = chat_render(&o->chat, o->tokenizer, &call->prepared.request, &text, &e);
-        if (r == -EINVAL)
-                r = refuse(&call->prepared, NULL, e.text);
-        else if (r == 0) {
-                *ret_text = arena_copy(&call->arena, buf_slice(&text));
-                if (!buf_ok(&text) || !ret_text->ptr)
-                        r = -ENOMEM;
-        }
-        buf_free(&text);
-        return r;
+        r = chat_render(&o->chat, o->tokenizer, &call->prepared.request, text, &e);
+        return r == -EINVAL ? refuse(&call->prepared, NULL, e.text) : r;
 }
 
 /* The last message again, when it is one of the answer's side. */
@@ -150,17 +159,19 @@ static void choose_echo(struct api_call *call) {
 
 static int prepare_chat(struct api_call *call) {
         struct api_prepared *p = &call->prepared;
-        struct slice text;
-        int r = render(call, &text);
+        struct buf text = {0};
+        int r;
 
-        if (r < 0)
-                return r;
         p->prompts = ARENA_NEW(&call->arena, struct api_prompt);
         if (!p->prompts)
                 return -ENOMEM;
         p->prompt_count = 1;
-        p->reasoning = chat_prompt_reasoning(text);
-        r = encode(call, text, p->request.add_special && call->kind == OPENAI_CHAT, &p->prompts[0]);
+        r = render(call, &text);
+        if (r == 0) {
+                p->reasoning = chat_prompt_reasoning(buf_slice(&text));
+                r = encode(call, buf_slice(&text), p->request.add_special && call->kind == OPENAI_CHAT, &p->prompts[0]);
+        }
+        buf_free(&text);
         if (r < 0 || call->kind == OPENAI_TOKENIZE)
                 return r;
         choose_echo(call);
@@ -179,14 +190,46 @@ static int prepare_tokenize(struct api_call *call) {
         return encode(call, p->request.prompts[0].text, p->request.add_special, &p->prompts[0]);
 }
 
+/* Written here because it is as long as the body was. */
+static int write_tokens(struct api_call *call) {
+        struct api_prepared *p = &call->prepared;
+        const struct api_prompt *prompt = &p->prompts[0];
+        struct json_writer w = {.out = &p->tokens};
+
+        json_open(&w, '{');
+        json_key(&w, "count");
+        json_u64(&w, prompt->count);
+        json_key(&w, "max_model_len");
+        json_u64(&w, call->api->options.defaults.max_model_len);
+        json_key(&w, "tokens");
+        json_open(&w, '[');
+        for (uint32_t i = 0; i < prompt->count; i++)
+                json_u64(&w, prompt->ids[i]);
+        json_close(&w, ']');
+        json_key(&w, "token_strs");
+        if (p->request.return_token_strs) {
+                json_open(&w, '[');
+                for (uint32_t i = 0; i < prompt->count; i++)
+                        json_string(&w, tokenizer_entry(call->api->options.tokenizer, prompt->ids[i]));
+                json_close(&w, ']');
+        } else
+                json_null(&w);
+        json_close(&w, '}');
+        return buf_ok(&p->tokens) ? 0 : -ENOMEM;
+}
+
 static int prepare_detokenize(struct api_call *call) {
         const struct openai_prompt *ids = &call->prepared.request.prompts[0];
+        struct json_writer w = {.out = &call->prepared.tokens};
         struct buf text = {0};
         int r = 0;
 
         tokenizer_decode(call->api->options.tokenizer, ids->ids, ids->count, false, &text);
-        call->prepared.plain = arena_copy(&call->arena, buf_slice(&text));
-        if (!buf_ok(&text) || !call->prepared.plain.ptr)
+        json_open(&w, '{');
+        json_key(&w, "prompt");
+        json_string(&w, buf_slice(&text));
+        json_close(&w, '}');
+        if (!buf_ok(&text) || !buf_ok(&call->prepared.tokens))
                 r = -ENOMEM;
         buf_free(&text);
         return r;
@@ -257,6 +300,8 @@ int api_prepare(struct api_call *call, struct slice body) {
                         break;
                 case OPENAI_TOKENIZE:
                         r = prepare_tokenize(call);
+                        if (r == 0)
+                                r = write_tokens(call);
                         break;
                 case OPENAI_DETOKENIZE:
                         r = prepare_detokenize(call);

@@ -16,7 +16,21 @@
  * streams of others, and goes to a worker, which costs 50 us. */
 #define PREPARE_INLINE_BYTES 8192
 
+/* Naming a token costs about a microsecond; what a prompt's report has beyond this many tokens and alternatives goes to a worker
+ * too. */
+#define REPORT_INLINE 1024
+
 /* ---- submission ----------------------------------------------------------------------------------------------------------- */
+
+/* Log-probabilities of the prompt are much work: not where nobody is told them. A chat tells them once for all its choices, a
+ * stream only as the log-probabilities of what is echoed. */
+static bool tells_prompt(const struct api_call *call, uint32_t sibling) {
+        const struct openai_request *r = &call->prepared.request;
+
+        if (call->kind == OPENAI_CHAT)
+                return !r->stream && sibling == 0;
+        return !r->stream || (r->echo && r->sampling.logprobs >= 0);
+}
 
 static int submit(struct api_call *call, struct api_choice *c) {
         const struct api_options *o = &call->api->options;
@@ -36,6 +50,8 @@ static int submit(struct api_call *call, struct api_choice *c) {
         int result;
 
         q.sampling.max_tokens = c->prompt->max_tokens;
+        if (!tells_prompt(call, sibling))
+                q.sampling.prompt_logprobs = -1;
         q.sampling.seed = (int64_t)((uint64_t)r->sampling.seed + sibling);
         result = engine_submit(call->api->engine, &q, &c->id);
         if (result < 0)
@@ -96,7 +112,7 @@ static void name_answer(struct api_call *call) {
                 buf_add_char(&text, (char)c);
         }
         call->answer = (struct openai_answer){.kind = call->kind,
-            .id = arena_copy(&call->arena, buf_slice(&text)),
+            .id = buf_ok(&text) ? arena_copy(&call->arena, buf_slice(&text)) : SLICE_NONE,
             .model = slice_str(o->served_names[0]),
             .fingerprint = slice_str(o->fingerprint),
             .created = (int64_t)(clock_wall_ns() / NS_PER_S)};
@@ -133,7 +149,7 @@ static void proceed(struct api_call *call, int result) {
         else if (call->prepared.error.status)
                 api_refuse(call, &call->prepared.error);
         else if (call->kind == OPENAI_TOKENIZE || call->kind == OPENAI_DETOKENIZE)
-                api_tell_tokens(call);
+                api_respond_buf(call, &call->prepared.tokens);
         else
                 submit_all(call);
 }
@@ -141,14 +157,16 @@ static void proceed(struct api_call *call, int result) {
 static void on_work(uv_work_t *work) {
         struct api_call *call = work->data;
 
-        if (api_prepare(call, call->body) < 0)
+        if (api_prepare(call, buf_slice(&call->body)) < 0)
                 openai_fail(&call->prepared.error, 500, "InternalServerError", NULL, "Internal server error");
 }
 
 static void on_worked(uv_work_t *work, int status) {
         struct api_call *call = work->data;
 
-        (void)status;
+        (void)status; /* cancelled: its exchange has ended */
+        work->data = NULL;
+        buf_free(&call->body);
         if (call->exchange)
                 proceed(call, 0);
         api_call_drop(call);
@@ -170,9 +188,10 @@ void api_start(struct api_call *call, enum openai_kind kind, struct slice body) 
                 return;
         }
         /* The exchange's memory goes with the client; the worker needs its own. */
-        call->body = arena_copy(&call->arena, body);
+        call->body = http_exchange_take_body(call->exchange);
         call->work.data = call;
-        if (!call->body.ptr || uv_queue_work(call->api->loop, &call->work, on_work, on_worked) < 0) {
+        if (uv_queue_work(call->api->loop, &call->work, on_work, on_worked) < 0) {
+                call->work.data = NULL;
                 proceed(call, -ENOMEM);
                 return;
         }
@@ -182,6 +201,8 @@ void api_start(struct api_call *call, enum openai_kind kind, struct slice body) 
 /* ---- the end -------------------------------------------------------------------------------------------------------------- */
 
 void api_abandon(struct api_call *call) {
+        if (call->work.data) /* nobody waits for what no worker has begun; one that has goes on to its end */
+                uv_cancel((uv_req_t *)&call->work);
         if (call->counted)
                 call->api->in_flight--;
         call->counted = false;
@@ -189,7 +210,9 @@ void api_abandon(struct api_call *call) {
                 struct api_choice *c = &call->choices[i];
 
                 if (c->in_engine && !c->done)
-                        engine_abort(call->api->engine, c->id);
+                        engine_abort(call->api->engine, c->id, FINISH_ABORT);
+                if (c->held)
+                        uv_cancel((uv_req_t *)&c->work);
                 c->done = true;
         }
         call->running = 0;
@@ -280,7 +303,8 @@ void api_on_writable(struct api_call *call) {
 
 /* ---- outputs -------------------------------------------------------------------------------------------------------------- */
 
-static void take_output(struct api_choice *c, const struct engine_output *o) {
+/* `result`: of writing what it tells about the prompt. */
+static void take_output(struct api_choice *c, const struct engine_output *o, int result) {
         struct api_call *call = c->call;
         bool last = o->finish != FINISH_NONE;
 
@@ -290,14 +314,14 @@ static void take_output(struct api_choice *c, const struct engine_output *o) {
                 c->in_engine = false;
                 fail(call);
         } else if (!c->done) {
-                if (api_choice_take(c, o) < 0) {
+                if (result < 0 || api_choice_take(c, o) < 0) {
                         c->in_engine = !last;
                         fail(call);
                 } else {
                         if (c->done) {
                                 call->running--;
                                 if (!last) /* a stop string, which the engine knows nothing of */
-                                        engine_abort(call->api->engine, c->id);
+                                        engine_abort(call->api->engine, c->id, c->finish);
                         }
                         tell(call);
                         list_remove(&call->dirty_link);
@@ -310,16 +334,69 @@ static void take_output(struct api_choice *c, const struct engine_output *o) {
         }
 }
 
-void api_take_outputs(struct api *a) {
-        struct engine_output *list;
+static void flush_dirty(struct api *a) {
         struct list *first;
 
-        if (!a->engine)
-                return;
-        list = engine_take(a->engine);
-        for (struct engine_output *o = list; o; o = o->next)
-                take_output(o->user, o);
-        engine_outputs_free(a->engine, list);
         while ((first = list_pop_front(&a->dirty)))
                 flush(list_item(first, struct api_call, dirty_link));
+}
+
+/* ---- long reports ----------------------------------------------------------------------------------------------------------- */
+
+static void on_report(uv_work_t *work) {
+        struct api_choice *c = work->data;
+
+        c->held_result = api_logprobs_prompt(c, c->held);
+}
+
+static void on_reported(uv_work_t *work, int status) {
+        struct api_choice *c = work->data;
+        struct api *a = c->call->api;
+        struct engine_output *list = c->held;
+        int result = c->held_result;
+
+        (void)status; /* cancelled: the choice is done */
+        c->held = c->held_last = NULL;
+        for (const struct engine_output *o = list; o; o = o->next, result = 0)
+                take_output(o->user, o, result); /* the last one may free the choice */
+        engine_outputs_free(a->engine, list);
+        flush_dirty(a);
+}
+
+static bool is_long_report(const struct engine_output *o) {
+        return o->prompt_token_count > 1 &&
+               o->prompt_token_count * (1 + (uint64_t)o->prompt_tokens[1].top_count) > REPORT_INLINE;
+}
+
+/* Keep an output whose report a worker writes, or that comes behind such a one. False: it can be taken now. */
+static bool hold_output(struct engine_output *o) {
+        struct api_choice *c = o->user;
+
+        if (c->held) {
+                c->held_last->next = o;
+                c->held_last = o;
+                return true;
+        }
+        if (c->done || !is_long_report(o))
+                return false;
+        c->work.data = c;
+        c->held = c->held_last = o;
+        if (uv_queue_work(c->call->api->loop, &c->work, on_report, on_reported) == 0)
+                return true;
+        c->held = c->held_last = NULL;
+        return false;
+}
+
+void api_take_outputs(struct api *a) {
+        struct engine_output *next;
+
+        for (struct engine_output *o = engine_take(a->engine); o; o = next) {
+                next = o->next;
+                o->next = NULL;
+                if (hold_output(o))
+                        continue;
+                take_output(o->user, o, ((struct api_choice *)o->user)->done ? 0 : api_logprobs_prompt(o->user, o));
+                engine_outputs_free(a->engine, o);
+        }
+        flush_dirty(a);
 }

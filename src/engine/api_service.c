@@ -1,6 +1,8 @@
-/* api_service.c - endpoints that answer at once: health, models, metrics, and what /tokenize and /detokenize tell. */
+/* api_service.c - endpoints that need no prompt: health, models, metrics, the prefix cache. */
 #include "base/json.h"
 #include "engine/api_call.h"
+#include <errno.h>
+#include <stdlib.h>
 
 bool api_is_ready(const struct api *a) {
         struct engine_load load;
@@ -68,48 +70,35 @@ void api_get_metrics(struct api_call *call, struct slice body) {
 
 void api_post_reset(struct api_call *call, struct slice body) {
         (void)body;
-        if (engine_reset_prefix_cache(call->api->engine))
-                api_respond(call, 200, NULL, SLICE_NONE);
-        else
-                api_refuse_text(call, 503, "ServiceUnavailableError", "Some cached blocks are in use");
+        switch (engine_reset_prefix_cache(call->api->engine, call)) {
+        case 0: /* after the engine's step */
+                api_call_hold(call);
+                break;
+        case -ESHUTDOWN:
+                api_refuse_text(call, 503, "ServiceUnavailableError", "The server is shutting down");
+                break;
+        default:
+                api_refuse_text(call, 500, "InternalServerError", "out of memory");
+        }
+}
+
+void api_take_resets(struct api *a) {
+        struct engine_reset *next;
+
+        for (struct engine_reset *reset = engine_take_resets(a->engine); reset; reset = next) {
+                struct api_call *call = reset->user;
+
+                next = reset->next;
+                if (reset->done)
+                        api_respond(call, 200, NULL, SLICE_NONE);
+                else
+                        api_refuse_text(call, 503, "ServiceUnavailableError", "Some cached blocks are in use");
+                api_call_drop(call);
+                free(reset);
+        }
 }
 
 void api_post_scale_out(struct api_call *call, struct slice body) {
         (void)body;
         api_refuse_text(call, 403, "PermissionDeniedError", "Scale-out endpoints are not part of this server.");
-}
-
-/* What was prepared for /tokenize or /detokenize. */
-void api_tell_tokens(struct api_call *call) {
-        const struct api_prepared *p = &call->prepared;
-        struct buf b = {0};
-        struct json_writer w = {.out = &b};
-
-        json_open(&w, '{');
-        if (call->kind == OPENAI_DETOKENIZE) {
-                json_key(&w, "prompt");
-                json_string(&w, p->plain);
-        } else {
-                const struct api_prompt *prompt = &p->prompts[0];
-
-                json_key(&w, "count");
-                json_u64(&w, prompt->count);
-                json_key(&w, "max_model_len");
-                json_u64(&w, call->api->options.defaults.max_model_len);
-                json_key(&w, "tokens");
-                json_open(&w, '[');
-                for (uint32_t i = 0; i < prompt->count; i++)
-                        json_u64(&w, prompt->ids[i]);
-                json_close(&w, ']');
-                json_key(&w, "token_strs");
-                if (p->request.return_token_strs) {
-                        json_open(&w, '[');
-                        for (uint32_t i = 0; i < prompt->count; i++)
-                                json_string(&w, tokenizer_entry(call->api->options.tokenizer, prompt->ids[i]));
-                        json_close(&w, ']');
-                } else
-                        json_null(&w);
-        }
-        json_close(&w, '}');
-        api_respond_buf(call, &b);
 }

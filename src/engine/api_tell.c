@@ -2,13 +2,7 @@
 #include "engine/api_call.h"
 
 static const char *finish_name(const struct api_choice *c) {
-        static const char *const names[] = {[FINISH_NONE] = NULL,
-            [FINISH_STOP] = "stop",
-            [FINISH_LENGTH] = "length",
-            [FINISH_ABORT] = "abort",
-            [FINISH_ERROR] = "error"};
-
-        return c->finish == FINISH_STOP && c->tool_count ? "tool_calls" : names[c->finish];
+        return c->finish == FINISH_STOP && c->tool_count ? "tool_calls" : finish_reason_name(c->finish);
 }
 
 static struct slice not_null(const struct buf *b) {

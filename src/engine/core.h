@@ -15,19 +15,21 @@ struct command {
         enum { COMMAND_SUBMIT, COMMAND_ABORT, COMMAND_RESET_CACHE } kind;
         struct request *request; /* SUBMIT: handed over */
         engine_id id;            /* ABORT */
+        enum finish_reason reason;
+        struct engine_reset *reset; /* RESET_CACHE: handed over, and back */
         struct command *next;
 };
 
 struct mailbox {
         pthread_mutex_t lock;
         pthread_cond_t work;  /* for the engine thread: commands, stopping */
-        pthread_cond_t reply; /* for the front: cache_reset_done, ended */
+        pthread_cond_t reply; /* for the front: ended */
         struct command *first, *last;
         struct output *out_first, *out_last;
+        struct engine_reset *resets;              /* done */
         uint32_t queued;                          /* submitted and not yet ended */
         bool started, stopping, abort_all, ended; /* the thread's life */
-        bool cache_reset_done, cache_was_reset;
-        bool moved; /* comm_take() has something */
+        bool moved;                               /* comm_take() has something */
 };
 
 #define ID_BUCKETS 4096u

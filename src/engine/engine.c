@@ -210,7 +210,14 @@ static void free_requests(struct engine *g) {
 
                 g->mailbox.first = c->next;
                 request_free(c->request);
+                free(c->reset);
                 free(c);
+        }
+        while (g->mailbox.resets) {
+                struct engine_reset *reset = g->mailbox.resets;
+
+                g->mailbox.resets = reset->next;
+                free(reset);
         }
         for (size_t i = 0; i < ID_BUCKETS; i++)
                 while (g->by_id[i]) {
@@ -251,13 +258,14 @@ void engine_free(struct engine *g) {
 
 /* ---- requests ----------------------------------------------------------------------------------------------------------- */
 
-/* Commands are few and small: one allocation each. -ENOMEM, -ESHUTDOWN, -EAGAIN leave everything as it was. */
-static int send_command(struct engine *g, struct command *c, bool counts) {
+/* Commands are few and small: one allocation each. -ESHUTDOWN, -EAGAIN leave everything as it was. */
+static int send_command(struct engine *g, struct command *c) {
+        bool counts = c->kind == COMMAND_SUBMIT;
         struct mailbox *m = &g->mailbox;
         int r = 0;
 
         pthread_mutex_lock(&m->lock);
-        if (counts && (m->stopping || m->ended))
+        if (c->kind != COMMAND_ABORT && (m->stopping || m->ended))
                 r = -ESHUTDOWN;
         else if (counts && m->queued >= g->options.max_waiting + g->options.max_seqs)
                 r = -EAGAIN;
@@ -298,7 +306,7 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
         if (r == 0) {
                 *c = (struct command){.kind = COMMAND_SUBMIT, .request = q};
                 q->queued_ns = clock_mono_ns();
-                r = send_command(g, c, true);
+                r = send_command(g, c);
         }
         if (r < 0) {
                 if (r == -EAGAIN)
@@ -313,13 +321,13 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
         return 0;
 }
 
-void engine_abort(struct engine *g, engine_id id) {
+void engine_abort(struct engine *g, engine_id id, enum finish_reason reason) {
         struct command *c = malloc(sizeof(*c));
 
         if (!c)
                 return; /* it runs to its end then */
-        *c = (struct command){.kind = COMMAND_ABORT, .id = id};
-        send_command(g, c, false);
+        *c = (struct command){.kind = COMMAND_ABORT, .id = id, .reason = reason};
+        send_command(g, c);
 }
 
 /* ---- outputs ------------------------------------------------------------------------------------------------------------ */
@@ -365,26 +373,31 @@ void engine_metrics(struct engine *g, const char *labels, struct buf *out) {
         metrics_write(&g->metrics, labels, out);
 }
 
-bool engine_reset_prefix_cache(struct engine *g) {
-        struct mailbox *m = &g->mailbox;
-        struct command *c = calloc(1, sizeof(*c));
-        bool done;
+int engine_reset_prefix_cache(struct engine *g, void *user) {
+        struct engine_reset *reset = malloc(sizeof(*reset));
+        struct command *c = malloc(sizeof(*c));
+        int r = -ENOMEM;
 
-        if (!c || !g->started) {
-                free(c);
-                return false;
+        if (reset && c) {
+                *reset = (struct engine_reset){.user = user};
+                *c = (struct command){.kind = COMMAND_RESET_CACHE, .reset = reset};
+                r = send_command(g, c);
         }
-        *c = (struct command){.kind = COMMAND_RESET_CACHE};
-        pthread_mutex_lock(&m->lock);
-        m->cache_reset_done = m->cache_was_reset = false;
-        pthread_mutex_unlock(&m->lock);
-        send_command(g, c, false);
-        pthread_mutex_lock(&m->lock);
-        while (!m->cache_reset_done && !m->ended)
-                pthread_cond_wait(&m->reply, &m->lock);
-        done = m->cache_was_reset;
-        pthread_mutex_unlock(&m->lock);
-        return done;
+        if (r < 0) {
+                free(reset);
+                free(c);
+        }
+        return r;
+}
+
+struct engine_reset *engine_take_resets(struct engine *g) {
+        struct engine_reset *list;
+
+        pthread_mutex_lock(&g->mailbox.lock);
+        list = g->mailbox.resets;
+        g->mailbox.resets = NULL;
+        pthread_mutex_unlock(&g->mailbox.lock);
+        return list;
 }
 
 uint16_t engine_transfer_port(const struct engine *g) {

@@ -75,6 +75,7 @@ struct engine_remote {
         struct comm_source source; /* copied by engine_submit() */
         uint32_t tokens;           /* so many were computed there; 0: not known */
 };
+const char *finish_reason_name(enum finish_reason reason); /* as vLLM counts it; FINISH_NONE: NULL */
 
 /* One sequence (n > 1 is n requests that share a prompt).
  *
@@ -103,9 +104,9 @@ typedef uint64_t engine_id; /* never reused in a process; 0 is none */
 /* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL (ids beyond
  * the vocabulary, a prompt that leaves no room for a token, a remote that cannot be one). */
 int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id);
-/* Ask for an end with FINISH_ABORT at the next step border; the final output still comes. Ids that are unknown or have ended
- * are ignored. */
-void engine_abort(struct engine *g, engine_id id);
+/* Ask for an end at the next step border: FINISH_ABORT when nobody wants more, FINISH_STOP when the front has found a stop
+ * string. The final output still comes, with this reason. Ids that are unknown or have ended are ignored. */
+void engine_abort(struct engine *g, engine_id id, enum finish_reason reason);
 
 /* One token as it was sampled. */
 struct engine_token {
@@ -156,7 +157,17 @@ struct engine_load {
 void engine_load(const struct engine *g, struct engine_load *ret_load); /* any thread */
 /* vLLM's metrics in the Prometheus text format, `labels` such as model_name="x",engine="0". Any thread. */
 void engine_metrics(struct engine *g, const char *labels, struct buf *out);
-/* Drop every cached prefix that no request uses; false when some are in use. Front thread, waits for the step's end. */
-bool engine_reset_prefix_cache(struct engine *g);
+
+/* What has become of an engine_reset_prefix_cache(). */
+struct engine_reset {
+        void *user;
+        bool done; /* false: some cached blocks are in use, all were kept */
+        struct engine_reset *next;
+};
+/* Drop all cached prefixes at the next step border, unless some are in use. Front thread. 0: the answer comes from
+ * engine_take_resets() after a wake; -ENOMEM, -ESHUTDOWN (stopping): none comes. */
+int engine_reset_prefix_cache(struct engine *g, void *user);
+/* The answers since the last call, oldest first, or NULL. free() each. Front thread. */
+struct engine_reset *engine_take_resets(struct engine *g);
 uint32_t engine_kv_blocks(const struct engine *g);
 uint16_t engine_transfer_port(const struct engine *g); /* where KV can be fetched; 0: nowhere */

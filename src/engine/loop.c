@@ -88,11 +88,11 @@ static void admit_request(struct engine *g, struct request *q) {
                 end_request(g, q, FINISH_ERROR, "out of memory");
 }
 
-static void abort_request(struct engine *g, engine_id id) {
+static void abort_request(struct engine *g, engine_id id, enum finish_reason reason) {
         struct request *q = find_request(g, id);
 
         if (q)
-                end_request(g, q, FINISH_ABORT, NULL);
+                end_request(g, q, reason, NULL);
 }
 
 static void abort_everything(struct engine *g) {
@@ -101,14 +101,17 @@ static void abort_everything(struct engine *g) {
                         end_request(g, g->by_id[i], FINISH_ABORT, NULL);
 }
 
-static void reset_cache(struct engine *g) {
-        bool done = blocks_forget(g->blocks);
+static void reset_cache(struct engine *g, struct engine_reset *reset) {
+        struct engine_reset **end = &g->mailbox.resets;
 
+        reset->done = blocks_forget(g->blocks);
         pthread_mutex_lock(&g->mailbox.lock);
-        g->mailbox.cache_reset_done = true;
-        g->mailbox.cache_was_reset = done;
-        pthread_cond_signal(&g->mailbox.reply);
+        while (*end)
+                end = &(*end)->next;
+        *end = reset;
         pthread_mutex_unlock(&g->mailbox.lock);
+        if (g->options.wake)
+                g->options.wake(g->options.wake_context);
 }
 
 /* True when there were any. */
@@ -130,10 +133,10 @@ static bool run_commands(struct engine *g) {
                         admit_request(g, c->request);
                         break;
                 case COMMAND_ABORT:
-                        abort_request(g, c->id);
+                        abort_request(g, c->id, c->reason);
                         break;
                 case COMMAND_RESET_CACHE:
-                        reset_cache(g);
+                        reset_cache(g, c->reset);
                         break;
                 }
                 free(c);

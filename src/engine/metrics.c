@@ -265,12 +265,6 @@ static void write_gauges(const struct engine_figures *f, const char *labels, str
 }
 
 static void write_counters(const struct engine_figures *f, const char *labels, struct buf *out) {
-        static const char *const reasons[] = {[FINISH_STOP] = "stop",
-            [FINISH_LENGTH] = "length",
-            [FINISH_ABORT] = "abort",
-            [FINISH_ERROR] = "error",
-            [FINISH_RECOMPUTED] = "recomputed"};
-
         counter(out, "vllm:prefix_cache_queries_total", labels,
             "Prefix cache queries, in terms of number of queried tokens.", (double)f->prefix_queries);
         counter(out, "vllm:prefix_cache_hits_total", labels, "Prefix cache hits, in terms of number of cached tokens.",
@@ -306,8 +300,8 @@ static void write_counters(const struct engine_figures *f, const char *labels, s
         metrics_describe(
             out, "vllm:request_success_total", METRIC_COUNTER, "Count of successfully processed requests.");
         for (int i = FINISH_STOP; i <= FINISH_RECOMPUTED; i++)
-                sample_with(
-                    out, "vllm:request_success_total", labels, "finished_reason", reasons[i], (double)f->finished[i]);
+                sample_with(out, "vllm:request_success_total", labels, "finished_reason",
+                    finish_reason_name((enum finish_reason)i), (double)f->finished[i]);
         metrics_describe(out, "vllm:admission_rejections_total", METRIC_COUNTER,
             "Number of admission attempts rejected by a queue limit, by reason.");
         sample_with(
@@ -340,20 +334,36 @@ static void write_speculative(
         }
 }
 
-void metrics_write(struct engine_metrics *m, const char *labels, struct buf *out) {
+/* The figures as they are now. 0 or -ENOMEM; free the copy in any case. */
+static int copy_figures(struct engine_metrics *m, struct engine_metrics *ret_copy) {
+        *ret_copy = (struct engine_metrics){.facts = m->facts};
+        for (int i = 0; i < H_COUNT; i++)
+                if (histogram_init(&ret_copy->histograms[i], m->histograms[i].bounds, m->histograms[i].count_bounds) <
+                    0)
+                        return -ENOMEM;
         pthread_mutex_lock(&m->lock);
-        write_gauges(&m->figures, labels, out);
-        write_counters(&m->figures, labels, out);
-        if (m->facts.transfers)
-                write_transfers(&m->figures, labels, out);
-        if (m->facts.draft_tokens)
-                write_speculative(&m->figures, labels, m->facts.draft_tokens, out);
-        for (int i = 0; i < H_COUNT; i++) {
-                if (!m->facts.transfers && (i == H_FETCH_TIME || i == H_FETCH_BYTES))
-                        continue;
-                metrics_describe(out, histograms[i].name, METRIC_HISTOGRAM, histograms[i].help);
-                metrics_histogram(out, histograms[i].name, labels, &m->histograms[i]);
-        }
-        write_cache_config(&m->facts, labels, out);
+        ret_copy->figures = m->figures;
+        for (int i = 0; i < H_COUNT; i++)
+                histogram_copy(&ret_copy->histograms[i], &m->histograms[i]);
         pthread_mutex_unlock(&m->lock);
+        return 0;
+}
+
+void metrics_write(struct engine_metrics *m, const char *labels, struct buf *out) {
+        struct engine_metrics now;
+
+        if (copy_figures(m, &now) == 0) {
+                write_gauges(&now.figures, labels, out);
+                write_counters(&now.figures, labels, out);
+                if (now.facts.draft_tokens)
+                        write_speculative(&now.figures, labels, now.facts.draft_tokens, out);
+                for (int i = 0; i < H_COUNT; i++) {
+                        metrics_describe(out, histograms[i].name, METRIC_HISTOGRAM, histograms[i].help);
+                        metrics_histogram(out, histograms[i].name, labels, &now.histograms[i]);
+                }
+                write_cache_config(&now.facts, labels, out);
+        } else
+                out->failed = true;
+        for (int i = 0; i < H_COUNT; i++)
+                histogram_free(&now.histograms[i]);
 }

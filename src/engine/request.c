@@ -78,6 +78,17 @@ void request_free(struct request *q) {
 
 /* ---- the end --------------------------------------------------------------------------------------------------------------- */
 
+const char *finish_reason_name(enum finish_reason reason) {
+        static const char *const names[] = {[FINISH_NONE] = NULL,
+            [FINISH_STOP] = "stop",
+            [FINISH_LENGTH] = "length",
+            [FINISH_ABORT] = "abort",
+            [FINISH_ERROR] = "error",
+            [FINISH_RECOMPUTED] = "recomputed"};
+
+        return names[reason];
+}
+
 enum finish_reason request_check_end(const struct request *q, int64_t *ret_stop_id) {
         const struct sequence *s = &q->sequence;
         uint32_t last = s->tokens[s->count - 1];

@@ -555,6 +555,13 @@ void http_exchange_collect(
                 send_continue(x);
 }
 
+struct buf http_exchange_take_body(struct http_exchange *x) {
+        struct buf body = x->body;
+
+        x->body = (struct buf){0};
+        return body;
+}
+
 void http_exchange_pause(struct http_exchange *x) {
         x->paused = true;
         http_exchange_wake(x);

@@ -13,6 +13,7 @@
  *  - Every exchange and every call ends in exactly one final callback, whatever happened. */
 #pragma once
 #include "base/arena.h"
+#include "base/buf.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/slice.h"
@@ -153,6 +154,9 @@ void http_exchange_watch(struct http_exchange *x, const struct http_exchange_cal
  * Replaces on_body and on_body_end. */
 void http_exchange_collect(
     struct http_exchange *x, void (*on_all)(struct http_exchange *x, struct slice body, void *user));
+/* From on_all on: the gathered body becomes the caller's, who frees it with buf_free(). The exchange has none then, so that a
+ * body that is read by somebody else, or no more needed, is not kept until the answer's end. */
+struct buf http_exchange_take_body(struct http_exchange *x);
 /* Stop and go on reading the request body (back-pressure). FIN and RST are still seen while paused. */
 void http_exchange_pause(struct http_exchange *x);
 void http_exchange_resume(struct http_exchange *x);

@@ -1,4 +1,5 @@
 /* logprobs.c - log-probabilities as the two endpoints tell them. */
+#include "base/hash.h"
 #include "base/json.h"
 #include "openai/openai.h"
 #include <stdio.h>
@@ -32,33 +33,57 @@ static void comma(struct buf *b) {
                 buf_add_char(b, ',');
 }
 
+/* The taken token is 0, the best ones follow. */
+static const struct openai_token_text *alternative(const struct openai_token_logprobs *t, size_t i) {
+        return i == 0 ? &t->taken : &t->best[i - 1];
+}
+
 /* The taken token, then the best ones without it: what a Python dict of them holds, in its order. Returns false at the
  * end. */
 static bool next_alternative(
     const struct openai_token_logprobs *t, size_t *at, const struct openai_token_text **ret_token) {
-        for (;; (*at)++) {
-                size_t i = *at;
-
-                if (i > t->best_count)
-                        return false;
-                *ret_token = i == 0 ? &t->taken : &t->best[i - 1];
-                if (i == 0 || t->best[i - 1].id != t->taken.id) {
+        for (; *at <= t->best_count; (*at)++) {
+                *ret_token = alternative(t, *at);
+                if (*at == 0 || (*ret_token)->id != t->taken.id) {
                         (*at)++;
                         return true;
                 }
         }
+        return false;
 }
 
-/* Different tokens may stand for the same text (ids without any): an object has room for one of them. */
-static bool told_before(const struct openai_logprobs *l, const struct openai_token_logprobs *t, size_t end,
-    const struct openai_token_text *token) {
-        const struct openai_token_text *other;
-        char a[32], b[32];
+/* ---- names of one object ---------------------------------------------------------------------------------------------------- */
 
-        for (size_t at = 0; next_alternative(t, &at, &other) && at < end;)
-                if (slice_eq(name_of(l, other, a), name_of(l, token, b)))
-                        return true;
-        return false;
+/* Different tokens may stand for the same text (ids without any): an object has room for one of them. A request may ask for the
+ * whole vocabulary, so they are looked up in a table: open addressing, 0 or an alternative's number + 1. */
+static bool names_begin(struct openai_logprobs *l, const struct openai_token_logprobs *t) {
+        size_t most = 1 + (t->best_count < t->top ? t->best_count : t->top), slots = 8;
+        char *table;
+
+        while (slots < 2 * most)
+                slots *= 2;
+        buf_reset(&l->names);
+        table = buf_reserve(&l->names, slots * sizeof(uint32_t));
+        if (!table)
+                return false;
+        memset(table, 0, slots * sizeof(uint32_t));
+        buf_commit(&l->names, slots * sizeof(uint32_t));
+        return true;
+}
+
+/* False: the object has it. */
+static bool names_add(struct openai_logprobs *l, const struct openai_token_logprobs *t, size_t number) {
+        uint32_t *slots = (uint32_t *)(void *)l->names.ptr;
+        size_t mask = l->names.len / sizeof(*slots) - 1, at;
+        struct slice text = alternative(t, number)->text;
+
+        if (l->as_ids) /* no two are the same */
+                return true;
+        for (at = hash64(text, 0) & mask; slots[at]; at = (at + 1) & mask)
+                if (slice_eq(alternative(t, slots[at] - 1)->text, text))
+                        return false;
+        slots[at] = (uint32_t)number + 1;
+        return true;
 }
 
 static void add_completion(struct openai_logprobs *l, const struct openai_token_logprobs *t) {
@@ -81,8 +106,12 @@ static void add_completion(struct openai_logprobs *l, const struct openai_token_
         add_logprob(&l->list[TOKEN_LOGPROBS], t->taken.logprob);
         buf_add_char(top, '{');
         /* With `top` 0 the taken token alone, else at most one more than `top`. */
+        if (!names_begin(l, t)) {
+                top->failed = true;
+                return;
+        }
         for (size_t at = 0; next_alternative(t, &at, &token) && told <= t->top;) {
-                if (told_before(l, t, at, token))
+                if (!names_add(l, t, at - 1))
                         continue;
                 if (told++)
                         buf_add_char(top, ',');
@@ -145,6 +174,7 @@ void openai_logprobs_clear(struct openai_logprobs *l) {
 void openai_logprobs_free(struct openai_logprobs *l) {
         for (int i = 0; i < 4; i++)
                 buf_free(&l->list[i]);
+        buf_free(&l->names);
 }
 
 void openai_write_prompt_logprobs(struct buf *b, const struct openai_token_logprobs *t) {

@@ -175,6 +175,7 @@ struct openai_logprobs {
         uint32_t count;
         size_t offset;      /* text_offset of the next token, in characters */
         struct buf list[4]; /* completion: tokens, token_logprobs, top_logprobs, text_offset; chat: content */
+        struct buf names;   /* for the names that one object has */
 };
 /* The token that was taken, then the likeliest ones (which may hold it as well, and hold it once in the answer), at most
  * `top` of them. `known` false: the first token of a prompt, which has no probability. */

@@ -84,16 +84,37 @@ out:
         return r;
 }
 
+static int recognise(const struct buf *template, const char *where, struct chat_format *ret_format, struct error *e) {
+        if (!buf_ok(template))
+                return error_set(e, -ENOMEM, "out of memory");
+        if (!chat_format_of(buf_slice(template), ret_format))
+                return error_set(e, -EINVAL, "the chat template of %s is none of DeepSeek V2, V3, R1 and V3.1", where);
+        return 0;
+}
+
 int chat_format_detect(const char *dir, struct chat_format *ret_format, struct error *e) {
         struct buf template = {0};
         int r = read_template(dir, &template, e);
 
-        if (r == 0 && !buf_ok(&template))
-                r = error_set(e, -ENOMEM, "out of memory");
-        if (r == 0 && template.len == 0)
+        if (r == 0 && buf_ok(&template) && template.len == 0)
                 r = error_set(e, -EINVAL, "%s has no chat template", dir);
-        if (r == 0 && !chat_format_of(buf_slice(&template), ret_format))
-                r = error_set(e, -EINVAL, "the chat template of %s is none of DeepSeek V2, V3, R1 and V3.1", dir);
+        if (r == 0)
+                r = recognise(&template, dir, ret_format, e);
+        buf_free(&template);
+        return r;
+}
+
+int chat_format_named(const char *name, struct chat_format *ret_format, struct error *e) {
+        bool is_text = strchr(name, '{') != NULL;
+        struct buf template = {0};
+        int r = 0;
+
+        if (is_text)
+                buf_add_str(&template, name);
+        else
+                r = os_read_file(name, TEMPLATE_MAX, &template, e);
+        if (r == 0)
+                r = recognise(&template, is_text ? "the option" : name, ret_format, e);
         buf_free(&template);
         return r;
 }

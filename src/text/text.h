@@ -93,6 +93,8 @@ struct chat_format {
 /* Recognise the format by the template of the model in DIR (chat_template.jinja, else tokenizer_config.json). 0; -EINVAL:
  * there is no template, or it is none of ours (the caller may go on without chat); or why a file cannot be read. */
 int chat_format_detect(const char *dir, struct chat_format *ret_format, struct error *e);
+/* The same for one template by itself: a file, or its text where it has a '{' (as --chat-template takes it). */
+int chat_format_named(const char *template, struct chat_format *ret_format, struct error *e);
 /* The same for the text of a template; false: none of ours. */
 bool chat_format_of(struct slice template, struct chat_format *ret_format);
 /* A name as --chat-format takes it: "deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1", and

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 
 from harness import MODEL, Connection, Serve, TestCase, baton, free_port, http, metric, stream, wait_until
@@ -201,6 +202,53 @@ class Ending(TestCase):
             code, _, err = baton("serve", MODEL, "--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
             self.assertEqual(2, code)
             self.assertIn("in use by another program", err)
+
+    def test_what_is_cheap_is_checked_before_the_weights(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in os.listdir(MODEL):
+                if not name.endswith(".safetensors"):
+                    os.symlink(os.path.join(MODEL, name), os.path.join(folder, name))
+            port = str(free_port())
+            for args, words in [
+                (["--max-model-len", "999999"], "max_position_embeddings 2048"),
+                (["--reasoning-parser", "x"], "deepseek_r1"),
+                (["--tokenizer", "/no/such"], "/no/such/tokenizer.json"),
+                (["--override-generation-config", "x"], "--override-generation-config: not JSON"),
+                (["--default-chat-template-kwargs", "[]"], "--default-chat-template-kwargs: not a JSON object"),
+                (["--allowed-origins", "[1]"], "--allowed-origins"),
+                (["--ssl-certfile", "/no/such", "--ssl-keyfile", "/no/such"], "/no/such"),
+                ([], "safetensors"),
+            ]:
+                code, _, err = baton("serve", folder, "--port", port, *args)
+                self.assertEqual(2, code, err)
+                self.assertIn(words, err)
+
+    def test_what_would_be_a_silent_lie_is_refused(self):
+        for args, words in [
+            (["--config", "vllm.yaml"], "vllm.yaml"),
+            (["--chat-template", "/no/such.jinja"], "--chat-template"),
+            (["--chat-template", "{{ messages }}"], "none of DeepSeek"),
+            (["--chat-template", "x.jinja", "--chat-format", "deepseek-v3"], "leave one out"),
+            (["--ssl-ciphers", "HIGH"], "--ssl-ciphers"),
+            (["--ssl-cert-reqs", "2"], "--ssl-cert-reqs 2"),
+            (["--ssl-ca-certs", "/no/such"], "--ssl-ca-certs"),
+        ]:
+            code, _, err = baton("serve", MODEL, "--port", str(free_port()), *args)
+            self.assertEqual(2, code, err)
+            self.assertIn(words, err)
+
+    def test_tokenizer_and_template_of_another_folder_count(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("config.json", "generation_config.json", "model.safetensors"):
+                os.symlink(os.path.join(MODEL, name), os.path.join(folder, name))
+            with Serve("--tokenizer", MODEL, "--threads", "1", model=folder) as engine:
+                self.assertEqual("The capital of Norway is Oslo.", text_of(http(engine.port, "POST", "/v1/chat/completions", QUESTION)))
+            template = os.path.join(folder, "v2.jinja")
+            with open(template, "w", encoding="utf-8") as f:
+                f.write("User: {{ m }} Assistant: {{ m }}{{ 'Assistant:' }}")
+            with Serve("--tokenizer", MODEL, "--chat-template", template, "--threads", "1", model=folder) as engine:
+                ids = http(engine.port, "POST", "/tokenize", {"messages": QUESTION["messages"]}).json()["tokens"]
+                self.assertIn("\n\nAssistant:", http(engine.port, "POST", "/detokenize", {"tokens": ids}).json()["prompt"])
 
     def test_options_without_effect_are_named_once(self):
         with Serve("--threads", "1", "--trust-remote-code", "--enforce-eager", "--async-scheduling") as engine:

@@ -42,6 +42,25 @@ static void a_value_falls_into_the_first_bucket_that_holds_it(void **state) {
         histogram_free(&h);
 }
 
+static void a_copy_stays_as_it_was(void **state) {
+        struct histogram h, copy;
+        struct buf before = {0}, after = {0};
+
+        assert_int_equal(histogram_init(&h, bounds, BOUNDS), 0);
+        assert_int_equal(histogram_init(&copy, bounds, BOUNDS), 0);
+        for (size_t i = 0; i < BOUNDS; i++)
+                histogram_add(&h, bounds[i] + 0.1);
+        metrics_histogram(&before, "h", "", &h);
+        histogram_copy(&copy, &h);
+        histogram_add(&h, 0);
+        metrics_histogram(&after, "h", "", &copy);
+        assert_true(slice_eq(buf_slice(&before), buf_slice(&after)));
+        buf_free(&before);
+        buf_free(&after);
+        histogram_free(&h);
+        histogram_free(&copy);
+}
+
 static void a_histogram_without_bounds_still_counts(void **state) {
         struct histogram h;
         struct buf b = {0};
@@ -110,6 +129,7 @@ static void out_of_memory_is_said(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(a_value_falls_into_the_first_bucket_that_holds_it),
+            cmocka_unit_test(a_copy_stays_as_it_was),
             cmocka_unit_test(a_histogram_without_bounds_still_counts),
             cmocka_unit_test(the_text_is_what_prometheus_reads),
             cmocka_unit_test(label_values_are_escaped),

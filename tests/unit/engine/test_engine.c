@@ -237,15 +237,16 @@ static void an_abort_in_any_state_ends_it_and_leaks_nothing(void **state) {
                 for (int i = 0; i < 4; i++) {
                         uint32_t before = a[i].count;
                         bool ended = a[i].finish != FINISH_NONE;
+                        enum finish_reason reason = i % 2 ? FINISH_STOP : FINISH_ABORT;
 
-                        engine_abort(g, ids[i]);
+                        engine_abort(g, ids[i], reason);
                         engine_step(g);
                         take_outputs(g);
                         if (ended)
                                 continue;
-                        assert_int_equal(a[i].finish, FINISH_ABORT);
-                        assert_int_equal(a[i].count, before); /* at the step border: nothing more is computed */
-                        engine_abort(g, ids[i]);              /* a second time is nothing */
+                        assert_int_equal(a[i].finish, reason);
+                        assert_int_equal(a[i].count, before);  /* at the step border: nothing more is computed */
+                        engine_abort(g, ids[i], FINISH_ABORT); /* a second time is nothing */
                 }
                 run_to_end(g);
                 assert_at_rest(g);
@@ -257,9 +258,9 @@ static void unknown_ids_are_ignored(void **state) {
         struct engine_options o = rig_options(&rig);
         struct engine *g = engine_of(&o);
 
-        engine_abort(g, 1);
-        engine_abort(g, 0);
-        engine_abort(g, UINT64_MAX);
+        engine_abort(g, 1, FINISH_ABORT);
+        engine_abort(g, 0, FINISH_ABORT);
+        engine_abort(g, UINT64_MAX, FINISH_ABORT);
         assert_true(engine_step(g)); /* there was something to look at, */
         assert_null(engine_take(g)); /* but nothing to tell */
         assert_false(engine_step(g));
@@ -389,7 +390,7 @@ static void figures_add_up(void **state) {
                 submit(g, prompt, 40, &p, &a[i]);
                 if (i == 0)
                         run_to_end(g);
-                engine_abort(g, 3);
+                engine_abort(g, 3, FINISH_ABORT);
         }
         run_to_end(g);
         engine_metrics(g, "model_name=\"m\",engine=\"0\"", &text);
@@ -531,7 +532,7 @@ static void a_front_gets_every_answer_while_it_submits_aborts_and_looks(void **s
                 struct engine_load load;
 
                 if (i % 7 == 3)
-                        engine_abort(g, id);
+                        engine_abort(g, id, FINISH_ABORT);
                 if (i % 13 == 0) {
                         buf_reset(&text);
                         engine_metrics(g, "", &text);
@@ -539,7 +540,7 @@ static void a_front_gets_every_answer_while_it_submits_aborts_and_looks(void **s
                         assert_true(load.healthy);
                 }
                 if (i % 17 == 16)
-                        engine_reset_prefix_cache(g);
+                        assert_int_equal(engine_reset_prefix_cache(g, NULL), 0); /* answers that nobody takes */
                 if (i % 5 == 4)
                         take_outputs(g);
         }
@@ -584,10 +585,10 @@ static void stopping_lets_requests_end_and_takes_no_new_ones(void **state) {
                 assert_int_equal(a[i].count, 16);
         }
         assert_int_equal(engine_submit(g, &q, &id), -ESHUTDOWN);
-        engine_abort(g, 1);
+        engine_abort(g, 1, FINISH_ABORT);
         engine_load(g, &load);
         assert_false(load.healthy);
-        assert_false(engine_reset_prefix_cache(g));
+        assert_int_equal(engine_reset_prefix_cache(g, NULL), -ESHUTDOWN);
         assert_at_rest(g);
         engine_free(g);
 }
@@ -624,6 +625,20 @@ static void an_idle_engine_stops_at_once_and_one_that_never_ran_can_be_freed(voi
         engine_free(NULL);
 }
 
+static bool reset_cache(struct engine *g, struct front *f) {
+        struct engine_reset *reset;
+        bool done;
+
+        assert_int_equal(engine_reset_prefix_cache(g, f), 0);
+        while (!(reset = engine_take_resets(g)))
+                await_news(f);
+        assert_ptr_equal(reset->user, f);
+        assert_null(reset->next);
+        done = reset->done;
+        free(reset);
+        return done;
+}
+
 static void a_reset_forgets_prefixes_when_nothing_uses_them(void **state) {
         struct engine_options o = rig_options(&rig);
         struct sampling_params p = plain_sampling();
@@ -642,7 +657,7 @@ static void a_reset_forgets_prefixes_when_nothing_uses_them(void **state) {
                 }
                 assert_int_equal(a.cached, round == 1 ? 32 : 0);
                 if (round == 1)
-                        assert_true(engine_reset_prefix_cache(g));
+                        assert_true(reset_cache(g, &f));
         }
         engine_stop(g, 600000);
         engine_free(g);

@@ -393,7 +393,7 @@ static void only_a_good_end_is_kept(void **state) {
         q.keep = true;
         id = submit_to(t.p, &q);
         engine_step(t.p);
-        engine_abort(t.p, id);
+        engine_abort(t.p, id, FINISH_ABORT);
         run_to_end(t.p);
         assert_int_equal(a.finish, FINISH_ABORT);
         assert_int_equal(t.p->kept, 0);
@@ -434,7 +434,7 @@ static void a_client_that_leaves_at_any_moment_leaves_nothing(void **state) {
                         wait_moved(t.d); /* it has ended, and nobody knows yet */
                 if (moment > 2)
                         engine_step(t.d);
-                engine_abort(t.d, id);
+                engine_abort(t.d, id, FINISH_ABORT);
                 run_to_end(t.d);
                 assert_int_equal(a.finish, FINISH_ABORT);
                 settle(&t);

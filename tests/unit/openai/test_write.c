@@ -373,6 +373,30 @@ static void alternatives_with_the_same_text_are_told_once(void **state) {
         openai_logprobs_free(&l);
 }
 
+/* As many as a vocabulary has, every name twice: what compares all with all does not come to an end here. */
+static void a_whole_vocabulary_of_alternatives_is_told(void **state) {
+        enum { COUNT = 200000 };
+        struct openai_token_text *best = calloc(COUNT, sizeof(*best));
+        struct openai_logprobs l = {.kind = OPENAI_COMPLETION};
+        struct openai_token_logprobs t = {.taken = {.id = COUNT, .text = SLICE_LIT("taken")},
+            .known = true,
+            .best = best,
+            .best_count = COUNT,
+            .top = COUNT};
+        struct arena names = {0};
+        yyjson_doc *doc;
+
+        for (uint32_t i = 0; i < COUNT; i++)
+                best[i] = (struct openai_token_text){.id = i, .text = slice_str(arena_printf(&names, "%u", i / 2))};
+        openai_logprobs_add(&l, &t);
+        assert_int_equal(json_parse(buf_slice(&l.list[2]), &doc, NULL), 0);
+        assert_int_equal(yyjson_obj_size(yyjson_doc_get_root(doc)), 1 + COUNT / 2);
+        yyjson_doc_free(doc);
+        openai_logprobs_free(&l);
+        arena_free(&names);
+        free(best);
+}
+
 static void chunks_of_logprobs_go_on_counting_characters(void **state) {
         struct openai_logprobs l = {.kind = OPENAI_COMPLETION};
         struct openai_token_logprobs t = {.taken = {1, -1, 1, SLICE_LIT("ä€")}, .known = true};
@@ -416,6 +440,7 @@ int main(void) {
             cmocka_unit_test(streamed_calls_begin_with_a_name_and_go_on_with_fragments),
             cmocka_unit_test(no_infinity_gets_into_json),
             cmocka_unit_test(alternatives_with_the_same_text_are_told_once),
+            cmocka_unit_test(a_whole_vocabulary_of_alternatives_is_told),
             cmocka_unit_test(chunks_of_logprobs_go_on_counting_characters),
             cmocka_unit_test(errors_and_models_have_vllms_members),
         };
