@@ -355,9 +355,13 @@ void metrics_write(struct engine_metrics *m, const char *labels, struct buf *out
         if (copy_figures(m, &now) == 0) {
                 write_gauges(&now.figures, labels, out);
                 write_counters(&now.figures, labels, out);
+                if (now.facts.transfers)
+                        write_transfers(&now.figures, labels, out);
                 if (now.facts.draft_tokens)
                         write_speculative(&now.figures, labels, now.facts.draft_tokens, out);
                 for (int i = 0; i < H_COUNT; i++) {
+                        if (!now.facts.transfers && (i == H_FETCH_TIME || i == H_FETCH_BYTES))
+                                continue;
                         metrics_describe(out, histograms[i].name, METRIC_HISTOGRAM, histograms[i].help);
                         metrics_histogram(out, histograms[i].name, labels, &now.histograms[i]);
                 }
