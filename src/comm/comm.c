@@ -140,7 +140,7 @@ void comm_need_ticks(struct comm *c) {
 }
 
 void comm_take_asked(struct comm *c) {
-        bool withdraw;
+        struct buf withdrawn;
         struct list *at;
 
         for (;;) {
@@ -149,8 +149,8 @@ void comm_take_asked(struct comm *c) {
                 bool start = false, drop = false;
 
                 pthread_mutex_lock(&c->lock);
-                withdraw = c->withdraw;
-                c->withdraw = false;
+                withdrawn = c->withdrawn;
+                c->withdrawn = (struct buf){0};
                 if ((at = list_pop_front(&c->asked_leases)))
                         l = list_item(at, struct lease, ask_link);
                 else if ((at = list_pop_front(&c->asked_fetches))) {
@@ -164,9 +164,9 @@ void comm_take_asked(struct comm *c) {
                         lease_begin(c, l);
                 if (f)
                         fetch_asked(f, start, drop);
-                if (withdraw)
-                        leases_withdraw(c);
-                if (!l && !f && !withdraw)
+                leases_withdraw(c, buf_slice(&withdrawn));
+                buf_free(&withdrawn);
+                if (!l && !f)
                         return;
         }
 }
@@ -254,6 +254,7 @@ void comm_free(struct comm *c) {
         uv_loop_close(&c->loop);
         free_asked(c);
         free_leases(c);
+        buf_free(&c->withdrawn);
         sources_free(c);
         list = comm_take(c);
         while (list) {
@@ -321,10 +322,14 @@ uint16_t comm_port(const struct comm *c) {
 
 /* ---- asking ------------------------------------------------------------------------------------------------------------ */
 
+static bool is_name(struct slice s) {
+        return s.len > 0 && s.len <= COMM_NAME_MAX && !memchr(s.ptr, '\0', s.len);
+}
+
 int comm_export(struct comm *c, struct slice id, const uint32_t *blocks, size_t count, uint32_t tokens, void *user) {
         struct lease *l;
 
-        if (id.len == 0 || id.len > COMM_NAME_MAX || tokens == 0 || (uint64_t)count * c->pool.block_tokens < tokens)
+        if (!is_name(id) || tokens == 0 || (uint64_t)count * c->pool.block_tokens < tokens)
                 return -EINVAL;
         l = calloc(1, sizeof(*l) + count * sizeof(*blocks) + id.len);
         if (!l)
@@ -345,9 +350,14 @@ int comm_export(struct comm *c, struct slice id, const uint32_t *blocks, size_t 
         return 0;
 }
 
-void comm_withdraw_all(struct comm *c) {
+void comm_withdraw(struct comm *c, struct slice id) {
         pthread_mutex_lock(&c->lock);
-        c->withdraw = true;
+        buf_reserve(&c->withdrawn, id.len + 1); /* whole, or not at all */
+        if (buf_ok(&c->withdrawn)) {
+                buf_add(&c->withdrawn, id);
+                buf_add_char(&c->withdrawn, '\0');
+        }
+        c->withdrawn.failed = false;
         pthread_mutex_unlock(&c->lock);
         uv_async_send(&c->asked);
 }
@@ -360,10 +370,6 @@ static struct slice keep_name(char **at, struct slice name) {
         (*at)[name.len] = '\0';
         *at += name.len + 1;
         return kept;
-}
-
-static bool is_name(struct slice s) {
-        return s.len > 0 && s.len <= COMM_NAME_MAX && !memchr(s.ptr, '\0', s.len);
 }
 
 static void ask(struct comm_fetch *f, bool start, bool drop) {

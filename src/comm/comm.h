@@ -18,8 +18,8 @@
  * the first that differs ends the fetch with a text that names it.
  *
  * Each rank has one thread of its own for this. Bytes go by the shortest way: out of the producer's memory when both are
- * processes of one host that may read one another (process_vm_readv), else over TCP. What is called from outside is called
- * by one thread, the engine's, which is told of ends through comm_take(). */
+ * processes of one host that may read one another (process_vm_readv), else over TCP. Functions
+ * may be called from any thread; what is done to one fetch, one thing after the other. */
 #pragma once
 #include "base/error.h"
 #include "base/log.h"
@@ -70,8 +70,8 @@ uint16_t comm_port(const struct comm *c); /* where it listens; 0: nowhere */
 /* Keep `tokens` tokens in `count` blocks for whoever names `id`. The caller holds the blocks until COMM_RELEASED. Returns 0,
  * -EINVAL (a name too long, or blocks and tokens that do not fit), -ENOMEM. */
 int comm_export(struct comm *c, struct slice id, const uint32_t *blocks, size_t count, uint32_t tokens, void *user);
-/* Give up every lease that nobody is reading. */
-void comm_withdraw_all(struct comm *c);
+/* Give up a lease, unless somebody is reading it or it has ended. Without memory it is left to its time. */
+void comm_withdraw(struct comm *c, struct slice id);
 
 /* ---- consumer --------------------------------------------------------------------------------------------------------- */
 

@@ -88,7 +88,8 @@ struct comm {
         pthread_mutex_t lock;
         struct list asked_leases, asked_fetches;
         struct comm_event *first_event, *last_event;
-        bool stopping, withdraw;
+        struct buf withdrawn; /* names of leases, each with a NUL */
+        bool stopping;
 
         /* comm's thread */
         uv_loop_t loop;
@@ -120,7 +121,7 @@ int leases_listen(struct comm *c, struct error *e);
 void lease_begin(struct comm *c, struct lease *l);
 /* These two: true while anything has a deadline. */
 bool leases_tick(struct comm *c, uint64_t now);
-void leases_withdraw(struct comm *c);
+void leases_withdraw(struct comm *c, struct slice names); /* each with a NUL */
 void readers_close(struct comm *c);
 
 /* fetch.c */

@@ -86,11 +86,13 @@ bool leases_tick(struct comm *c, uint64_t now) {
         return waits || !list_empty(&c->leases);
 }
 
-void leases_withdraw(struct comm *c) {
-        list_for_each (at, &c->leases) {
-                struct lease *l = list_item(at, struct lease, link);
+void leases_withdraw(struct comm *c, struct slice names) {
+        while (names.len) {
+                struct slice name = slice_take(&names, slice_find(names, '\0', 0));
+                struct lease *l = *find_lease(c, name);
 
-                if (!l->reader)
+                slice_take(&names, 1);
+                if (l && !l->reader)
                         lease_end(c, l, -ECANCELED, "it was given up");
         }
 }

@@ -330,6 +330,8 @@ static void take_output(struct api_choice *c, const struct engine_output *o, int
                         list_remove(&call->dirty_link);
                         list_push_back(&call->api->dirty, &call->dirty_link);
                 }
+        } else if (o->kept) { /* its client has left */
+                engine_release(call->api->engine, o->kept->id);
         }
         if (last) {
                 c->in_engine = false;

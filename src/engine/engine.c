@@ -400,6 +400,11 @@ struct engine_reset *engine_take_resets(struct engine *g) {
         return list;
 }
 
+void engine_release(struct engine *g, const char *kept_id) {
+        if (g->comm)
+                comm_withdraw(g->comm, slice_str(kept_id));
+}
+
 uint16_t engine_transfer_port(const struct engine *g) {
         return g->comm ? comm_port(g->comm) : 0;
 }

@@ -170,4 +170,6 @@ int engine_reset_prefix_cache(struct engine *g, void *user);
 /* The answers since the last call, oldest first, or NULL. free() each. Front thread. */
 struct engine_reset *engine_take_resets(struct engine *g);
 uint32_t engine_kv_blocks(const struct engine *g);
+/* What was kept is not going to be fetched. Any thread. */
+void engine_release(struct engine *g, const char *kept_id);
 uint16_t engine_transfer_port(const struct engine *g); /* where KV can be fetched; 0: nowhere */

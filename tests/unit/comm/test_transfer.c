@@ -339,7 +339,8 @@ static void what_nobody_reads_can_be_withdrawn(void **state) {
         open_both(&p, 4, &d, 4);
         source = source_at(&p, "a");
         assert_int_equal(comm_export(p.comm, SLICE_LIT("a"), blocks, 1, 4, NULL), 0);
-        comm_withdraw_all(p.comm);
+        comm_withdraw(p.comm, SLICE_LIT("a"));
+        comm_withdraw(p.comm, SLICE_LIT("b")); /* there is none */
         assert_released(&p, -ECANCELED);
         comm_fetch(announce(&d, &source), blocks, 1, 0, 4);
         assert_fetched(&d, -ENOENT, NULL);

@@ -527,6 +527,8 @@ static void what_nobody_fetches_is_freed_when_its_lease_ends(void **state) {
 static void models_that_differ_do_not_share(void **state) {
         uint32_t prompt[ANSWER_MAX];
         struct sampling_params p = sampling_of(0);
+        struct engine_remote remote;
+        struct handed h;
         struct answer a;
         struct pair t;
         struct rng r;
@@ -536,10 +538,12 @@ static void models_that_differ_do_not_share(void **state) {
         pair_prepare(&t);
         t.p_options.kv_type = KV_BF16;
         pair_open(&t);
-        hand_over(&t, prompt, 20, &p, &a);
+        prefill(&t, prompt, 20, &p, &h);
+        remote = remote_of(&t, &h);
+        submit_decode(&t, &remote, prompt, 20, &p, &a);
+        run_fetching(t.d);
         assert_int_equal(a.finish, FINISH_ERROR);
-        t.p_transfer.lease_ms = 0;
-        comm_withdraw_all(t.p->comm);
+        engine_release(t.p, h.id);
         pair_close(&t);
 }
 
