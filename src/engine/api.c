@@ -194,6 +194,8 @@ static size_t common_fields(const struct api_call *call, struct http_field field
                 fields[n++] = (struct http_field){SLICE_LIT("Content-Type"), slice_str(type)};
         if (call->api->options.request_id_headers && call->header_id.len)
                 fields[n++] = (struct http_field){SLICE_LIT("X-Request-Id"), call->header_id};
+        if (call->fetched[0])
+                fields[n++] = (struct http_field){SLICE_LIT("X-Baton-KV"), slice_str(call->fetched)};
         return n;
 }
 

@@ -138,6 +138,7 @@ struct api_call {
         bool streaming, blocked, over; /* over: the whole answer was handed to http */
         bool roles_told;
         struct buf transfer; /* kv_transfer_params of the answer; empty: null */
+        char fetched[48];    /* X-Baton-KV: what the prompt's KV from another engine was; "": none */
         struct buf out;      /* events */
 };
 

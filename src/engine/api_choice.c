@@ -1,7 +1,9 @@
 /* api_choice.c - one sequence on its way from tokens to what is told: characters, stop strings, reasoning and tool calls. */
+#include "base/clock.h"
 #include "base/rng.h"
 #include "engine/api_call.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* ---- stop strings --------------------------------------------------------------------------------------------------------- */
@@ -176,6 +178,13 @@ static int take_token(struct api_choice *c, const struct engine_token *token, bo
         return result;
 }
 
+/* Before anything of the answer is told. */
+static void note_fetch(struct api_call *call, const struct engine_output *o) {
+        if (o->fetched_bytes)
+                snprintf(call->fetched, sizeof(call->fetched), "bytes=%llu, ms=%.3f",
+                    (unsigned long long)o->fetched_bytes, (double)o->fetch_ns / NS_PER_MS);
+}
+
 int api_choice_take(struct api_choice *c, const struct engine_output *output) {
         const struct openai_request *r = &c->call->prepared.request;
         bool only_prompt = openai_is_echo_only(r);
@@ -192,6 +201,7 @@ int api_choice_take(struct api_choice *c, const struct engine_output *output) {
                 else
                         result = take_token(c, &output->tokens[i], ends && !r->sampling.include_stop);
         }
+        note_fetch(c->call, output);
         if (result == 0 && output->finish != FINISH_NONE && !c->done) {
                 end_with(c, output->finish, output->stop_id, NULL);
                 /* Bytes of a character that was not finished are dropped, as vLLM drops them. */

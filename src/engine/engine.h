@@ -129,11 +129,12 @@ struct engine_output {
         void *user;
         const struct engine_token *tokens; /* new since the last output; may be none */
         uint32_t token_count;
-        enum finish_reason finish;      /* FINISH_NONE: more follows */
-        int64_t stop_id;                /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
-        const char *error;              /* FINISH_ERROR: text for people, else NULL */
-        uint32_t cached_tokens;         /* of the prompt, found in the prefix cache */
-        const struct engine_kept *kept; /* with the end: the KV that is kept, NULL: none */
+        enum finish_reason finish;        /* FINISH_NONE: more follows */
+        int64_t stop_id;                  /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
+        const char *error;                /* FINISH_ERROR: text for people, else NULL */
+        uint32_t cached_tokens;           /* of the prompt, found in the prefix cache */
+        uint64_t fetched_bytes, fetch_ns; /* of the prompt's KV from another engine; 0: none */
+        const struct engine_kept *kept;   /* with the end: the KV that is kept, NULL: none */
         const struct engine_token
             *prompt_tokens; /* with prompt_logprobs, once, with the first token; of the first only the
                                                    * id is set */

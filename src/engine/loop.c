@@ -12,6 +12,8 @@
 
 static void tell(struct engine *g, const struct request *q, struct output *o) {
         o->public.cached_tokens = q->sequence.cached;
+        o->public.fetched_bytes = q->fetched_bytes;
+        o->public.fetch_ns = q->fetch_ns;
         o->public.queued_ns = q->queued_ns;
         o->public.scheduled_ns = q->scheduled_ns;
         o->public.first_token_ns = q->first_token_ns;

@@ -15,6 +15,7 @@ struct request {
         bool keep;                /* its KV, when it ends well */
         struct comm_fetch *fetch; /* under way, or announced; NULL: none. Comm's until COMM_FETCHED */
         bool fetch_started;
+        uint64_t fetched_bytes, fetch_ns;
         struct engine_token *report; /* about the prompt, while it is computed; see report_new() */
         struct output *last;         /* kept from the start, so that an end can be told when memory is out */
         uint64_t arrival_ns, queued_ns, scheduled_ns, first_token_ns, last_token_ns;

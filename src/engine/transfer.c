@@ -99,6 +99,10 @@ static void take_fetched(struct engine *g, const struct comm_event *event) {
                                                      : "; the request is ended");
         if (!fetches)
                 return;
+        if (arrived) {
+                q->fetched_bytes = event->bytes;
+                q->fetch_ns = event->ns;
+        }
         if (arrived || g->options.transfer->recompute)
                 scheduler_fetched(&g->scheduler, &q->sequence, arrived);
         else
