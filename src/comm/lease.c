@@ -254,18 +254,32 @@ static void answer_fetch(struct reader *r, const struct wire_message *m) {
         }
 }
 
-static void answer_close(struct reader *r, uint64_t tag) {
-        struct wire_message closed = {.kind = WIRE_CLOSED, .tag = tag};
+/* The lease that was sent or told under this tag, NULL: there is none. */
+static struct lease *find_read(struct reader *r, uint64_t tag) {
+        struct lease *l;
 
         list_for_each (at, &r->reading) {
-                struct lease *l = list_item(at, struct lease, reader_link);
-
-                if (l->tag == tag) {
-                        closed.valid = true;
-                        lease_end(r->comm, l, 0, "");
-                        break;
-                }
+                l = list_item(at, struct lease, reader_link);
+                if (l->tag == tag)
+                        return l;
         }
+        /* The end of a payload may be answered before libuv has told that it was written. Only when the kernel has all of it,
+         * though: a reader that closes earlier would be sent what others write into the blocks. */
+        if (!r->writing || !pieces_ended(&r->pieces) || uv_stream_get_write_queue_size((uv_stream_t *)&r->tcp) > 0)
+                return NULL;
+        l = list_item(r->queue.next, struct lease, reader_link);
+        if (l->tag != tag)
+                return NULL;
+        r->pieces.pool = NULL;
+        return l;
+}
+
+static void answer_close(struct reader *r, uint64_t tag) {
+        struct lease *l = find_read(r, tag);
+        struct wire_message closed = {.kind = WIRE_CLOSED, .tag = tag, .valid = l != NULL};
+
+        if (l)
+                lease_end(r->comm, l, 0, "");
         send_or_close(r, &closed);
 }
 

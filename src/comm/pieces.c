@@ -71,6 +71,10 @@ struct iovec pieces_take(struct pieces *p, size_t most) {
         return piece;
 }
 
+bool pieces_ended(const struct pieces *p) {
+        return p->rest.iov_len == 0 && at_end(p);
+}
+
 size_t pieces_bytes(const struct kv_pool *pool, uint32_t first, uint32_t end) {
         return (size_t)(end - first) * pool->layers * pool->row_bytes;
 }

@@ -21,5 +21,6 @@ void pieces_init(
     struct pieces *p, const struct kv_pool *pool, const uint32_t *blocks, uint32_t first, uint32_t end, uint32_t group);
 /* The next piece, as long as memory goes on without a gap, but of `most` bytes at most; len 0 at the end. */
 struct iovec pieces_take(struct pieces *p, size_t most);
+bool pieces_ended(const struct pieces *p); /* nothing is left to take */
 /* All bytes of tokens [first, end). */
 size_t pieces_bytes(const struct kv_pool *pool, uint32_t first, uint32_t end);
