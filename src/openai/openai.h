@@ -90,7 +90,7 @@ struct openai_request {
         bool has_max_tokens; /* sampling.max_tokens is what was asked; openai_fit_tokens() makes it what is meant */
         uint32_t n;
         bool stream, include_usage, continuous_usage, echo;
-        bool skip_special, add_special, spaces_between_special;
+        bool skip_special, add_special;
         bool return_token_ids, return_tokens_as_ids, return_token_strs;
         int32_t priority;
         struct slice cache_salt, request_id, user;
@@ -284,11 +284,9 @@ struct openai_member {
 
 /* Bodies have 20 members, events 8; a request beyond this is refused. */
 #define OPENAI_MEMBERS_MAX 192
-/* Nesting as in base/json.h, for the same reason. */
-#define OPENAI_DEPTH_MAX 128
 
 /* The members of the object that `text` holds (white space around it is fine), in order, with their slices in `text`.
- * Returns 0, -EINVAL (not JSON, or no object: *ret_at is where), -E2BIG (more than `max` members, or too deep). On
+ * Returns 0, -EINVAL (not JSON, or no object: *ret_at is where), -E2BIG (more than `max` members, or deeper than JSON_DEPTH_MAX). On
  * failure the members are undefined. */
 int openai_scan(struct slice text, struct openai_member *members, size_t max, size_t *ret_count, size_t *ret_at);
 /* Take the next item off an array whose syntax was checked by a scan around it: *rest is the array at first (with its
