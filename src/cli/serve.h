@@ -27,8 +27,8 @@ int serve_options_parse(int argc, char **argv, struct serve_options *o, struct o
 int serve_read_speculative(const char *json, uint32_t *ret_tokens, struct error *e);
 int serve_read_additional(
     const char *json, bool *ret_prefill_first, bool *chunked_prefill, struct buf *ret_unused, struct error *e);
-/* generation_config.json of the folder, where there is one. */
-void serve_read_generation(const char *dir, struct openai_defaults *d);
+/* generation_config.json of the folder. 0, or why it cannot be read (-ENOENT: there is none). */
+int serve_read_generation(const char *dir, struct openai_defaults *d, struct error *e);
 /* --override-generation-config, --default-chat-template-kwargs: JSON objects over what is there. */
 int serve_read_overrides(
     const char *generation, const char *template_kwargs, struct openai_defaults *d, struct error *e);

@@ -6,8 +6,8 @@
  * it, and ends when the last of them lets go: a client that leaves at any moment leaves nothing behind.
  *
  * Order of a life: api_new(), http_server_new() with api_request, engine_new() with api_wake, api_set_engine(),
- * engine_start(), http_server_listen(); then api_begin_drain(), http_server_drain(), api_close(), engine_stop(), http_server_free(), api_free(),
- * engine_free(). */
+ * engine_start(), http_server_listen(); then api_begin_drain(), http_server_drain(), api_close(), engine_stop(),
+ * http_server_free(), api_free(), engine_free(). */
 #pragma once
 #include "engine/engine.h"
 #include "http/http.h"
