@@ -143,6 +143,10 @@ struct openai_defaults {
 int openai_parse(enum openai_kind kind, struct slice body, const struct openai_defaults *defaults, struct arena *arena,
     struct openai_request *ret_request, struct openai_error *ret_err);
 void openai_request_done(struct openai_request *r); /* zeroed is fine */
+/* The prompt was made: let go of the document, which is as long as the body was. What the answer needs (stop strings, salt,
+ * names) lives on in `arena`; prompts' texts, messages, tools and bad words are gone. 0, or -ENOMEM: the
+ * document stays, and all is as good as before. */
+int openai_request_settle(struct openai_request *r, struct arena *arena);
 
 /* Now that the prompt's length is known: refuse what is too long for the model, and set sampling.max_tokens to what may be
  * generated. `of_text`: the prompt came as text, whose length vLLM does not count to its end in the message. max_tokens 0

@@ -847,3 +847,37 @@ void openai_request_done(struct openai_request *r) {
         yyjson_doc_free(r->document);
         r->document = NULL;
 }
+
+static int keep(struct arena *arena, struct slice *text) {
+        struct slice copy = arena_copy(arena, *text);
+
+        if (!copy.ptr)
+                return -ENOMEM;
+        *text = copy;
+        return 0;
+}
+
+int openai_request_settle(struct openai_request *r, struct arena *arena) {
+        struct slice *stops = arena_array(arena, r->sampling.stop_count, sizeof(*stops));
+        struct slice *const texts[] = {&r->model, &r->cache_salt, &r->request_id, &r->user};
+
+        if (!stops)
+                return -ENOMEM;
+        for (uint32_t i = 0; i < r->sampling.stop_count; i++) {
+                stops[i] = r->sampling.stop[i];
+                if (keep(arena, &stops[i]) < 0)
+                        return -ENOMEM;
+        }
+        for (size_t i = 0; i < sizeof(texts) / sizeof(*texts); i++)
+                if (keep(arena, texts[i]) < 0)
+                        return -ENOMEM;
+        r->sampling.stop = stops;
+        r->sampling.bad_words = NULL;
+        r->prompts = NULL;
+        r->messages = NULL;
+        r->tools = NULL;
+        r->sampling.bad_word_count = 0;
+        r->prompt_count = r->message_count = 0;
+        openai_request_done(r);
+        return 0;
+}
