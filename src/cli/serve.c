@@ -32,6 +32,8 @@ struct serve {
         char fingerprint[64];
         uint32_t drafts, length;
         bool prefill_first;
+        struct engine_transfer transfer;
+        struct api_transfer api_transfer;
 };
 
 static const struct serve_options defaults = {.port = 8000,
@@ -86,10 +88,6 @@ static int check_options(struct serve *s, struct error *e) {
                 return error_set(e, -EINVAL,
                     "this engine runs one rank a model: parallel sizes must be 1 (threads share the work of a rank: "
                     "--threads)");
-        if (o->kv_transfer)
-                return error_set(e, -EINVAL,
-                    "--kv-transfer-config: the embedded engine does not hand KV over yet; serve without it behind "
-                    "`baton gateway --worker-urls …`");
         if (o->config_file)
                 return error_set(
                     e, -EINVAL, "--config: files of options are not read; give what is in %s here", o->config_file);
@@ -105,18 +103,54 @@ static int check_options(struct serve *s, struct error *e) {
         return 0;
 }
 
-static int read_configs(struct serve *s, struct error *e) {
+static int read_additional(struct serve *s, struct error *e) {
+        struct serve_additional a = {.chunked_prefill = s->o.chunked_prefill};
         struct buf unused = {0};
+        int r = serve_read_additional(s->o.additional, &a, &unused, e);
+
+        if (r == 0 && unused.len)
+                log_warn(&s->log, "--additional-config: without effect on a CPU: %s", buf_cstr(&unused));
+        buf_free(&unused);
+        s->o.chunked_prefill = a.chunked_prefill;
+        s->prefill_first = a.prefill_first;
+        s->transfer.give_up_preempted = a.recompute;
+        if (r == 0 && a.recompute && !s->transfer.consumes)
+                log_warn(&s->log,
+                    "--additional-config: recompute_scheduler_enable is without effect on an engine that fetches no KV "
+                    "(kv_consumer)");
+        return r;
+}
+
+static int read_transfer(struct serve *s, struct error *e) {
+        struct engine_transfer *t = &s->transfer;
+        int r = serve_read_transfer(s->o.kv_transfer, s->o.host, &s->arena, t, e);
+
+        if (r < 0)
+                return r;
+        if (t->produces && os_check_bind(t->host, t->port) == -EADDRINUSE)
+                return error_set(e, -EADDRINUSE,
+                    "--kv-transfer-config: port %u of %s is in use by another program (`ss -ltnp 'sport = :%u'` tells "
+                    "which); choose another kv_port",
+                    t->port, t->host, t->port);
+        s->api_transfer = (struct api_transfer){.produces = t->produces,
+            .consumes = t->consumes,
+            .recompute = t->recompute,
+            .engine_id = t->engine_id,
+            .host = t->host,
+            .block_tokens = (uint32_t)s->o.block_size};
+        s->api_options.transfer = &s->api_transfer;
+        return 0;
+}
+
+static int read_configs(struct serve *s, struct error *e) {
         int r = 0;
 
         if (s->o.speculative)
                 r = serve_read_speculative(s->o.speculative, &s->drafts, e);
-        if (r == 0 && s->o.additional) {
-                r = serve_read_additional(s->o.additional, &s->prefill_first, &s->o.chunked_prefill, &unused, e);
-                if (r == 0 && unused.len)
-                        log_warn(&s->log, "--additional-config: without effect on a CPU: %s", buf_cstr(&unused));
-        }
-        buf_free(&unused);
+        if (r == 0 && s->o.kv_transfer)
+                r = read_transfer(s, e);
+        if (r == 0 && s->o.additional)
+                r = read_additional(s, e);
         return r;
 }
 
@@ -226,6 +260,7 @@ static int make_engine(struct serve *s, struct error *e) {
             .max_waiting = (uint32_t)s->o.max_queued,
             .seed = s->o.seed == INT64_MIN ? (int64_t)hash_seed() : s->o.seed,
             .draft_tokens = s->drafts,
+            .transfer = s->o.kv_transfer ? &s->transfer : NULL,
             .log = &s->log,
             .wake = api_wake,
             .wake_context = s->api};
@@ -238,6 +273,9 @@ static int make_engine(struct serve *s, struct error *e) {
                 api_set_engine(s->api, s->engine);
                 log_info(&s->log, "KV cache: %u blocks of %u tokens, %s", engine_kv_blocks(s->engine), g.block_tokens,
                     bf16 ? "bfloat16" : "float32");
+                if (s->transfer.produces)
+                        log_info(&s->log, "KV for other engines at %s port %u", s->transfer.host,
+                            engine_transfer_port(s->engine));
                 r = engine_start(s->engine);
                 if (r < 0)
                         error_set(e, r, "cannot start the engine's thread: %s", strerror(-r));
@@ -422,7 +460,7 @@ static int run(struct serve *s, struct error *e) {
 
 static void tear_down(struct serve *s) {
         if (s->engine)
-                engine_stop(s->engine, 1000);
+                engine_stop(s->engine, s->transfer.produces ? (unsigned)s->o.drain_seconds * 1000 : 1000);
         if (s->server)
                 http_server_free(s->server);
         if (s->loop_made)

@@ -3,6 +3,7 @@
 #include "base/arena.h"
 #include "base/buf.h"
 #include "base/options.h"
+#include "engine/engine.h"
 #include "openai/openai.h"
 
 struct serve_options {
@@ -25,8 +26,16 @@ struct serve_options {
 int serve_options_parse(int argc, char **argv, struct serve_options *o, struct options_result *ret_result,
     struct buf *ret_help, struct error *e);
 int serve_read_speculative(const char *json, uint32_t *ret_tokens, struct error *e);
-int serve_read_additional(
-    const char *json, bool *ret_prefill_first, bool *chunked_prefill, struct buf *ret_unused, struct error *e);
+/* What --additional-config of vLLM-Ascend asks for that means something here. */
+struct serve_additional {
+        bool prefill_first;   /* ascend_scheduler_config without chunked prefill: whole prompts before decodes */
+        bool recompute;       /* recompute_scheduler_enable */
+        bool chunked_prefill; /* in: what the options say */
+};
+int serve_read_additional(const char *json, struct serve_additional *a, struct buf *ret_unused, struct error *e);
+/* --kv-transfer-config. Texts live in `arena`; api_host is --host, or NULL. */
+int serve_read_transfer(
+    const char *json, const char *api_host, struct arena *arena, struct engine_transfer *ret_transfer, struct error *e);
 /* generation_config.json of the folder. 0, or why it cannot be read (-ENOENT: there is none). */
 int serve_read_generation(const char *dir, struct openai_defaults *d, struct error *e);
 /* --override-generation-config, --default-chat-template-kwargs: JSON objects over what is there. */

@@ -409,10 +409,8 @@ int serve_read_speculative(const char *json, uint32_t *ret_tokens, struct error 
         return r;
 }
 
-/* vllm-ascend's --additional-config: the old scheduler's switch means whole prompts before decodes when chunked prefill is
- * off. *ret_unused lists the other keys. */
-int serve_read_additional(
-    const char *json, bool *ret_prefill_first, bool *chunked_prefill, struct buf *ret_unused, struct error *e) {
+/* *ret_unused lists the keys that have no meaning here. */
+int serve_read_additional(const char *json, struct serve_additional *a, struct buf *ret_unused, struct error *e) {
         yyjson_doc *doc;
         yyjson_val *root, *scheduler, *key;
         yyjson_obj_iter iter;
@@ -423,14 +421,16 @@ int serve_read_additional(
         root = yyjson_doc_get_root(doc);
         scheduler = json_get(root, "ascend_scheduler_config");
         if (json_get_bool(scheduler, "enabled", false)) {
-                *chunked_prefill = json_get_bool(
+                a->chunked_prefill = json_get_bool(
                     scheduler, "chunked_prefill_enabled", json_get_bool(scheduler, "enable_chunked_prefill", false));
-                *ret_prefill_first = !*chunked_prefill;
+                a->prefill_first = !a->chunked_prefill;
         }
+        a->recompute = json_get_bool(root, "recompute_scheduler_enable", false);
         if (yyjson_is_obj(root)) {
                 yyjson_obj_iter_init(root, &iter);
                 while ((key = yyjson_obj_iter_next(&iter)))
-                        if (!slice_is(json_slice(key), "ascend_scheduler_config"))
+                        if (!slice_is(json_slice(key), "ascend_scheduler_config") &&
+                            !slice_is(json_slice(key), "recompute_scheduler_enable"))
                                 buf_printf(
                                     ret_unused, "%s%.*s", ret_unused->len ? ", " : "", SLICE_ARG(json_slice(key)));
         }

@@ -142,6 +142,7 @@ void api_call_drop(struct api_call *call) {
         buf_free(&call->out);
         buf_free(&call->body);
         buf_free(&call->prepared.tokens);
+        buf_free(&call->transfer);
         arena_free(&call->arena);
         free(call);
         close_when_idle(a);

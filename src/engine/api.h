@@ -15,6 +15,15 @@
 
 struct api;
 
+/* KV for and from other engines, as it is told in kv_transfer_params. */
+struct api_transfer {
+        bool produces, consumes;
+        bool recompute;        /* params that name no KV: compute; else they are refused */
+        const char *engine_id; /* this engine's */
+        const char *host;      /* produces: under which others reach it */
+        uint32_t block_tokens; /* this engine's */
+};
+
 struct api_options { /* all borrowed */
         const struct tokenizer *tokenizer;
         struct chat_format chat; /* family CHAT_NONE: /v1/chat/completions answers 400 */
@@ -32,11 +41,12 @@ struct api_options { /* all borrowed */
         bool allow_credentials;
         enum reasoning_parser reasoning;
         enum tool_parser tools;
-        const char *response_role;  /* NULL: assistant */
-        bool prompt_tokens_details; /* cached tokens in usage */
-        bool request_id_headers;    /* X-Request-Id in every answer */
-        bool tls;                   /* the server's: absolute addresses begin with https */
-        bool force_usage;           /* as if every stream had asked for usage, in every chunk */
+        const char *response_role;           /* NULL: assistant */
+        bool prompt_tokens_details;          /* cached tokens in usage */
+        bool request_id_headers;             /* X-Request-Id in every answer */
+        bool tls;                            /* the server's: absolute addresses begin with https */
+        bool force_usage;                    /* as if every stream had asked for usage, in every chunk */
+        const struct api_transfer *transfer; /* NULL: none */
         const struct log *log;
 };
 

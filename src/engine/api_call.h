@@ -55,6 +55,9 @@ struct api_prepared {
         enum chat_reasoning reasoning; /* what the prompt leaves open */
         struct slice echo;             /* chat: the last message's text, when it is to be told again */
         struct buf tokens;             /* /tokenize and /detokenize: the answer */
+        bool keeps, fetches;           /* KV: for another engine, from another engine */
+        struct engine_remote remote;   /* fetches: where from, in the arena */
+        uint32_t remote_cached;        /* of the prompt, found there */
 };
 
 /* Text on its way from tokens to the client: stop strings are found here, what may be the start of one is held. */
@@ -134,7 +137,8 @@ struct api_call {
         size_t choice_count, running;  /* choices that are not done */
         bool streaming, blocked, over; /* over: the whole answer was handed to http */
         bool roles_told;
-        struct buf out; /* events */
+        struct buf transfer; /* kv_transfer_params of the answer; empty: null */
+        struct buf out;      /* events */
 };
 
 /* ---- api.c ---------------------------------------------------------------------------------------------------------------- */
@@ -168,6 +172,13 @@ bool api_cors_preflight(struct api_call *call);
 /* Parse, render and tokenize into call->prepared; `call->kind` says what. Any thread. Returns 0 or -ENOMEM; a refusal is in
  * prepared.error. */
 int api_prepare(struct api_call *call, struct slice body);
+
+/* ---- api_transfer.c ------------------------------------------------------------------------------------------------------- */
+
+/* What kv_transfer_params ask for, into call->prepared. As api_prepare(), -EINVAL after a refusal. */
+int api_read_transfer(struct api_call *call);
+/* The params for an output with `kept`. 0 or -ENOMEM. */
+int api_write_transfer(const struct api_call *call, const struct engine_output *output, struct buf *out);
 
 /* ---- api_request.c -------------------------------------------------------------------------------------------------------- */
 

@@ -145,6 +145,8 @@ static void end_with(struct api_choice *c, enum finish_reason reason, int64_t st
         c->finish = reason;
         if (stop)
                 c->stop = (struct openai_stop){.kind = OPENAI_STOP_TEXT, .text = *stop};
+        else if (reason == FINISH_RECOMPUTED) /* as vLLM-Ascend tells gateways */
+                c->stop = (struct openai_stop){.kind = OPENAI_STOP_TEXT, .text = SLICE_LIT("recomputed")};
         else if (reason == FINISH_STOP && stop_id >= 0)
                 c->stop = (struct openai_stop){.kind = OPENAI_STOP_ID, .id = stop_id};
 }
@@ -179,7 +181,8 @@ int api_choice_take(struct api_choice *c, const struct engine_output *output) {
         bool only_prompt = openai_is_echo_only(r);
         int result = 0;
 
-        c->cached = output->cached_tokens;
+        /* Of a prompt that was computed elsewhere counts what was found there. */
+        c->cached = c->call->prepared.fetches ? c->call->prepared.remote_cached : output->cached_tokens;
         buf_reset(&c->tellable);
         for (uint32_t i = 0; result == 0 && !c->done && i < output->token_count; i++) {
                 bool ends = output->finish == FINISH_STOP && i + 1 == output->token_count;

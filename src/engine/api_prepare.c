@@ -318,6 +318,8 @@ int api_prepare(struct api_call *call, struct slice body) {
                         r = prepare_detokenize(call);
                         break;
                 }
+        if (r == 0 && (call->kind == OPENAI_COMPLETION || call->kind == OPENAI_CHAT))
+                r = api_read_transfer(call);
         if (r == 0 && p->request.sampling.bad_word_count)
                 r = prepare_bad_words(call);
         if (r == 0)

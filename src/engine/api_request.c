@@ -43,6 +43,8 @@ static int submit(struct api_call *call, struct api_choice *c) {
             .eos = o->eos,
             .eos_count = o->eos_count,
             .cache_salt = r->cache_salt,
+            .remote = call->prepared.fetches && c->index == 0 ? &call->prepared.remote : NULL,
+            .keep = call->prepared.keeps && c->index == 0,
             .priority = r->priority,
             .arrival_ns = call->begun_ns,
             .params_n = sibling == 0 ? r->n : 0,
@@ -314,7 +316,8 @@ static void take_output(struct api_choice *c, const struct engine_output *o, int
                 c->in_engine = false;
                 fail(call);
         } else if (!c->done) {
-                if (result < 0 || api_choice_take(c, o) < 0) {
+                if (result < 0 || api_choice_take(c, o) < 0 ||
+                    (o->kept && api_write_transfer(call, o, &call->transfer) < 0)) {
                         c->in_engine = !last;
                         fail(call);
                 } else {

@@ -2,7 +2,9 @@
 #include "engine/api_call.h"
 
 static const char *finish_name(const struct api_choice *c) {
-        return c->finish == FINISH_STOP && c->tool_count ? "tool_calls" : finish_reason_name(c->finish);
+        return c->finish == FINISH_STOP && c->tool_count
+                   ? "tool_calls"
+                   : finish_reason_name(c->finish == FINISH_RECOMPUTED ? FINISH_STOP : c->finish);
 }
 
 static struct slice not_null(const struct buf *b) {
@@ -80,7 +82,7 @@ void api_tell_answer(struct api_call *call) {
         }
         for (size_t i = 0; i < call->choice_count; i++)
                 fill_choice(&call->choices[i], &choices[i]);
-        openai_write_answer(&b, &call->answer, choices, call->choice_count, &usage, SLICE_NONE);
+        openai_write_answer(&b, &call->answer, choices, call->choice_count, &usage, buf_slice(&call->transfer));
         api_respond_buf(call, &b);
 }
 

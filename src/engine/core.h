@@ -29,6 +29,7 @@ struct mailbox {
         struct engine_reset *resets;              /* done */
         uint32_t queued;                          /* submitted and not yet ended */
         bool started, stopping, abort_all, ended; /* the thread's life */
+        bool moved;                               /* comm_take() has something */
 };
 
 #define ID_BUCKETS 4096u
@@ -41,6 +42,7 @@ struct job {
         uint32_t drafts;         /* among the rows */
         bool ends;               /* the rows reach the sequence's end: a token comes out */
         struct output *output;   /* new tokens */
+        bool ending; /* the output is the last, but told only when the drafts' KV is there, too: it is kept */
 };
 
 struct engine {
@@ -54,6 +56,10 @@ struct engine {
 
         /* engine thread */
         struct kv_cache kv;
+        struct comm *comm; /* NULL: no transfer */
+        char digest[33];   /* of the model, as its KV tells it */
+        struct comm_fact facts[2];
+        uint32_t kept; /* prompts whose KV is held for others */
         struct blocks *blocks;
         struct scheduler scheduler;
         struct request *by_id[ID_BUCKETS];
@@ -78,6 +84,25 @@ bool engine_step(struct engine *g);
 
 /* Room for so many rows in g->logits. 0 or -ENOMEM. */
 int reserve_logits(struct engine *g, size_t rows);
+
+/* transfer.c: KV from and for other engines. */
+int transfer_new(struct engine *g, struct error *e);
+/* A new request wants KV from elsewhere: see that it is kept there. 0, -EINVAL or -ENOMEM. */
+int transfer_announce(struct engine *g, struct request *q, const struct engine_remote *remote);
+/* After a plan: begin its fetches, and let go of what its rows make needless. */
+void transfer_begin(struct engine *g);
+/* The request ends: what it fetches is not wanted any more. */
+void transfer_forget(struct engine *g, struct request *q);
+/* Is its KV to be kept when it ends so? */
+bool transfer_keeps(const struct engine *g, const struct request *q, enum finish_reason finish);
+/* Keep it, and say so in the output. Without memory it is not kept. */
+void transfer_keep(struct engine *g, const struct request *q, struct output *o);
+/* Take what comm has told. True when there was any. */
+bool transfer_take(struct engine *g);
+
+/* loop.c: end a request for a reason that is not its tokens'. `error` is static text or NULL. */
+void end_request(struct engine *g, struct request *q, enum finish_reason finish, const char *error);
+struct request *find_request(struct engine *g, engine_id id); /* NULL: none */
 
 /* sample.c: tokens out of the step's logits, every job on some worker. */
 void sample_step(struct engine *g);

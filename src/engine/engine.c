@@ -67,7 +67,9 @@ static int make_cache(struct engine *g, struct error *e) {
                 return r;
         rng_secure(key, sizeof(key));
         g->blocks = blocks_new(blocks, o->block_tokens, caching, key);
-        return g->blocks ? 0 : error_set(e, -ENOMEM, "out of memory");
+        if (!g->blocks)
+                return error_set(e, -ENOMEM, "out of memory");
+        return g->options.transfer ? transfer_new(g, e) : 0;
 }
 
 static int make_scheduler(struct engine *g) {
@@ -79,6 +81,7 @@ static int make_scheduler(struct engine *g) {
             .chunked_prefill = o->chunked_prefill,
             .prefill_first = o->prefill_first,
             .by_priority = o->policy == SCHEDULE_PRIORITY,
+            .give_up_preempted = o->transfer && o->transfer->give_up_preempted,
             .lookahead = o->draft_tokens};
 
         return scheduler_init(&g->scheduler, &s, g->blocks);
@@ -115,7 +118,8 @@ static int make_metrics(struct engine *g) {
             .max_model_len = o->max_model_len,
             .draft_tokens = o->draft_tokens,
             .dtype = o->kv_type == KV_F32 ? "float32" : "bfloat16",
-            .prefix_caching = o->prefix_caching};
+            .prefix_caching = o->prefix_caching,
+            .transfers = o->transfer != NULL};
 
         return metrics_init(&g->metrics, &facts);
 }
@@ -230,6 +234,7 @@ void engine_free(struct engine *g) {
         if (!g)
                 return;
         assert(!g->started);
+        comm_free(g->comm); /* nobody reads or writes the cache any more */
         free_requests(g);
         scheduler_free(&g->scheduler);
         while (g->workers)
@@ -296,6 +301,8 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
         struct request *q = NULL;
         int r = c ? sequence_new(request, &limits, id, &q) : -ENOMEM;
 
+        if (r == 0 && request->remote)
+                r = transfer_announce(g, q, request->remote);
         if (r == 0) {
                 *c = (struct command){.kind = COMMAND_SUBMIT, .request = q};
                 q->queued_ns = clock_mono_ns();
@@ -304,6 +311,8 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
         if (r < 0) {
                 if (r == -EAGAIN)
                         metrics_rejected(&g->metrics);
+                if (q)
+                        transfer_forget(g, q);
                 request_free(q);
                 free(c);
                 return r;
@@ -389,6 +398,10 @@ struct engine_reset *engine_take_resets(struct engine *g) {
         g->mailbox.resets = NULL;
         pthread_mutex_unlock(&g->mailbox.lock);
         return list;
+}
+
+uint16_t engine_transfer_port(const struct engine *g) {
+        return g->comm ? comm_port(g->comm) : 0;
 }
 
 uint32_t engine_kv_blocks(const struct engine *g) {

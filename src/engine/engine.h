@@ -7,10 +7,24 @@
 #pragma once
 #include "base/log.h"
 #include "base/metrics.h"
+#include "comm/comm.h"
 #include "model/model.h"
 #include "openai/openai.h"
 
 struct engine;
+
+/* KV from or for other engines: --kv-transfer-config. Texts are borrowed for the engine's life. */
+struct engine_transfer {
+        bool produces, consumes;
+        const char *engine_id;
+        const char *host; /* produces: numeric, to listen on */
+        uint16_t port;    /* produces */
+        bool recompute;   /* consumes: a failed fetch is computed here; else it fails the request */
+        bool
+            give_up_preempted; /* consumes: FINISH_RECOMPUTED instead of preemption (vLLM-Ascend's recompute scheduler) */
+        bool stream_only, checksum; /* as in comm.h */
+        unsigned lease_ms;          /* 0: comm.h's */
+};
 
 struct engine_options {
         struct model *model;     /* borrowed */
@@ -30,7 +44,8 @@ struct engine_options {
         enum kv_type kv_type;
         uint32_t max_waiting; /* submit fails with -EAGAIN beyond; 0: 10,000 */
         int64_t seed;
-        uint32_t draft_tokens; /* num_speculative_tokens, 0: off */
+        uint32_t draft_tokens;                  /* num_speculative_tokens, 0: off */
+        const struct engine_transfer *transfer; /* NULL: none; borrowed */
         const struct log *log;
         /* Called on the engine thread whenever engine_take() has something new; must not block (uv_async_send). */
         void (*wake)(void *context);
@@ -46,8 +61,21 @@ void engine_free(struct engine *g); /* after engine_stop, or never started */
 
 /* ---- requests ------------------------------------------------------------------------------------------------------- */
 
-enum finish_reason { FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ABORT, FINISH_ERROR };
-const char *finish_reason_name(enum finish_reason reason); /* as vLLM tells it; FINISH_NONE: NULL */
+enum finish_reason {
+        FINISH_NONE,
+        FINISH_STOP,
+        FINISH_LENGTH,
+        FINISH_ABORT,
+        FINISH_ERROR,
+        FINISH_RECOMPUTED /* out of blocks: the rest is to be asked for anew, prefill first */
+};
+
+/* Where the KV of a prompt is. */
+struct engine_remote {
+        struct comm_source source; /* copied by engine_submit() */
+        uint32_t tokens;           /* so many were computed there; 0: not known */
+};
+const char *finish_reason_name(enum finish_reason reason); /* as vLLM counts it; FINISH_NONE: NULL */
 
 /* One sequence (n > 1 is n requests that share a prompt).
  *
@@ -62,6 +90,8 @@ struct engine_request {
         const int64_t *eos;
         uint32_t eos_count;
         struct slice cache_salt;
+        const struct engine_remote *remote; /* with transfer.consumes: fetch the prompt's KV; NULL: compute it */
+        bool keep; /* with transfer.produces: keep the prompt's KV for another engine when it ends by length or stop */
         int32_t priority;    /* lower is served first under SCHEDULE_PRIORITY */
         uint64_t arrival_ns; /* clock_mono_ns() when the HTTP request came in */
         uint32_t
@@ -72,7 +102,7 @@ struct engine_request {
 typedef uint64_t engine_id; /* never reused in a process; 0 is none */
 
 /* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL (ids beyond
- * the vocabulary, a prompt that leaves no room for a token). */
+ * the vocabulary, a prompt that leaves no room for a token, a remote that cannot be one). */
 int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id);
 /* Ask for an end at the next step border: FINISH_ABORT when nobody wants more, FINISH_STOP when the front has found a stop
  * string. The final output still comes, with this reason. Ids that are unknown or have ended are ignored. */
@@ -87,15 +117,23 @@ struct engine_token {
         uint32_t top_count;
 };
 
+/* The prompt's KV as it is kept for another engine. */
+struct engine_kept {
+        char id[33]; /* of the lease: nobody can guess it */
+        uint32_t tokens, block_count;
+        uint32_t blocks[];
+};
+
 struct engine_output {
         engine_id id;
         void *user;
         const struct engine_token *tokens; /* new since the last output; may be none */
         uint32_t token_count;
-        enum finish_reason finish; /* FINISH_NONE: more follows */
-        int64_t stop_id;           /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
-        const char *error;         /* FINISH_ERROR: text for people, else NULL */
-        uint32_t cached_tokens;    /* of the prompt, found in the prefix cache */
+        enum finish_reason finish;      /* FINISH_NONE: more follows */
+        int64_t stop_id;                /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
+        const char *error;              /* FINISH_ERROR: text for people, else NULL */
+        uint32_t cached_tokens;         /* of the prompt, found in the prefix cache */
+        const struct engine_kept *kept; /* with the end: the KV that is kept, NULL: none */
         const struct engine_token
             *prompt_tokens; /* with prompt_logprobs, once, with the first token; of the first only the
                                                    * id is set */
@@ -131,3 +169,4 @@ int engine_reset_prefix_cache(struct engine *g, void *user);
 /* The answers since the last call, oldest first, or NULL. free() each. Front thread. */
 struct engine_reset *engine_take_resets(struct engine *g);
 uint32_t engine_kv_blocks(const struct engine *g);
+uint16_t engine_transfer_port(const struct engine *g); /* where KV can be fetched; 0: nowhere */

@@ -43,6 +43,14 @@ static void send_outbox(struct engine *g) {
 
 /* ---- requests ---------------------------------------------------------------------------------------------------------------- */
 
+struct request *find_request(struct engine *g, engine_id id) {
+        struct request *q = g->by_id[id % ID_BUCKETS];
+
+        while (q && q->id != id)
+                q = q->next_in_bucket;
+        return q;
+}
+
 static struct request **find_by_id(struct engine *g, engine_id id) {
         struct request **at = &g->by_id[id % ID_BUCKETS];
 
@@ -53,11 +61,18 @@ static struct request **find_by_id(struct engine *g, engine_id id) {
 
 /* The one end of a request: tell it, count it, free everything it holds. */
 static void finish(struct engine *g, struct request *q, struct output *o) {
+        if (transfer_keeps(g, q, o->public.finish))
+                transfer_keep(g, q, o);
+        transfer_forget(g, q);
         tell(g, q, o);
         metrics_finished(&g->metrics, q, o->public.finish, clock_mono_ns());
         *find_by_id(g, q->id) = q->next_in_bucket;
         scheduler_remove(&g->scheduler, &q->sequence);
         request_free(q);
+}
+
+void end_request(struct engine *g, struct request *q, enum finish_reason reason, const char *error) {
+        finish(g, q, output_last(q, reason, error));
 }
 
 static void admit_request(struct engine *g, struct request *q) {
@@ -66,20 +81,20 @@ static void admit_request(struct engine *g, struct request *q) {
         q->next_in_bucket = *bucket;
         *bucket = q;
         if (scheduler_add(&g->scheduler, &q->sequence) < 0)
-                finish(g, q, output_last(q, FINISH_ERROR, "out of memory"));
+                end_request(g, q, FINISH_ERROR, "out of memory");
 }
 
 static void abort_request(struct engine *g, engine_id id, enum finish_reason reason) {
-        struct request *q = *find_by_id(g, id);
+        struct request *q = find_request(g, id);
 
         if (q)
-                finish(g, q, output_last(q, reason, NULL));
+                end_request(g, q, reason, NULL);
 }
 
 static void abort_everything(struct engine *g) {
         for (size_t i = 0; i < ID_BUCKETS; i++)
                 while (g->by_id[i])
-                        finish(g, g->by_id[i], output_last(g->by_id[i], FINISH_ABORT, NULL));
+                        end_request(g, g->by_id[i], FINISH_ABORT, NULL);
 }
 
 static void reset_cache(struct engine *g, struct engine_reset *reset) {
@@ -219,6 +234,10 @@ static void take_result(struct engine *g, struct job *j, uint64_t now) {
                 tell(g, q, j->output);
                 return;
         }
+        if (g->options.draft_tokens && transfer_keeps(g, q, o->finish)) {
+                j->ending = true;
+                return;
+        }
         finish(g, q, j->output);
         j->request = NULL;
 }
@@ -230,13 +249,27 @@ static void take_results(struct engine *g) {
                 take_result(g, &g->jobs[i], now);
 }
 
+static void end_jobs(struct engine *g) {
+        for (size_t i = 0; i < g->job_count; i++)
+                if (g->jobs[i].ending)
+                        finish(g, g->jobs[i].request, g->jobs[i].output);
+}
+
 /* What was to be computed in this step is lost; who waits, or was not in it, is not touched. */
 static void fail_step(struct engine *g, int code) {
         log_error(g->options.log, "a step failed: %s; its %zu requests are ended", strerror(-code), g->job_count);
-        for (size_t i = 0; i < g->job_count; i++)
+        for (size_t i = 0; i < g->job_count; i++) {
+                if (g->jobs[i].ending)
+                        output_free(g->jobs[i].output);
                 if (g->jobs[i].request)
-                        finish(g, g->jobs[i].request,
-                            output_last(g->jobs[i].request, FINISH_ERROR, "the engine could not compute a step"));
+                        end_request(g, g->jobs[i].request, FINISH_ERROR, "the engine could not compute a step");
+        }
+}
+
+/* They lost their blocks, and their KV came from elsewhere: there it is to be made again. */
+static void end_given_up(struct engine *g) {
+        for (size_t i = 0; i < g->scheduler.given_up_count; i++)
+                end_request(g, request_of(g->scheduler.given_up[i]), FINISH_RECOMPUTED, NULL);
 }
 
 static void note_scheduled(struct engine *g) {
@@ -251,10 +284,13 @@ static void note_scheduled(struct engine *g) {
 }
 
 bool engine_step(struct engine *g) {
-        bool any = run_commands(g);
+        bool any = run_commands(g) | transfer_take(g);
         int r = 0;
 
         scheduler_plan(&g->scheduler);
+        end_given_up(g);
+        if (g->comm)
+                transfer_begin(g);
         if (g->scheduler.plan_count) {
                 any = true;
                 note_scheduled(g);
@@ -267,6 +303,8 @@ bool engine_step(struct engine *g) {
                 }
                 if (r < 0)
                         fail_step(g, r);
+                else
+                        end_jobs(g);
         }
         metrics_step(&g->metrics, &g->scheduler);
         send_outbox(g);
@@ -279,15 +317,16 @@ static bool has_work(const struct engine *g) {
         return g->scheduler.running_count || g->scheduler.waiting_count;
 }
 
-/* Sleep until there is something to do; `stuck`: what there is cannot go on before a command comes. False: end. */
+/* Sleep until there is something to do; `stuck`: what there is cannot go on before a command or comm comes. An engine that is to
+ * end waits for those who still fetch from it. False: end. */
 static bool wait_for_work(struct engine *g, bool stuck) {
         struct mailbox *m = &g->mailbox;
-        bool work = has_work(g), go_on;
+        bool work = has_work(g), kept = g->kept > 0, go_on;
 
         pthread_mutex_lock(&m->lock);
-        while ((!work || stuck) && !m->first && !m->abort_all && !(m->stopping && !work))
+        while ((!work || stuck) && !m->first && !m->moved && !m->abort_all && !(m->stopping && !work && !kept))
                 pthread_cond_wait(&m->work, &m->lock);
-        go_on = !m->abort_all && (work || m->first);
+        go_on = !m->abort_all && (work || kept || m->first || m->moved);
         pthread_mutex_unlock(&m->lock);
         return go_on;
 }

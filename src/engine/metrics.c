@@ -16,6 +16,9 @@ static const double request_bounds[] = {
     0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 static const double iteration_bounds[] = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
 static const double n_bounds[] = {1, 2, 5, 10, 20};
+static const double fetch_bounds[] = {0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 5};
+static const double bytes_bounds[] = {
+    2048, 8192, 32768, 131072, 524288, 2097152, 8388608, 33554432, 134217728, 536870912, 2147483648, 8589934592};
 static const double preemption_bounds[] = {1, 2, 3, 4, 5, 10, 20};
 
 #define FIXED(a) a, sizeof(a) / sizeof(*(a))
@@ -52,6 +55,10 @@ static const struct {
         FIXED(preemption_bounds)},
     [H_KV_COMPUTED] = {"vllm:request_prefill_kv_computed_tokens",
         "Histogram of new KV tokens computed during prefill (excluding cached tokens).", NULL, 0},
+    [H_FETCH_TIME] = {"vllm:nixl_xfer_time_seconds", "Histogram of the duration of KV transfers from other engines.",
+        FIXED(fetch_bounds)},
+    [H_FETCH_BYTES] = {"vllm:nixl_bytes_transferred", "Histogram of bytes of KV transfers from other engines.",
+        FIXED(bytes_bounds)},
 };
 
 /* 1, 2, 5, 10, 20, 50 … not above `max`. */
@@ -98,6 +105,11 @@ static double seconds(uint64_t from, uint64_t to) {
         return from && to > from ? (double)(to - from) / NS_PER_S : 0;
 }
 
+/* Of the prompt, what came from another engine. */
+static uint32_t external_tokens(const struct sequence *s) {
+        return s->external > s->cached ? s->external - s->cached : 0;
+}
+
 void metrics_tokens(struct engine_metrics *m, struct request *q, uint32_t tokens, uint32_t drafts, uint64_t now) {
         struct engine_figures *f = &m->figures;
 
@@ -107,6 +119,7 @@ void metrics_tokens(struct engine_metrics *m, struct request *q, uint32_t tokens
                 q->first_token_ns = now;
                 f->prompt_tokens += q->sequence.prompt;
                 f->prompt_cached += q->sequence.cached;
+                f->prompt_external += external_tokens(&q->sequence);
                 histogram_add(&m->histograms[H_TTFT], seconds(q->arrival_ns, now));
         } else
                 histogram_add(&m->histograms[H_ITL], seconds(q->last_token_ns, now));
@@ -140,7 +153,7 @@ void metrics_finished(struct engine_metrics *m, const struct request *q, enum fi
                 histogram_add(&m->histograms[H_INFERENCE], seconds(q->scheduled_ns, q->last_token_ns));
                 histogram_add(&m->histograms[H_PREFILL], seconds(q->scheduled_ns, q->first_token_ns));
                 histogram_add(&m->histograms[H_DECODE], seconds(q->first_token_ns, q->last_token_ns));
-                histogram_add(&m->histograms[H_KV_COMPUTED], s->prompt - s->cached);
+                histogram_add(&m->histograms[H_KV_COMPUTED], s->prompt - s->cached - external_tokens(s));
         }
         if (outputs > 1)
                 histogram_add(&m->histograms[H_TPOT], seconds(q->first_token_ns, q->last_token_ns) / (outputs - 1));
@@ -150,6 +163,29 @@ void metrics_finished(struct engine_metrics *m, const struct request *q, enum fi
 void metrics_rejected(struct engine_metrics *m) {
         pthread_mutex_lock(&m->lock);
         m->figures.rejected++;
+        pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_fetch_begun(struct engine_metrics *m, uint32_t tokens) {
+        pthread_mutex_lock(&m->lock);
+        m->figures.external_queries += tokens;
+        pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_fetched(struct engine_metrics *m, const struct comm_event *event, uint32_t tokens) {
+        pthread_mutex_lock(&m->lock);
+        if (event->result == 0 && event->bytes) {
+                m->figures.external_hits += tokens;
+                histogram_add(&m->histograms[H_FETCH_TIME], (double)event->ns / NS_PER_S);
+                histogram_add(&m->histograms[H_FETCH_BYTES], (double)event->bytes);
+        } else if (event->result < 0 && event->result != -ECANCELED)
+                m->figures.fetches_failed++;
+        pthread_mutex_unlock(&m->lock);
+}
+
+void metrics_released(struct engine_metrics *m, int result) {
+        pthread_mutex_lock(&m->lock);
+        m->figures.leases_expired += result == -ETIMEDOUT;
         pthread_mutex_unlock(&m->lock);
 }
 
@@ -263,13 +299,21 @@ static void write_counters(const struct engine_figures *f, const char *labels, s
             (double)f->generation_tokens);
         metrics_describe(
             out, "vllm:request_success_total", METRIC_COUNTER, "Count of successfully processed requests.");
-        for (int i = FINISH_STOP; i <= FINISH_ERROR; i++)
+        for (int i = FINISH_STOP; i <= FINISH_RECOMPUTED; i++)
                 sample_with(out, "vllm:request_success_total", labels, "finished_reason",
                     finish_reason_name((enum finish_reason)i), (double)f->finished[i]);
         metrics_describe(out, "vllm:admission_rejections_total", METRIC_COUNTER,
             "Number of admission attempts rejected by a queue limit, by reason.");
         sample_with(
             out, "vllm:admission_rejections_total", labels, "reason", "max_num_queued_reqs", (double)f->rejected);
+}
+
+static void write_transfers(const struct engine_figures *f, const char *labels, struct buf *out) {
+        counter(out, "vllm:nixl_num_failed_transfers_total", labels,
+            "Number of failed KV transfers from other engines.", (double)f->fetches_failed);
+        counter(out, "vllm:nixl_num_kv_expired_reqs_total", labels,
+            "Number of requests whose KV was kept for another engine and not fetched in time.",
+            (double)f->leases_expired);
 }
 
 static void write_speculative(
@@ -311,9 +355,13 @@ void metrics_write(struct engine_metrics *m, const char *labels, struct buf *out
         if (copy_figures(m, &now) == 0) {
                 write_gauges(&now.figures, labels, out);
                 write_counters(&now.figures, labels, out);
+                if (now.facts.transfers)
+                        write_transfers(&now.figures, labels, out);
                 if (now.facts.draft_tokens)
                         write_speculative(&now.figures, labels, now.facts.draft_tokens, out);
                 for (int i = 0; i < H_COUNT; i++) {
+                        if (!now.facts.transfers && (i == H_FETCH_TIME || i == H_FETCH_BYTES))
+                                continue;
                         metrics_describe(out, histograms[i].name, METRIC_HISTOGRAM, histograms[i].help);
                         metrics_histogram(out, histograms[i].name, labels, &now.histograms[i]);
                 }

@@ -23,6 +23,8 @@ enum engine_histogram {
         H_DECODE,
         H_PREEMPTIONS,
         H_KV_COMPUTED,
+        H_FETCH_TIME,
+        H_FETCH_BYTES,
         H_COUNT
 };
 
@@ -32,7 +34,8 @@ struct engine_figures {
         uint64_t prefix_queries, prefix_hits, preemptions;
         uint64_t external_queries, external_hits; /* tokens asked of and got from another engine's cache */
         uint64_t prompt_tokens, prompt_cached, prompt_external, generation_tokens;
-        uint64_t finished[FINISH_ERROR + 1];
+        uint64_t fetches_failed, leases_expired;
+        uint64_t finished[FINISH_RECOMPUTED + 1];
         uint64_t rejected;
         uint64_t drafts, draft_tokens, accepted_tokens, accepted_at[8];
 };
@@ -42,6 +45,7 @@ struct engine_cache_facts {
         uint32_t block_tokens, blocks, max_model_len, draft_tokens;
         const char *dtype;
         bool prefix_caching;
+        bool transfers; /* KV to or from other engines */
 };
 
 struct engine_metrics {
@@ -60,6 +64,9 @@ void metrics_tokens(struct engine_metrics *m, struct request *q, uint32_t tokens
 /* A request has ended: everything that is known only then. */
 void metrics_finished(struct engine_metrics *m, const struct request *q, enum finish_reason reason, uint64_t now);
 void metrics_rejected(struct engine_metrics *m);
+void metrics_fetch_begun(struct engine_metrics *m, uint32_t tokens);
+void metrics_fetched(struct engine_metrics *m, const struct comm_event *event, uint32_t tokens);
+void metrics_released(struct engine_metrics *m, int result); /* of a lease, as COMM_RELEASED */
 /* The scheduler's state after a step. */
 void metrics_step(struct engine_metrics *m, const struct scheduler *s);
 

@@ -46,6 +46,7 @@ int sequence_new(const struct engine_request *from, const struct request_limits 
         q->user = from->user;
         q->arrival_ns = from->arrival_ns;
         q->params_n = from->params_n;
+        q->keep = from->keep;
         q->params = from->sampling;
         q->sampler = (struct sampler_state){
             .params = &q->params, .bad_sequences = from->bad_sequences, .eos = from->eos, .eos_count = from->eos_count};
@@ -82,7 +83,8 @@ const char *finish_reason_name(enum finish_reason reason) {
             [FINISH_STOP] = "stop",
             [FINISH_LENGTH] = "length",
             [FINISH_ABORT] = "abort",
-            [FINISH_ERROR] = "error"};
+            [FINISH_ERROR] = "error",
+            [FINISH_RECOMPUTED] = "recomputed"};
 
         return names[reason];
 }
@@ -128,6 +130,7 @@ void output_free(struct output *o) {
         if (!o)
                 return;
         free(o->report);
+        free(o->kept);
         free(o);
 }
 

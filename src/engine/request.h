@@ -12,6 +12,9 @@ struct request {
         struct sampler_state sampler;
         uint32_t max_count; /* prompt + max_tokens, within the model length */
         uint32_t params_n;
+        bool keep;                /* its KV, when it ends well */
+        struct comm_fetch *fetch; /* under way, or announced; NULL: none. Comm's until COMM_FETCHED */
+        bool fetch_started;
         struct engine_token *report; /* about the prompt, while it is computed; see report_new() */
         struct output *last;         /* kept from the start, so that an end can be told when memory is out */
         uint64_t arrival_ns, queued_ns, scheduled_ns, first_token_ns, last_token_ns;
@@ -22,8 +25,8 @@ static inline struct request *request_of(struct sequence *s) {
         return (struct request *)s;
 }
 
-/* What was submitted (engine.h says which of it is borrowed), within a model length and a vocabulary. 0, -EINVAL (an id that the vocabulary does not have,
- * a prompt that leaves no room), -ENOMEM. */
+/* What was submitted (engine.h says which of it is borrowed), within a model length and a vocabulary. 0, -EINVAL (an id that
+ * the vocabulary does not have, a prompt that leaves no room), -ENOMEM. */
 struct request_limits {
         uint32_t max_model_len, vocab, block_tokens, lookahead;
         uint64_t seed; /* for a request that brings none */
@@ -41,6 +44,7 @@ enum finish_reason request_check_end(const struct request *q, int64_t *ret_stop_
 struct output {
         struct engine_output public;
         struct engine_token *report; /* owned: public.prompt_tokens */
+        struct engine_kept *kept;    /* owned: public.kept */
         struct engine_token tokens[];
 };
 

@@ -9,7 +9,9 @@ int scheduler_init(struct scheduler *s, const struct scheduler_options *options,
         s->running = calloc(options->max_seqs, sizeof(struct sequence *));
         s->victims = calloc(options->max_seqs, sizeof(struct sequence *));
         s->plan = calloc(options->max_seqs, sizeof(*s->plan));
-        if (s->running && s->victims && s->plan)
+        s->fetches = calloc(options->max_seqs, sizeof(struct sequence *));
+        s->given_up = calloc(options->max_seqs, sizeof(struct sequence *));
+        if (s->running && s->victims && s->plan && s->fetches && s->given_up)
                 return 0;
         scheduler_free(s);
         return -ENOMEM;
@@ -21,6 +23,8 @@ void scheduler_free(struct scheduler *s) {
         free(s->victims);
         free(s->waiting);
         free(s->plan);
+        free(s->fetches);
+        free(s->given_up);
         *s = (struct scheduler){0};
 }
 
@@ -117,7 +121,7 @@ int scheduler_add(struct scheduler *s, struct sequence *q) {
 void scheduler_remove(struct scheduler *s, struct sequence *q) {
         if (q->state == SEQUENCE_WAITING)
                 remove_waiting(s, q);
-        else if (q->state == SEQUENCE_RUNNING) {
+        else if (q->state != SEQUENCE_IDLE) {
                 assert(s->running[q->queue_at] == q);
                 s->running[q->queue_at] = NULL;
                 s->running_count--;
@@ -166,7 +170,7 @@ static void compact_running(struct scheduler *s) {
         for (size_t i = 0; i < s->running_slots; i++) {
                 struct sequence *q = s->running[i];
 
-                if (!q || q->state != SEQUENCE_RUNNING)
+                if (!q || (q->state != SEQUENCE_RUNNING && q->state != SEQUENCE_FETCHING))
                         continue;
                 q->queue_at = kept;
                 s->running[kept++] = q;
@@ -193,14 +197,16 @@ static int by_worth(const void *a, const void *b, void *scheduler) {
 /* Line up who may be preempted in this step; made once, when the first one must go. */
 static void list_victims(struct scheduler *s) {
         assert(s->running_count == s->running_slots); /* nobody has gone yet */
-        memcpy(s->victims, s->running, s->running_count * sizeof(*s->running));
-        s->victim_count = s->running_count;
+        for (size_t i = 0; i < s->running_slots; i++) /* somebody writes to the blocks of those that fetch */
+                if (s->running[i]->state == SEQUENCE_RUNNING)
+                        s->victims[s->victim_count++] = s->running[i];
         if (s->options.by_priority)
                 qsort_r(s->victims, s->victim_count, sizeof(*s->victims), by_worth, s);
 }
 
-/* Send a sequence back to wait. Returns the rows that it had been granted in this step. */
+/* Send a sequence back to wait, or to where its KV came from. Returns the rows that it had been granted in this step. */
 static uint32_t preempt(struct scheduler *s, struct sequence *q) {
+        bool give_up = s->options.give_up_preempted && q->external > 0;
         uint32_t granted = 0;
 
         if (q->plan_at != NOT_PLANNED) {
@@ -212,10 +218,15 @@ static uint32_t preempt(struct scheduler *s, struct sequence *q) {
         blocks_release(s->blocks, &q->table);
         q->computed = 0;
         q->drafts = 0;
+        q->external = 0;
         q->preemptions++;
         s->preemptions++;
         s->running_count--;
-        push_waiting(s, q);
+        if (give_up) {
+                q->state = SEQUENCE_IDLE;
+                s->given_up[s->given_up_count++] = q;
+        } else
+                push_waiting(s, q);
         return granted;
 }
 
@@ -245,7 +256,7 @@ static uint32_t plan_running(struct scheduler *s, uint32_t budget, bool *ret_pre
                 uint32_t rows;
 
                 if (q->state != SEQUENCE_RUNNING)
-                        continue; /* preempted a moment ago */
+                        continue; /* fetching, or preempted a moment ago */
                 rows = at_most(chunk(s, q, q->count + q->drafts - q->computed), budget);
                 rows = at_most(rows, s->options.max_model_len - 1 - q->computed);
                 if (rows == 0)
@@ -265,22 +276,26 @@ static uint32_t plan_running(struct scheduler *s, uint32_t budget, bool *ret_pre
 
 /* ---- admission ------------------------------------------------------------------------------------------------------------- */
 
-/* Look for a prefix and hold blocks for the first rows. Returns the rows, 0 when the sequence must go on waiting. */
-static uint32_t admit(struct scheduler *s, struct sequence *q, uint32_t budget) {
+/* Look for a prefix, and hold blocks for the first rows, or for all of the prompt when the rest of it can be fetched. False
+ * when the sequence must go on waiting; *ret_rows 0: it fetches. */
+static bool admit(struct scheduler *s, struct sequence *q, uint32_t budget, uint32_t *ret_rows) {
         struct block_source source = {q->tokens, q->prompt, q->salt};
-        bool look = !q->all_prompt_rows;
+        bool look = !q->all_prompt_rows, fetches;
         uint32_t rows;
 
         if (look)
                 q->computed =
                     (uint32_t)blocks_find(s->blocks, &q->table, &source, q->count, s->options.lookahead ? 1 : 0);
+        fetches = q->external > q->computed;
         rows = chunk(s, q, q->count - q->computed);
         if (rows > budget)
                 rows = s->options.chunked_prefill ? budget : 0;
-        if (rows == 0 || blocks_grow(s->blocks, &q->table, (size_t)q->computed + rows + s->options.lookahead) < 0) {
+        if ((rows == 0 && !fetches) ||
+            blocks_grow(
+                s->blocks, &q->table, (fetches ? q->count : (size_t)q->computed + rows) + s->options.lookahead) < 0) {
                 blocks_release(s->blocks, &q->table);
                 q->computed = 0;
-                return 0;
+                return false;
         }
         if (!q->admitted) {
                 q->cached = q->computed;
@@ -288,24 +303,42 @@ static uint32_t admit(struct scheduler *s, struct sequence *q, uint32_t budget) 
                 s->prefix_hits += q->computed;
         }
         q->admitted = true;
-        return rows;
+        *ret_rows = fetches ? 0 : rows;
+        return true;
 }
 
 static void plan_waiting(struct scheduler *s, uint32_t budget) {
         while (s->waiting_count && s->running_count < s->options.max_seqs && budget > 0) {
                 struct sequence *q = s->waiting[0];
-                uint32_t rows = admit(s, q, budget);
+                uint32_t rows;
 
-                if (rows == 0)
+                if (!admit(s, q, budget, &rows))
                         return;
                 remove_waiting(s, q);
-                q->state = SEQUENCE_RUNNING;
                 q->queue_at = s->running_slots;
                 s->running[s->running_slots++] = q;
                 s->running_count++;
+                if (rows == 0) {
+                        q->state = SEQUENCE_FETCHING;
+                        s->fetches[s->fetch_count++] = q;
+                        continue;
+                }
+                q->state = SEQUENCE_RUNNING;
                 grant(s, q, rows);
                 budget -= rows;
         }
+}
+
+void scheduler_fetched(struct scheduler *s, struct sequence *q, bool arrived) {
+        struct block_source source = {q->tokens, q->prompt, q->salt};
+
+        assert(q->state == SEQUENCE_FETCHING);
+        q->state = SEQUENCE_RUNNING;
+        if (arrived) {
+                q->computed = q->external;
+                blocks_register(s->blocks, &q->table, &source, q->computed);
+        } else
+                q->external = 0;
 }
 
 void scheduler_plan(struct scheduler *s) {
@@ -317,6 +350,8 @@ void scheduler_plan(struct scheduler *s) {
                 s->running[i]->plan_at = NOT_PLANNED;
         s->plan_count = 0;
         s->plan_rows = 0;
+        s->fetch_count = 0;
+        s->given_up_count = 0;
         s->all_rows_left = ALL_ROWS_PER_STEP;
         if (s->options.prefill_first) {
                 plan_waiting(s, budget);

@@ -6,12 +6,17 @@
  * again. Nothing is admitted in a step that preempted. With chunked prefill off a prompt is taken whole or not at all.
  * Nothing is reserved for tokens to come.
  *
+ * A sequence whose prompt's KV can be had from another engine (`external`) is admitted to FETCHING: it holds blocks for its
+ * whole prompt and counts as running, takes no budget, and is not preempted. What was fetched is lost with its first
+ * preemption, like everything computed: then it is computed here, or, with give_up_preempted, the sequence is left to the
+ * caller, who sends it back to where it came from.
+ *
  * Pure: no I/O, no clock, no model. A step costs as much as there are running sequences and admissions (times a logarithm
  * where it preempts), however many wait. One thread. */
 #pragma once
 #include "engine/blocks.h"
 
-enum sequence_state { SEQUENCE_IDLE /* in no queue */, SEQUENCE_WAITING, SEQUENCE_RUNNING };
+enum sequence_state { SEQUENCE_IDLE /* in no queue */, SEQUENCE_WAITING, SEQUENCE_FETCHING, SEQUENCE_RUNNING };
 
 /* One request as the scheduler sees it. Owned by the caller, who appends tokens between steps. Zeroed, then prompt, tokens,
  * count, salt, priority and a reserved table are set. */
@@ -25,6 +30,7 @@ struct sequence {
         uint32_t drafts;   /* proposed after them, to be verified in the next step */
         uint32_t computed; /* positions whose KV is in the cache */
         uint32_t cached;   /* of the prompt, found at its first admission */
+        uint32_t external; /* of the prompt, from its first token on, that can be fetched; 0: none */
         uint32_t preemptions;
         bool admitted; /* was scheduled once: preemption does not make it new */
         bool
@@ -44,6 +50,7 @@ struct scheduler_options {
         bool chunked_prefill;
         bool prefill_first; /* vLLM-Ascend's old scheduler: whole prompts first, decodes only in steps without one */
         bool by_priority;
+        bool give_up_preempted; /* vLLM-Ascend's recompute scheduler, for sequences that were fetched */
         uint32_t lookahead; /* slots kept beyond a sequence's rows for drafts; with drafts the last block of a prefix is
                              * computed again: the draft module needs hidden states to start from */
 };
@@ -64,6 +71,10 @@ struct scheduler {
         size_t victim_count;
         struct scheduled *plan; /* of the current step */
         size_t plan_count;
+        struct sequence **fetches; /* admitted to FETCHING by the last plan */
+        size_t fetch_count;
+        struct sequence **given_up; /* preempted by the last plan, and in no queue any more */
+        size_t given_up_count;
         uint32_t plan_rows;
         uint32_t all_rows_left; /* of ALL_ROWS_PER_STEP */
         uint64_t next_order;
@@ -81,7 +92,10 @@ int scheduler_add(struct scheduler *s, struct sequence *q);
 void scheduler_remove(struct scheduler *s, struct sequence *q);
 
 /* Compose the next step into plan, plan_count, plan_rows; none when nothing can be done. Drafts that do not fit the step are
- * given up. A sequence that could not even run alone must not be added. */
+ * given up. A sequence that could not even run alone must not be added. Sequences in fetches want positions
+ * [computed, external) from outside; those in given_up are the caller's again. */
 void scheduler_plan(struct scheduler *s);
+/* A fetching sequence goes on. `arrived`: positions up to `external` are in its blocks; else it computes them itself. */
+void scheduler_fetched(struct scheduler *s, struct sequence *q, bool arrived);
 /* Rows of that plan were computed: count them and register full blocks. Fewer than planned when drafts were rejected. */
 void scheduler_advance(struct scheduler *s, struct sequence *q, uint32_t rows);

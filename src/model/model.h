@@ -90,6 +90,9 @@ size_t model_bytes(const struct model *m); /* packed weights held */
 /* 128-bit digest as 32 hex digits: of what config.json says about the arithmetic, of every tensor's name, type and shape,
  * and of the norms' contents, which tell fine-tunes apart. Equal on equal checkpoints, however they are cut into files. */
 const char *model_digest(const struct model *m);
+/* 32 hex digits of what the rows of a KV cache depend on but for the weights themselves: equal for the same model in any
+ * format. 0 or -ENOMEM. */
+int model_cache_digest(const struct model_config *config, char ret_digest[33]);
 void model_set_experts(struct model *m, const struct experts_interface *experts); /* NULL: the local ones */
 void model_set_reduce(struct model *m, const struct reduce_interface *reduce);
 const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert); /* NULL: not held here */

@@ -1,0 +1,446 @@
+/* lease.c - the producer's side: leases, and the connections of those who read them.
+ *
+ * A lease is found by its name until somebody reads it; from then on it belongs to that connection, which closes it. It
+ * ends once: lease_end(). */
+#include "base/hash.h"
+#include "comm/core.h"
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* A connection from a decoder. It sends one lease at a time, in the order they were asked for. */
+struct reader {
+        struct comm *comm;
+        struct list link;
+        uv_tcp_t tcp;
+        struct buf in;
+        bool greeted, closing;
+        uint64_t greet_by;
+        bool same_host;
+        struct list queue;   /* leases to be sent, the first is under way when `writing` */
+        struct list reading; /* leases that were sent or told, until they are closed */
+        uv_write_t write;
+        bool writing;
+        struct pieces pieces;
+};
+
+/* ---- leases ------------------------------------------------------------------------------------------------------------ */
+
+static struct lease **find_lease(struct comm *c, struct slice id) {
+        struct lease **at = &c->by_id[hash64(id, 0) % LEASE_BUCKETS];
+
+        while (*at && !slice_eq(slice_of((*at)->id, (*at)->id_bytes), id))
+                at = &(*at)->next_in_bucket;
+        return at;
+}
+
+void lease_begin(struct comm *c, struct lease *l) {
+        struct lease **bucket = &c->by_id[hash64(slice_of(l->id, l->id_bytes), 0) % LEASE_BUCKETS];
+
+        l->expires = comm_now(c) + c->options.lease_ms;
+        l->next_in_bucket = *bucket;
+        *bucket = l;
+        list_push_back(&c->leases, &l->link);
+        comm_need_ticks(c);
+}
+
+/* The one end of a lease: its blocks go back. */
+static void lease_end(struct comm *c, struct lease *l, int result, const char *text) {
+        struct lease **at = find_lease(c, slice_of(l->id, l->id_bytes));
+
+        while (*at != l) /* names are unguessable, and so never equal; but a caller might repeat one */
+                at = &(*at)->next_in_bucket;
+        *at = l->next_in_bucket;
+        list_remove(&l->link);
+        list_remove(&l->reader_link);
+        comm_tell(c, &l->event, result, text);
+}
+
+static void reader_close(struct reader *r, int error);
+
+bool leases_tick(struct comm *c, uint64_t now) {
+        bool waits = false;
+
+        list_for_each (at, &c->leases) {
+                struct lease *l = list_item(at, struct lease, link);
+
+                if (now < l->expires)
+                        continue;
+                if (l->reader && l->reader->writing) {
+                        /* It does not take what it asked for: only the end of the connection ends the sending. All of the
+                         * connection's leases end with it, so the list is walked again next time. */
+                        reader_close(l->reader, -ETIMEDOUT);
+                        return true;
+                }
+                lease_end(c, l, -ETIMEDOUT, "nobody fetched it in time");
+        }
+        list_for_each (at, &c->readers) {
+                struct reader *r = list_item(at, struct reader, link);
+
+                if (!r->greeted && now >= r->greet_by)
+                        reader_close(r, -ETIMEDOUT);
+                waits |= !r->greeted;
+        }
+        return waits || !list_empty(&c->leases);
+}
+
+void leases_withdraw(struct comm *c) {
+        list_for_each (at, &c->leases) {
+                struct lease *l = list_item(at, struct lease, link);
+
+                if (!l->reader)
+                        lease_end(c, l, -ECANCELED, "it was given up");
+        }
+}
+
+/* ---- sending ----------------------------------------------------------------------------------------------------------- */
+
+static void send_or_close(struct reader *r, const struct wire_message *m) {
+        int error = comm_send((uv_stream_t *)&r->tcp, m);
+
+        if (error < 0)
+                reader_close(r, error);
+        else if (!r->writing && uv_stream_get_write_queue_size((uv_stream_t *)&r->tcp) > UNREAD_MAX)
+                reader_close(r, -ENOBUFS);
+}
+
+static void refuse(struct reader *r, uint64_t tag, int error, const char *text) {
+        struct wire_message m = {.kind = WIRE_REFUSED, .tag = tag, .error = (uint32_t)-error, .text = slice_str(text)};
+
+        send_or_close(r, &m);
+}
+
+static void send_next(struct reader *r);
+
+static void on_payload_written(uv_write_t *write, int status) {
+        struct reader *r = write->data;
+
+        r->writing = false;
+        if (r->closing)
+                return;
+        if (status < 0)
+                reader_close(r, status);
+        else
+                send_next(r);
+}
+
+/* A turn of the payload under way. False: it is all out. */
+static bool send_payload(struct reader *r, struct lease *l) {
+        uv_buf_t out[TURN_PIECES];
+        unsigned n = 0;
+        size_t bytes = 0;
+        int error;
+
+        while (n < TURN_PIECES && bytes < TURN_BYTES) {
+                struct iovec piece = pieces_take(&r->pieces, TURN_BYTES - bytes);
+
+                if (!piece.iov_len)
+                        break;
+                out[n++] = uv_buf_init(piece.iov_base, (unsigned)piece.iov_len);
+                bytes += piece.iov_len;
+        }
+        if (n == 0)
+                return false;
+        l->expires = comm_now(r->comm) + r->comm->options.lease_ms;
+        r->write.data = r;
+        error = uv_write(&r->write, (uv_stream_t *)&r->tcp, out, n, on_payload_written);
+        r->writing = error == 0;
+        if (error < 0)
+                reader_close(r, error);
+        return true;
+}
+
+static void begin_payload(struct reader *r, struct lease *l) {
+        struct comm *c = r->comm;
+        struct wire_message m = {.kind = WIRE_DATA, .tag = l->tag, .payload = pieces_bytes(&c->pool, l->first, l->end)};
+
+        pieces_init(&r->pieces, &c->pool, l->blocks, l->first, l->end, l->group);
+        if (l->checksum_wanted)
+                m.checksum = comm_checksum(r->pieces);
+        send_or_close(r, &m);
+}
+
+/* Go on with the first of the queue, whose payload may be under way. */
+static void send_next(struct reader *r) {
+        while (!r->closing && !r->writing && !list_empty(&r->queue)) {
+                struct lease *l = list_item(r->queue.next, struct lease, reader_link);
+
+                if (!r->pieces.pool) {
+                        begin_payload(r, l);
+                        if (r->closing)
+                                return;
+                }
+                if (send_payload(r, l))
+                        return;
+                r->pieces.pool = NULL;
+                list_remove(&l->reader_link);
+                list_push_back(&r->reading, &l->reader_link);
+        }
+}
+
+static void tell_blocks(struct reader *r, struct lease *l) {
+        struct wire_message m = {.kind = WIRE_BLOCKS,
+            .tag = l->tag,
+            .table = slice_of(l->blocks, l->event.block_count * sizeof(*l->blocks)),
+            .table_count = (uint32_t)l->event.block_count};
+
+        if (l->checksum_wanted) {
+                struct pieces p;
+
+                pieces_init(&p, &r->comm->pool, l->blocks, l->first, l->end, l->group);
+                m.checksum = comm_checksum(p);
+        }
+        list_push_back(&r->reading, &l->reader_link);
+        send_or_close(r, &m);
+}
+
+/* ---- what readers say -------------------------------------------------------------------------------------------------- */
+
+static void greet(struct reader *r, const struct wire_message *m) {
+        struct comm *c = r->comm;
+        char layers[16], row_bytes[16];
+        const char *own_facts[] = {layers, row_bytes};
+        struct wire_message welcome = {.kind = WIRE_WELCOME,
+            .block_tokens = c->pool.block_tokens,
+            .blocks = c->pool.blocks,
+            .base = (uintptr_t)c->pool.base};
+
+        if (m->version != WIRE_VERSION) {
+                refuse(r, 0, -EPROTONOSUPPORT, "the prefiller speaks another version of the protocol");
+                return;
+        }
+        snprintf(layers, sizeof(layers), "%u", c->pool.layers);
+        snprintf(row_bytes, sizeof(row_bytes), "%zu", c->pool.row_bytes);
+        comm_introduce(c, &welcome, own_facts);
+        if (r->same_host && !c->options.stream_only) {
+                welcome.pid = (uint64_t)getpid();
+                welcome.proof_at = (uintptr_t)c->proof;
+                memcpy(welcome.proof, c->proof, sizeof(c->proof));
+        }
+        r->greeted = true;
+        send_or_close(r, &welcome);
+}
+
+static void answer_fetch(struct reader *r, const struct wire_message *m) {
+        struct comm *c = r->comm;
+        struct lease *l;
+
+        comm_take_asked(c);
+        l = *find_lease(c, m->lease);
+        if (!l)
+                refuse(r, m->tag, -ENOENT, "the lease has ended (expired, used or given up) or never was");
+        else if (l->reader)
+                refuse(r, m->tag, -EBUSY, "the lease is being read already: it serves one fetch");
+        else if (m->first >= m->end || m->end > l->tokens || m->group == 0)
+                refuse(r, m->tag, -ERANGE, "the lease does not have these tokens");
+        else {
+                l->reader = r;
+                l->tag = m->tag;
+                l->first = m->first;
+                l->end = m->end;
+                l->group = m->group;
+                l->checksum_wanted = m->checksum_wanted;
+                l->expires = comm_now(c) + c->options.lease_ms;
+                if (m->direct) {
+                        tell_blocks(r, l);
+                } else {
+                        list_push_back(&r->queue, &l->reader_link);
+                        send_next(r);
+                }
+        }
+}
+
+static void answer_close(struct reader *r, uint64_t tag) {
+        struct wire_message closed = {.kind = WIRE_CLOSED, .tag = tag};
+
+        list_for_each (at, &r->reading) {
+                struct lease *l = list_item(at, struct lease, reader_link);
+
+                if (l->tag == tag) {
+                        closed.valid = true;
+                        lease_end(r->comm, l, 0, "");
+                        break;
+                }
+        }
+        send_or_close(r, &closed);
+}
+
+/* A lease that is read is kept by its own connection only. */
+static void keep_alive(struct reader *r, struct slice id) {
+        struct lease *l;
+
+        comm_take_asked(r->comm);
+        l = *find_lease(r->comm, id);
+        if (l && (!l->reader || l->reader == r))
+                l->expires = comm_now(r->comm) + r->comm->options.lease_ms;
+}
+
+static void release(struct reader *r, struct slice id) {
+        struct lease *l;
+
+        comm_take_asked(r->comm);
+        l = *find_lease(r->comm, id);
+        if (l && !l->reader)
+                lease_end(r->comm, l, -ECANCELED, "its decoder does not want it");
+}
+
+static void take_message(struct reader *r, const struct wire_message *m) {
+        if (!r->greeted && m->kind != WIRE_HELLO) {
+                reader_close(r, -EPROTO);
+                return;
+        }
+        switch (m->kind) {
+        case WIRE_HELLO:
+                greet(r, m);
+                break;
+        case WIRE_BEAT:
+                keep_alive(r, m->lease);
+                break;
+        case WIRE_RELEASE:
+                release(r, m->lease);
+                break;
+        case WIRE_FETCH:
+                answer_fetch(r, m);
+                break;
+        case WIRE_CLOSE:
+                answer_close(r, m->tag);
+                break;
+        default:
+                reader_close(r, -EPROTO);
+        }
+}
+
+/* ---- connections ------------------------------------------------------------------------------------------------------- */
+
+static void on_reader_closed(uv_handle_t *handle) {
+        struct reader *r = handle->data;
+
+        buf_free(&r->in);
+        list_remove(&r->link);
+        r->comm->reader_count--;
+        free(r);
+}
+
+/* The leases it was reading end: nobody else has a right to them. They go back when nothing is written from them any more,
+ * which is when libuv has given the write up: at once, with the handle. */
+static void reader_close(struct reader *r, int error) {
+        struct list *lists[] = {&r->queue, &r->reading};
+
+        if (r->closing)
+                return;
+        r->closing = true;
+        if (error != UV_EOF && error != UV_ECONNRESET)
+                log_warn(r->comm->options.log, "a decoder's connection for KV is closed: %s", uv_strerror(error));
+        uv_close((uv_handle_t *)&r->tcp, on_reader_closed);
+        for (size_t i = 0; i < 2; i++)
+                while (!list_empty(lists[i]))
+                        lease_end(r->comm, list_item(lists[i]->next, struct lease, reader_link), -ECONNRESET,
+                            "the decoder that read it is gone");
+}
+
+static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *ret_buf) {
+        struct reader *r = handle->data;
+        char *room = buf_reserve(&r->in, WIRE_REQUEST_MAX);
+
+        *ret_buf = uv_buf_init(room, room ? WIRE_REQUEST_MAX : 0);
+}
+
+static void on_read(uv_stream_t *stream, ssize_t bytes, const uv_buf_t *unused) {
+        struct reader *r = stream->data;
+        size_t used = 0;
+
+        if (bytes < 0) {
+                reader_close(r, (int)bytes);
+                return;
+        }
+        buf_commit(&r->in, (size_t)bytes);
+        while (!r->closing) {
+                struct wire_message m;
+                int n = wire_read(slice_sub(buf_slice(&r->in), used, r->in.len), WIRE_REQUEST_MAX, &m);
+
+                if (n < 0)
+                        reader_close(r, n);
+                if (n <= 0)
+                        break;
+                take_message(r, &m);
+                used += (size_t)n;
+        }
+        buf_consume(&r->in, used);
+}
+
+/* Do both ends of the connection have one address? Then they are of one host, or of one network namespace. */
+static bool has_one_host(const uv_tcp_t *tcp) {
+        struct sockaddr_storage here = {0}, there = {0};
+        int here_bytes = sizeof(here), there_bytes = sizeof(there);
+
+        if (uv_tcp_getsockname(tcp, (struct sockaddr *)&here, &here_bytes) < 0 ||
+            uv_tcp_getpeername(tcp, (struct sockaddr *)&there, &there_bytes) < 0 || here.ss_family != there.ss_family)
+                return false;
+        if (here.ss_family == AF_INET6)
+                return memcmp(&((struct sockaddr_in6 *)&here)->sin6_addr, &((struct sockaddr_in6 *)&there)->sin6_addr,
+                           sizeof(struct in6_addr)) == 0;
+        return ((struct sockaddr_in *)&here)->sin_addr.s_addr == ((struct sockaddr_in *)&there)->sin_addr.s_addr;
+}
+
+static void on_connection(uv_stream_t *listener, int status) {
+        struct comm *c = listener->data;
+        struct reader *r;
+        int error;
+
+        if (status < 0)
+                return;
+        r = calloc(1, sizeof(*r));
+        if (!r)
+                return; /* it stays in the queue of the kernel until the next one comes */
+        r->comm = c;
+        r->tcp.data = r;
+        list_init(&r->queue);
+        list_init(&r->reading);
+        r->greet_by = comm_now(c) + c->options.silence_ms;
+        uv_tcp_init(&c->loop, &r->tcp);
+        list_push_back(&c->readers, &r->link);
+        c->reader_count++;
+        error = uv_accept(listener, (uv_stream_t *)&r->tcp);
+        if (error == 0 && c->reader_count > READERS_MAX)
+                error = UV_EMFILE;
+        if (error == 0)
+                error = uv_read_start((uv_stream_t *)&r->tcp, on_alloc, on_read);
+        if (error < 0) {
+                reader_close(r, error);
+                return;
+        }
+        uv_tcp_nodelay(&r->tcp, 1);
+        uv_tcp_keepalive(&r->tcp, 1, 15);
+        r->same_host = has_one_host(&r->tcp);
+        comm_need_ticks(c);
+}
+
+int leases_listen(struct comm *c, struct error *e) {
+        const char *host = c->options.host;
+        struct sockaddr_storage at;
+        int bytes = sizeof(at), r;
+
+        if (uv_ip4_addr(host, c->options.port, (struct sockaddr_in *)&at) < 0 &&
+            uv_ip6_addr(host, c->options.port, (struct sockaddr_in6 *)&at) < 0)
+                return error_set(e, -EINVAL, "the address for KV transfers is no IP address: %s", host);
+        uv_tcp_init(&c->loop, &c->listener);
+        c->has_listener = true;
+        r = uv_tcp_bind(&c->listener, (struct sockaddr *)&at, 0);
+        if (r == 0)
+                r = uv_listen((uv_stream_t *)&c->listener, 1024, on_connection);
+        if (r == 0)
+                r = uv_tcp_getsockname(&c->listener, (struct sockaddr *)&at, &bytes);
+        if (r < 0)
+                return error_set(
+                    e, r, "cannot listen for KV transfers on %s port %u: %s", host, c->options.port, uv_strerror(r));
+        c->port = ntohs(
+            at.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&at)->sin6_port : ((struct sockaddr_in *)&at)->sin_port);
+        return 0;
+}
+
+void readers_close(struct comm *c) {
+        list_for_each (at, &c->readers)
+                reader_close(list_item(at, struct reader, link), UV_EOF);
+}

@@ -1,0 +1,76 @@
+/* pieces.c - see pieces.h. */
+#include "comm/pieces.h"
+#include <assert.h>
+
+void pieces_init(struct pieces *p, const struct kv_pool *pool, const uint32_t *blocks, uint32_t first, uint32_t end,
+    uint32_t group) {
+        assert(first < end && group > 0);
+        *p = (struct pieces){
+            .pool = pool, .blocks = blocks, .group = group, .end = end, .group_first = first, .token = first};
+}
+
+static uint32_t group_end(const struct pieces *p) {
+        uint64_t border = ((uint64_t)p->group_first / p->group + 1) * p->group;
+
+        return border < p->end ? (uint32_t)border : p->end;
+}
+
+/* The run of rows at hand: one layer of one block, within one group. */
+static struct iovec run_at(const struct pieces *p) {
+        const struct kv_pool *pool = p->pool;
+        uint32_t slot = p->token % pool->block_tokens, rows = pool->block_tokens - slot, left = group_end(p) - p->token;
+        size_t row = ((size_t)p->blocks[p->token / pool->block_tokens] * pool->layers + p->layer) * pool->block_tokens;
+
+        return (struct iovec){
+            pool->base + (row + slot) * pool->row_bytes, (size_t)(rows < left ? rows : left) * pool->row_bytes};
+}
+
+static void pass_run(struct pieces *p, size_t bytes) {
+        p->token += (uint32_t)(bytes / p->pool->row_bytes);
+        if (p->token < group_end(p))
+                return;
+        p->token = p->group_first;
+        if (++p->layer < p->pool->layers)
+                return;
+        p->layer = 0;
+        p->token = p->group_first = group_end(p);
+}
+
+static bool at_end(const struct pieces *p) {
+        return p->group_first >= p->end;
+}
+
+/* Runs that touch are one piece. */
+static struct iovec next_piece(struct pieces *p, size_t most) {
+        struct iovec piece = {0};
+
+        while (!at_end(p) && piece.iov_len < most) {
+                struct iovec run = run_at(p);
+
+                if (piece.iov_len && (char *)piece.iov_base + piece.iov_len != run.iov_base)
+                        break;
+                if (!piece.iov_len)
+                        piece.iov_base = run.iov_base;
+                piece.iov_len += run.iov_len;
+                pass_run(p, run.iov_len);
+        }
+        return piece;
+}
+
+struct iovec pieces_take(struct pieces *p, size_t most) {
+        struct iovec piece = p->rest;
+
+        assert(most > 0);
+        if (!piece.iov_len)
+                piece = next_piece(p, most);
+        p->rest = (struct iovec){0};
+        if (piece.iov_len > most) {
+                p->rest = (struct iovec){(char *)piece.iov_base + most, piece.iov_len - most};
+                piece.iov_len = most;
+        }
+        return piece;
+}
+
+size_t pieces_bytes(const struct kv_pool *pool, uint32_t first, uint32_t end) {
+        return (size_t)(end - first) * pool->layers * pool->row_bytes;
+}

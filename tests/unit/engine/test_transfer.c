@@ -1,0 +1,644 @@
+/* Prefill on one engine, decode on another: the text of one engine, bit for bit, and nothing is left behind, whoever fails or
+ * leaves. Two engines of this process, stepped by the test; between them real sockets. */
+#include "rig.h"
+#include <time.h>
+
+#define HANG_S 30
+
+static struct rig rig;
+
+/* ---- a prefiller and a decoder ----------------------------------------------------------------------------------------- */
+
+struct pair {
+        struct engine_transfer p_transfer, d_transfer;
+        struct engine_options p_options, d_options;
+        struct engine *p, *d;
+};
+
+static void pair_prepare(struct pair *t) {
+        memset(t, 0, sizeof(*t));
+        t->p_transfer = (struct engine_transfer){.produces = true, .engine_id = "p", .host = "127.0.0.1"};
+        t->d_transfer = (struct engine_transfer){.consumes = true, .engine_id = "d"};
+        t->p_options = t->d_options = rig_options(&rig);
+        t->p_options.transfer = &t->p_transfer;
+        t->d_options.transfer = &t->d_transfer;
+}
+
+static void pair_open(struct pair *t) {
+        t->p = engine_of(&t->p_options);
+        t->d = engine_of(&t->d_options);
+}
+
+/* Until comm has something for the engine. */
+static void wait_moved(struct engine *g) {
+        struct timespec until;
+
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_sec += HANG_S;
+        pthread_mutex_lock(&g->mailbox.lock);
+        while (!g->mailbox.moved)
+                if (pthread_cond_timedwait(&g->mailbox.work, &g->mailbox.lock, &until) == ETIMEDOUT)
+                        fail_msg("nothing came over");
+        pthread_mutex_unlock(&g->mailbox.lock);
+}
+
+/* Steps until nothing runs, and whatever is fetched has come. */
+static void run_fetching(struct engine *g) {
+        for (;;) {
+                run_to_end(g);
+                if (!g->scheduler.running_count)
+                        return;
+                wait_moved(g);
+        }
+}
+
+/* What is held for others has been let go, for whatever reason. */
+static void settle(struct pair *t) {
+        while (t->p && t->p->kept) {
+                wait_moved(t->p);
+                run_to_end(t->p);
+        }
+        while (t->d && blocks_available(t->d->blocks) != blocks_total(t->d->blocks)) {
+                wait_moved(t->d);
+                run_to_end(t->d);
+        }
+}
+
+static void pair_close(struct pair *t) {
+        settle(t);
+        if (t->p)
+                assert_at_rest(t->p);
+        if (t->d)
+                assert_at_rest(t->d);
+        engine_free(t->d);
+        engine_free(t->p);
+}
+
+/* ---- requests ---------------------------------------------------------------------------------------------------------- */
+
+struct handed {
+        struct answer answer;
+        char id[33];
+        uint32_t tokens;
+};
+
+static engine_id submit_to(struct engine *g, const struct engine_request *q) {
+        engine_id id = 0;
+
+        assert_int_equal(engine_submit(g, q, &id), 0);
+        return id;
+}
+
+static struct engine_request request_for(
+    const uint32_t *prompt, uint32_t count, const struct sampling_params *p, struct answer *a) {
+        memset(a, 0, sizeof(*a));
+        return (struct engine_request){
+            .prompt = prompt, .prompt_count = count, .sampling = *p, .arrival_ns = clock_mono_ns(), .user = a};
+}
+
+static void prefill(struct pair *t, const uint32_t *prompt, uint32_t count, const struct sampling_params *p,
+    struct handed *ret_handed) {
+        struct sampling_params once = *p;
+        struct engine_request q;
+
+        once.max_tokens = 1;
+        once.logprobs = once.prompt_logprobs = -1;
+        q = request_for(prompt, count, &once, &ret_handed->answer);
+        q.keep = true;
+        submit_to(t->p, &q);
+        ret_handed->id[0] = '\0';
+        while (engine_step(t->p)) {
+                struct engine_output *list = engine_take(t->p);
+
+                for (struct engine_output *o = list; o; o = o->next)
+                        if (o->kept) {
+                                memcpy(ret_handed->id, o->kept->id, sizeof(ret_handed->id));
+                                ret_handed->tokens = o->kept->tokens;
+                                assert_int_equal(o->kept->block_count,
+                                    (count + t->p_options.block_tokens - 1) / t->p_options.block_tokens);
+                        }
+                engine_outputs_free(t->p, list);
+        }
+        assert_int_equal(strlen(ret_handed->id), 32);
+        assert_int_equal(ret_handed->tokens, count);
+}
+
+static struct engine_remote remote_of(const struct pair *t, const struct handed *h) {
+        return (struct engine_remote){.source = {.host = SLICE_LIT("127.0.0.1"),
+                                          .port = engine_transfer_port(t->p),
+                                          .engine_id = SLICE_LIT("p"),
+                                          .id = slice_str(h->id)},
+            .tokens = h->tokens};
+}
+
+static engine_id submit_decode(struct pair *t, const struct engine_remote *remote, const uint32_t *prompt,
+    uint32_t count, const struct sampling_params *p, struct answer *a) {
+        struct engine_request q = request_for(prompt, count, p, a);
+
+        q.remote = remote;
+        return submit_to(t->d, &q);
+}
+
+static void hand_over(struct pair *t, const uint32_t *prompt, uint32_t count, const struct sampling_params *p,
+    struct answer *ret_answer) {
+        struct handed h;
+        struct engine_remote remote;
+
+        prefill(t, prompt, count, p, &h);
+        remote = remote_of(t, &h);
+        submit_decode(t, &remote, prompt, count, p, ret_answer);
+        run_fetching(t->d);
+}
+
+static void one_engine(const struct engine_options *like, const uint32_t *prompt, uint32_t count,
+    const struct sampling_params *p, struct answer *ret_answer) {
+        struct engine_options o = *like;
+        struct engine *g;
+
+        o.transfer = NULL;
+        g = engine_of(&o);
+        submit(g, prompt, count, p, ret_answer);
+        run_to_end(g);
+        engine_free(g);
+}
+
+static struct sampling_params sampling_of(unsigned i) {
+        struct sampling_params p = plain_sampling();
+
+        p.max_tokens = 6 + i % 5;
+        p.logprobs = 3;
+        if (i % 2) {
+                p.temperature = 1;
+                p.has_seed = true;
+                p.seed = i;
+        }
+        if (i % 5 == 3)
+                p.repetition_penalty = 1.3f;
+        return p;
+}
+
+static void make_prompt(struct rng *r, uint32_t *prompt, uint32_t count, bool common) {
+        for (uint32_t k = 0; k < count; k++)
+                prompt[k] = common && k < 40 ? 100 + k : (uint32_t)rng_below(r, model_config(rig.model)->vocab);
+}
+
+/* ---- equality ---------------------------------------------------------------------------------------------------------- */
+
+/* `count` prompts of all lengths, some with a common beginning, each compared with one engine's. */
+static void check_pair(struct pair *t, unsigned count, const char *what) {
+        struct answer *got = calloc(1, sizeof(*got)), *expected = calloc(1, sizeof(*expected));
+        uint32_t prompt[ANSWER_MAX];
+        uint64_t hits;
+        struct rng r;
+
+        rng_seed(&r, 5);
+        pair_open(t);
+        for (unsigned i = 0; i < count; i++) {
+                static const uint32_t borders[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129};
+                uint32_t length =
+                    i < 17 ? borders[i] : 1 + (uint32_t)rng_below(&r, 200); /* 17: the number of borders */
+                struct sampling_params p = sampling_of(i);
+
+                make_prompt(&r, prompt, length, i % 3 == 0);
+                one_engine(&t->d_options, prompt, length, &p, expected);
+                hand_over(t, prompt, length, &p, got);
+                assert_same_answer(got, expected, what, i);
+        }
+        hits = t->d->metrics.figures.external_hits;
+        assert_true(hits > 0);
+        assert_int_equal(t->d->metrics.figures.fetches_failed, 0);
+        pair_close(t);
+        free(got);
+        free(expected);
+}
+
+static void a_handed_over_text_is_one_engines(void **state) {
+        struct pair t;
+
+        pair_prepare(&t);
+        check_pair(&t, 60, "out of memory of the same process");
+        pair_prepare(&t);
+        t.p_transfer.stream_only = t.d_transfer.checksum = true;
+        check_pair(&t, 30, "over TCP");
+        pair_prepare(&t);
+        t.p_options.prefix_caching = t.d_options.prefix_caching = true;
+        check_pair(&t, 60, "with prefixes found on both sides");
+        pair_prepare(&t);
+        t.p_options.prefix_caching = true;
+        t.p_options.max_batched_tokens = 32;
+        check_pair(&t, 30, "chunks and prefixes on the prefiller");
+}
+
+static void block_sizes_may_differ(void **state) {
+        static const uint32_t sizes[][2] = {{16, 8}, {8, 16}, {64, 16}, {5, 7}};
+
+        for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
+                for (int stream = 0; stream < 2; stream++) {
+                        struct pair t;
+
+                        pair_prepare(&t);
+                        t.p_options.block_tokens = sizes[i][0];
+                        t.d_options.block_tokens = sizes[i][1];
+                        t.d_options.prefix_caching = true;
+                        t.d_transfer.stream_only = stream;
+                        check_pair(&t, 20, "other block sizes");
+                }
+}
+
+static void a_cache_of_bfloat16_is_handed_over(void **state) {
+        struct pair t;
+
+        pair_prepare(&t);
+        t.p_options.kv_type = t.d_options.kv_type = KV_BF16;
+        check_pair(&t, 20, "bfloat16");
+}
+
+/* The draft module's own rows travel, too: as many drafts are right as in one engine. */
+static void drafts_are_as_good_as_in_one_engine(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct answer got, expected;
+        uint64_t accepted, drafts;
+        struct engine *single;
+        struct pair t;
+        struct rng r;
+
+        pair_prepare(&t);
+        t.p_options.draft_tokens = t.d_options.draft_tokens = 2;
+        pair_open(&t);
+        t.d_options.transfer = NULL;
+        single = engine_of(&t.d_options);
+        rng_seed(&r, 9);
+        for (unsigned i = 0; i < 24; i++) {
+                uint32_t length = 1 + (uint32_t)rng_below(&r, 100);
+                struct sampling_params p = sampling_of(2 * i);
+
+                make_prompt(&r, prompt, length, false);
+                submit(single, prompt, length, &p, &expected);
+                run_to_end(single);
+                hand_over(&t, prompt, length, &p, &got);
+                assert_same_answer(&got, &expected, "with drafts", i);
+        }
+        accepted = single->metrics.figures.accepted_tokens;
+        drafts = single->metrics.figures.draft_tokens;
+        assert_int_equal(t.d->metrics.figures.accepted_tokens, accepted);
+        assert_int_equal(t.d->metrics.figures.draft_tokens, drafts);
+        engine_free(single);
+        pair_close(&t);
+}
+
+static void many_at_once_are_each_their_own(void **state) {
+        enum { MANY = 40 };
+        struct answer *got = calloc(MANY, sizeof(*got)), *expected = calloc(MANY, sizeof(*expected));
+        struct handed *handed = calloc(MANY, sizeof(*handed));
+        uint32_t(*prompts)[ANSWER_MAX] = calloc(MANY, sizeof(*prompts)), lengths[MANY];
+        struct pair t;
+        struct rng r;
+
+        pair_prepare(&t);
+        t.d_options.max_seqs = 5;
+        t.d_options.kv_blocks = 40; /* some wait for blocks, some are preempted and computed again */
+        pair_open(&t);
+        rng_seed(&r, 11);
+        for (unsigned i = 0; i < MANY; i++) {
+                struct sampling_params p = sampling_of(i);
+
+                p.max_tokens = 40;
+                lengths[i] = 1 + (uint32_t)rng_below(&r, 150);
+                make_prompt(&r, prompts[i], lengths[i], false);
+                one_engine(&t.p_options, prompts[i], lengths[i], &p, &expected[i]);
+                prefill(&t, prompts[i], lengths[i], &p, &handed[i]);
+        }
+        for (unsigned i = 0; i < MANY; i++) {
+                struct sampling_params p = sampling_of(i);
+                struct engine_remote remote = remote_of(&t, &handed[i]);
+
+                p.max_tokens = 40;
+                submit_decode(&t, &remote, prompts[i], lengths[i], &p, &got[i]);
+        }
+        for (;;) {
+                run_to_end(t.d);
+                if (!t.d->scheduler.running_count && !t.d->scheduler.waiting_count)
+                        break;
+                wait_moved(t.d);
+        }
+        for (unsigned i = 0; i < MANY; i++)
+                assert_same_answer(&got[i], &expected[i], "many at once", i);
+        assert_true(t.d->scheduler.preemptions > 0);
+        pair_close(&t);
+        free(got);
+        free(expected);
+        free(handed);
+        free(prompts);
+}
+
+/* ---- less than a whole fetch ------------------------------------------------------------------------------------------- */
+
+static void what_is_known_already_is_not_fetched(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct answer a;
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 100, false);
+        pair_prepare(&t);
+        t.d_options.prefix_caching = true;
+        pair_open(&t);
+        hand_over(&t, prompt, 100, &p, &a);
+        assert_int_equal(t.d->metrics.figures.external_hits, 99);
+        hand_over(&t, prompt, 100, &p, &a); /* 6 blocks of 16 are known */
+        assert_int_equal(t.d->metrics.figures.external_hits, 99 + 3);
+        hand_over(&t, prompt, 97, &p, &a); /* all but the last token is known: the lease is freed */
+        assert_int_equal(t.d->metrics.figures.external_hits, 99 + 3);
+        hand_over(&t, prompt, 1, &p, &a); /* nothing there is to fetch */
+        assert_int_equal(t.d->metrics.figures.external_hits, 99 + 3);
+        assert_int_equal(t.p->metrics.figures.leases_expired, 0);
+        pair_close(&t);
+}
+
+static void log_probabilities_of_a_prompt_are_computed_where_they_are_told(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct answer got, expected;
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 60, false);
+        p.prompt_logprobs = 1;
+        pair_prepare(&t);
+        pair_open(&t);
+        one_engine(&t.d_options, prompt, 60, &p, &expected);
+        hand_over(&t, prompt, 60, &p, &got);
+        assert_same_answer(&got, &expected, "prompt_logprobs", 0);
+        assert_int_equal(t.d->metrics.figures.external_hits, 0);
+        pair_close(&t);
+}
+
+static void only_a_good_end_is_kept(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct engine_request q;
+        struct answer a;
+        struct pair t;
+        struct rng r;
+        engine_id id;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 60, false);
+        pair_prepare(&t);
+        pair_open(&t);
+        q = request_for(prompt, 60, &p, &a);
+        q.keep = true;
+        id = submit_to(t.p, &q);
+        engine_step(t.p);
+        engine_abort(t.p, id, FINISH_ABORT);
+        run_to_end(t.p);
+        assert_int_equal(a.finish, FINISH_ABORT);
+        assert_int_equal(t.p->kept, 0);
+        q.keep = false;
+        memset(&a, 0, sizeof(a));
+        submit_to(t.p, &q);
+        run_to_end(t.p);
+        assert_int_equal(a.finish, FINISH_LENGTH);
+        assert_int_equal(t.p->kept, 0);
+        pair_close(&t);
+}
+
+/* ---- failures ---------------------------------------------------------------------------------------------------------- */
+
+static void a_client_that_leaves_at_any_moment_leaves_nothing(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 100, false);
+        pair_prepare(&t);
+        t.d_transfer.lease_ms = t.p_transfer.lease_ms = 100000; /* no lease is freed by its time */
+        pair_open(&t);
+        for (int moment = 0; moment < 4; moment++) {
+                struct engine_remote remote;
+                struct handed h;
+                struct answer a;
+                engine_id id;
+
+                prefill(&t, prompt, 100, &p, &h);
+                remote = remote_of(&t, &h);
+                id = submit_decode(&t, &remote, prompt, 100, &p, &a);
+                if (moment > 0)
+                        engine_step(t.d); /* the fetch has begun */
+                if (moment > 1)
+                        wait_moved(t.d); /* it has ended, and nobody knows yet */
+                if (moment > 2)
+                        engine_step(t.d);
+                engine_abort(t.d, id, FINISH_ABORT);
+                run_to_end(t.d);
+                assert_int_equal(a.finish, FINISH_ABORT);
+                settle(&t);
+        }
+        assert_int_equal(t.p->metrics.figures.leases_expired, 0);
+        pair_close(&t);
+}
+
+static void a_prefiller_that_is_gone_fails_the_request_or_not(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct answer got, expected;
+        struct engine_remote remote;
+        struct handed h;
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 100, false);
+        for (int recompute = 0; recompute < 2; recompute++) {
+                pair_prepare(&t);
+                t.d_transfer.recompute = recompute;
+                t.d_options.prefix_caching = true;
+                pair_open(&t);
+                prefill(&t, prompt, 100, &p, &h);
+                remote = remote_of(&t, &h);
+                engine_free(t.p);
+                t.p = NULL;
+                submit_decode(&t, &remote, prompt, 100, &p, &got);
+                run_fetching(t.d);
+                assert_int_equal(t.d->metrics.figures.fetches_failed, 1);
+                if (recompute) {
+                        one_engine(&t.d_options, prompt, 100, &p, &expected);
+                        assert_same_answer(&got, &expected, "computed after all", 0);
+                } else {
+                        assert_int_equal(got.finish, FINISH_ERROR);
+                        assert_non_null(strstr(got.error, "fetched"));
+                        /* What did not come is not taken for a prefix. */
+                        submit(t.d, prompt, 100, &p, &got);
+                        run_to_end(t.d);
+                        one_engine(&t.d_options, prompt, 100, &p, &expected);
+                        assert_same_answer(&got, &expected, "afterwards", 0);
+                }
+                pair_close(&t);
+        }
+}
+
+static void parameters_that_were_used_are_refused(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct engine_remote remote;
+        struct handed h;
+        struct answer a;
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 100, false);
+        pair_prepare(&t);
+        pair_open(&t);
+        prefill(&t, prompt, 100, &p, &h);
+        remote = remote_of(&t, &h);
+        for (int use = 0; use < 2; use++) {
+                submit_decode(&t, &remote, prompt, 100, &p, &a);
+                run_fetching(t.d);
+                assert_int_equal(a.finish, use ? FINISH_ERROR : FINISH_LENGTH);
+        }
+        pair_close(&t);
+}
+
+static void what_nobody_fetches_is_freed_when_its_lease_ends(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct handed h;
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 100, false);
+        pair_prepare(&t);
+        t.p_transfer.lease_ms = 50;
+        pair_open(&t);
+        prefill(&t, prompt, 100, &p, &h);
+        assert_true(blocks_available(t.p->blocks) < blocks_total(t.p->blocks));
+        settle(&t);
+        assert_int_equal(t.p->metrics.figures.leases_expired, 1);
+        pair_close(&t);
+}
+
+static void models_that_differ_do_not_share(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct answer a;
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 20, false);
+        pair_prepare(&t);
+        t.p_options.kv_type = KV_BF16;
+        pair_open(&t);
+        hand_over(&t, prompt, 20, &p, &a);
+        assert_int_equal(a.finish, FINISH_ERROR);
+        t.p_transfer.lease_ms = 0;
+        comm_withdraw_all(t.p->comm);
+        pair_close(&t);
+}
+
+/* ---- out of blocks ------------------------------------------------------------------------------------------------------ */
+
+static void a_decoder_out_of_blocks_sends_back_what_was_fetched(void **state) {
+        enum { MANY = 6 };
+        struct answer *got = calloc(MANY, sizeof(*got));
+        uint32_t prompt[ANSWER_MAX];
+        unsigned back = 0;
+        struct pair t;
+        struct rng r;
+
+        pair_prepare(&t);
+        t.d_transfer.give_up_preempted = true;
+        t.d_options.kv_blocks = 20;
+        pair_open(&t);
+        rng_seed(&r, 3);
+        for (unsigned i = 0; i < MANY; i++) {
+                struct sampling_params p = sampling_of(i);
+                struct engine_remote remote;
+                struct handed h;
+
+                p.max_tokens = 100;
+                make_prompt(&r, prompt, 40, false);
+                prefill(&t, prompt, 40, &p, &h);
+                remote = remote_of(&t, &h);
+                submit_decode(&t, &remote, prompt, 40, &p, &got[i]);
+        }
+        for (;;) {
+                run_to_end(t.d);
+                if (!t.d->scheduler.running_count && !t.d->scheduler.waiting_count)
+                        break;
+                wait_moved(t.d);
+        }
+        for (unsigned i = 0; i < MANY; i++) {
+                assert_true(got[i].finish == FINISH_LENGTH || got[i].finish == FINISH_RECOMPUTED);
+                back += got[i].finish == FINISH_RECOMPUTED;
+        }
+        assert_true(back > 0 && back < MANY);
+        pair_close(&t);
+        free(got);
+}
+
+/* ---- ends --------------------------------------------------------------------------------------------------------------- */
+
+static void a_prefiller_that_is_to_end_waits_for_those_who_fetch(void **state) {
+        uint32_t prompt[ANSWER_MAX];
+        struct sampling_params p = sampling_of(0);
+        struct engine_remote remote;
+        struct handed h;
+        struct answer a;
+        struct pair t;
+        struct rng r;
+
+        rng_seed(&r, 2);
+        make_prompt(&r, prompt, 60, false);
+        pair_prepare(&t);
+        pair_open(&t);
+        prefill(&t, prompt, 60, &p, &h);
+        remote = remote_of(&t, &h);
+        assert_int_equal(engine_start(t.p), 0);
+        submit_decode(&t, &remote, prompt, 60, &p, &a);
+        engine_step(t.d);
+        engine_stop(t.p, 1000 * HANG_S);
+        run_fetching(t.d);
+        assert_int_equal(a.finish, FINISH_LENGTH);
+        assert_int_equal(t.p->metrics.figures.leases_expired, 0);
+        pair_close(&t);
+}
+
+static int set_up(void **state) {
+        rig = rig_new("v3-f32", 1, true);
+        return 0;
+}
+
+static int tear_down(void **state) {
+        rig_free(&rig);
+        return 0;
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+            cmocka_unit_test(a_handed_over_text_is_one_engines),
+            cmocka_unit_test(block_sizes_may_differ),
+            cmocka_unit_test(a_cache_of_bfloat16_is_handed_over),
+            cmocka_unit_test(drafts_are_as_good_as_in_one_engine),
+            cmocka_unit_test(many_at_once_are_each_their_own),
+            cmocka_unit_test(what_is_known_already_is_not_fetched),
+            cmocka_unit_test(log_probabilities_of_a_prompt_are_computed_where_they_are_told),
+            cmocka_unit_test(only_a_good_end_is_kept),
+            cmocka_unit_test(a_client_that_leaves_at_any_moment_leaves_nothing),
+            cmocka_unit_test(a_prefiller_that_is_gone_fails_the_request_or_not),
+            cmocka_unit_test(parameters_that_were_used_are_refused),
+            cmocka_unit_test(what_nobody_fetches_is_freed_when_its_lease_ends),
+            cmocka_unit_test(models_that_differ_do_not_share),
+            cmocka_unit_test(a_decoder_out_of_blocks_sends_back_what_was_fetched),
+            cmocka_unit_test(a_prefiller_that_is_to_end_waits_for_those_who_fetch),
+        };
+
+        return cmocka_run_group_tests(tests, set_up, tear_down);
+}
