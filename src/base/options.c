@@ -271,20 +271,11 @@ void options_list_free(struct option_list *l) {
 #define HELP_COLUMN 34u
 #define HELP_WIDTH  100u
 
-/* How wide UTF-8 text is on a terminal, were all its characters narrow. */
-static size_t columns(struct slice s) {
-        size_t n = 0;
-
-        for (size_t i = 0; i < s.len; i++)
-                n += ((unsigned char)s.ptr[i] & 0xc0) != 0x80;
-        return n;
-}
-
 static void wrap(struct buf *out, const char *text, size_t column, size_t indent) {
         struct slice rest = slice_str(text), word;
 
         while (slice_split(&rest, ' ', &word)) {
-                if (column + 1 + columns(word) > HELP_WIDTH && column > indent) {
+                if (column + 1 + slice_characters(word) > HELP_WIDTH && column > indent) {
                         buf_printf(out, "\n%*s", (int)indent, "");
                         column = indent;
                 } else if (column > indent) {
@@ -292,7 +283,7 @@ static void wrap(struct buf *out, const char *text, size_t column, size_t indent
                         column++;
                 }
                 buf_add(out, word);
-                column += columns(word);
+                column += slice_characters(word);
         }
         buf_add_char(out, '\n');
 }
@@ -318,7 +309,7 @@ void options_help(const struct option_set *set, struct buf *out) {
                         buf_printf(out, "      --%s", o->name);
                 if (o->kind != OPTION_FLAG && value)
                         buf_printf(out, " %s%s", value, o->kind == OPTION_LIST ? "…" : "");
-                column = columns(slice_sub(buf_slice(out), begin, out->len));
+                column = slice_characters(slice_sub(buf_slice(out), begin, out->len));
                 if (column + 2 > HELP_COLUMN) {
                         buf_add_char(out, '\n');
                         column = 0;

@@ -98,6 +98,14 @@ struct slice slice_trim(struct slice s) {
         return s;
 }
 
+size_t slice_characters(struct slice s) {
+        size_t n = 0;
+
+        for (size_t i = 0; i < s.len; i++)
+                n += ((unsigned char)s.ptr[i] & 0xc0) != 0x80;
+        return n;
+}
+
 int slice_to_u64(struct slice s, uint64_t *ret_value) {
         uint64_t value = 0;
 

@@ -60,6 +60,8 @@ struct slice slice_take(struct slice *s, size_t n);
 bool slice_split(struct slice *s, char sep, struct slice *ret_part);
 /* Without leading and trailing space, tab, CR and LF. */
 struct slice slice_trim(struct slice s);
+/* How many characters (code points) UTF-8 text has. */
+size_t slice_characters(struct slice s);
 
 /* Decimal digits only, the whole slice. Returns 0, -EINVAL (empty, other bytes) or -ERANGE. */
 int slice_to_u64(struct slice s, uint64_t *ret_value);

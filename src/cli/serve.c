@@ -296,6 +296,19 @@ static void choose_keys(struct serve *s) {
         }
 }
 
+/* --generation-config: the model's own, where it has one; none; or another folder's. */
+static int read_generation(struct serve *s, struct error *e) {
+        const char *from = s->o.generation_config;
+        int r;
+
+        if (from && !strcmp(from, "vllm"))
+                return 0;
+        if (from && strcmp(from, "auto"))
+                return serve_read_generation(from, &s->api_options.defaults, e);
+        r = serve_read_generation(s->dir, &s->api_options.defaults, e);
+        return r == -ENOENT ? 0 : r;
+}
+
 static int fill_api_options(struct serve *s, struct error *e) {
         struct api_options *a = &s->api_options;
         const struct model_config *c = &s->config;
@@ -315,9 +328,9 @@ static int fill_api_options(struct serve *s, struct error *e) {
             .auto_tools = s->o.auto_tools,
             .tool_parser = a->tools != TOOLS_NONE,
             .model = slice_str(a->served_names[0])};
-        if (!s->o.generation_config || strcmp(s->o.generation_config, "vllm"))
-                serve_read_generation(s->dir, &a->defaults);
-        r = serve_read_overrides(s->o.override_generation, s->o.template_kwargs, &a->defaults, e);
+        r = read_generation(s, e);
+        if (r == 0)
+                r = serve_read_overrides(s->o.override_generation, s->o.template_kwargs, &a->defaults, e);
         if (r == 0 && s->o.origins)
                 r = serve_read_origins(s->o.origins, &s->arena, &s->origins, e);
         a->eos = c->eos;

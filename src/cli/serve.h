@@ -36,8 +36,8 @@ int serve_read_additional(const char *json, struct serve_additional *a, struct b
 /* --kv-transfer-config. Texts live in `arena`; api_host is --host, or NULL. */
 int serve_read_transfer(
     const char *json, const char *api_host, struct arena *arena, struct engine_transfer *ret_transfer, struct error *e);
-/* generation_config.json of the folder, where there is one. */
-void serve_read_generation(const char *dir, struct openai_defaults *d);
+/* generation_config.json of the folder. 0, or why it cannot be read (-ENOENT: there is none). */
+int serve_read_generation(const char *dir, struct openai_defaults *d, struct error *e);
 /* --override-generation-config, --default-chat-template-kwargs: JSON objects over what is there. */
 int serve_read_overrides(
     const char *generation, const char *template_kwargs, struct openai_defaults *d, struct error *e);

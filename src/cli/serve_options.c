@@ -55,8 +55,8 @@ static const struct option options[] = {
     {"max-logprobs", 0, OPTION_INT, AT(max_logprobs), "N", "log-probabilities a request may ask for (20; -1: all)",
         .min = -1, .max = 1 << 24},
     {"seed", 0, OPTION_INT, AT(seed), "N", "of sampling where the request has none (random)"},
-    {"generation-config", 0, OPTION_STRING, AT(generation_config), "auto|vllm",
-        "defaults of sampling: the model's, or vLLM's own"},
+    {"generation-config", 0, OPTION_STRING, AT(generation_config), "auto|vllm|PATH",
+        "defaults of sampling: the model's, vLLM's own, or those of another folder"},
     {"chat-format", 0, OPTION_STRING, AT(chat_format), "NAME",
         "deepseek-v2, deepseek-v3, deepseek-r1 or deepseek-v3.1, instead of the one of the tokenizer's template"},
     {"chat-template", 0, OPTION_STRING, AT(chat_template), "PATH",
@@ -451,16 +451,18 @@ static void read_sampling(yyjson_val *root, struct openai_defaults *d) {
         d->repetition_penalty = (float)json_get_double(root, "repetition_penalty", d->repetition_penalty);
 }
 
-void serve_read_generation(const char *dir, struct openai_defaults *d) {
+int serve_read_generation(const char *dir, struct openai_defaults *d, struct error *e) {
         struct buf path = {0};
         yyjson_doc *doc = NULL;
+        int r;
 
         buf_printf(&path, "%s/generation_config.json", dir);
-        if (json_parse_file(buf_cstr(&path), 1 << 20, &doc, NULL) == 0) {
+        r = json_parse_file(buf_cstr(&path), 1 << 20, &doc, e);
+        if (r == 0)
                 read_sampling(yyjson_doc_get_root(doc), d);
-                yyjson_doc_free(doc);
-        }
+        yyjson_doc_free(doc);
         buf_free(&path);
+        return r;
 }
 
 static int parse_object(const char *option, const char *text, yyjson_doc **ret_doc, struct error *e) {

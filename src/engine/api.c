@@ -97,7 +97,6 @@ size_t api_in_flight(const struct api *a) {
 static void on_wake_closed(uv_handle_t *handle) {
         struct api *a = handle->data;
 
-        a->wake_closed = true;
         if (a->on_closed)
                 a->on_closed(a->closed_context);
 }

@@ -2,12 +2,12 @@
  *
  * One struct api serves one engine on one event loop; everything here is called on that loop's thread but api_wake(). It is
  * the on_request of an http_server; outputs of the engine reach it through api_wake(). A request lives from its head to
- * its last byte in one struct, is held by its exchange, by a worker that reads its body and by each of its sequences in the
- * engine, and ends when the last of them lets go: a client that leaves at any moment leaves nothing behind.
+ * its last byte in one struct, is held by its exchange, by a worker that reads its body, and by what the engine was given of
+ * it, and ends when the last of them lets go: a client that leaves at any moment leaves nothing behind.
  *
- * Order of a life: api_new(), engine_new() with api_wake, api_set_engine(), engine_start(), http_server_new() with
- * api_request; then api_begin_drain(), http_server_drain(), api_close(), engine_stop(), http_server_free(), api_free(),
- * engine_free(). */
+ * Order of a life: api_new(), http_server_new() with api_request, engine_new() with api_wake, api_set_engine(),
+ * engine_start(), http_server_listen(); then api_begin_drain(), http_server_drain(), api_close(), engine_stop(),
+ * http_server_free(), api_free(), engine_free(). */
 #pragma once
 #include "engine/engine.h"
 #include "http/http.h"

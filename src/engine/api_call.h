@@ -30,7 +30,7 @@ struct api {
         struct list calls; /* all of them */
         struct list dirty; /* with events that are to be sent when the outputs at hand are done */
         size_t in_flight;
-        bool draining, closing, wake_closed;
+        bool draining, closing;
         int64_t created; /* seconds since the epoch, for /v1/models */
         struct api_figures figures;
         void (*on_closed)(void *context);

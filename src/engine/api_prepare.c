@@ -100,13 +100,22 @@ static int finish_prompt(struct api_call *call, struct api_prompt *prompt, bool 
             call->api->options.defaults.max_model_len, &prompt->max_tokens, &call->prepared.error);
 }
 
+/* Beyond the life of the body. */
+static int keep_text(struct api_call *call, struct slice *text) {
+        *text = arena_copy(&call->arena, *text);
+        return text->ptr ? 0 : -ENOMEM;
+}
+
 static int decode_for_echo(struct api_call *call, struct api_prompt *prompt) {
         struct buf text = {0};
 
+        int r;
+
         tokenizer_decode(call->api->options.tokenizer, prompt->ids, prompt->count, true, &text);
-        prompt->text = arena_copy(&call->arena, buf_slice(&text));
+        prompt->text = buf_slice(&text);
+        r = buf_ok(&text) ? keep_text(call, &prompt->text) : -ENOMEM;
         buf_free(&text);
-        return prompt->text.ptr ? 0 : -ENOMEM;
+        return r;
 }
 
 static int prepare_completion(struct api_call *call) {
@@ -127,8 +136,8 @@ static int prepare_completion(struct api_call *call) {
                         result = encode(call, from->text, r->add_special, to);
                 if (result == 0)
                         result = finish_prompt(call, to, !from->is_ids);
-                if (result == 0 && r->echo && from->is_ids)
-                        result = decode_for_echo(call, to);
+                if (result == 0 && r->echo)
+                        result = from->is_ids ? decode_for_echo(call, to) : keep_text(call, &to->text);
                 if (result < 0)
                         return result;
         }
@@ -148,13 +157,15 @@ static int render(struct api_call *call, struct buf *text) {
 }
 
 /* The last message again, when it is one of the answer's side. */
-static void choose_echo(struct api_call *call) {
+static int choose_echo(struct api_call *call) {
         const struct openai_request *r = &call->prepared.request;
         const struct openai_message *last = &r->messages[r->message_count - 1];
         const char *role = call->api->options.response_role;
 
-        if (r->echo && last->has_content && slice_is(last->role, role ? role : "assistant"))
-                call->prepared.echo = last->content;
+        if (!r->echo || !last->has_content || !slice_is(last->role, role ? role : "assistant"))
+                return 0;
+        call->prepared.echo = last->content;
+        return keep_text(call, &call->prepared.echo);
 }
 
 static int prepare_chat(struct api_call *call) {
@@ -174,8 +185,8 @@ static int prepare_chat(struct api_call *call) {
         buf_free(&text);
         if (r < 0 || call->kind == OPENAI_TOKENIZE)
                 return r;
-        choose_echo(call);
-        return finish_prompt(call, &p->prompts[0], true);
+        r = choose_echo(call);
+        return r == 0 ? finish_prompt(call, &p->prompts[0], true) : r;
 }
 
 static int prepare_tokenize(struct api_call *call) {
@@ -311,5 +322,7 @@ int api_prepare(struct api_call *call, struct slice body) {
                 r = api_read_transfer(call);
         if (r == 0 && p->request.sampling.bad_word_count)
                 r = prepare_bad_words(call);
+        if (r == 0)
+                r = openai_request_settle(&p->request, &call->arena);
         return r == -ENOMEM ? r : 0;
 }

@@ -139,8 +139,7 @@ struct engine_output {
             *prompt_tokens; /* with prompt_logprobs, once, with the first token; of the first only the
                                                    * id is set */
         uint32_t prompt_token_count;
-        uint64_t queued_ns, scheduled_ns, first_token_ns, last_token_ns; /* monotonic; 0: not yet */
-        struct engine_output *next;                                      /* in the list of engine_take */
+        struct engine_output *next; /* in the list of engine_take */
 };
 
 /* All outputs since the last call, oldest first, or NULL. Free with engine_outputs_free(). Front thread. What is not taken

@@ -14,10 +14,6 @@ static void tell(struct engine *g, const struct request *q, struct output *o) {
         o->public.cached_tokens = q->sequence.cached;
         o->public.fetched_bytes = q->fetched_bytes;
         o->public.fetch_ns = q->fetch_ns;
-        o->public.queued_ns = q->queued_ns;
-        o->public.scheduled_ns = q->scheduled_ns;
-        o->public.first_token_ns = q->first_token_ns;
-        o->public.last_token_ns = q->last_token_ns;
         o->public.next = NULL;
         if (g->outbox_last)
                 g->outbox_last->public.next = &o->public;

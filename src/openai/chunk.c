@@ -46,12 +46,8 @@ static void write_delta(struct json_writer *w, const struct openai_chunk *c) {
                 json_key(w, "reasoning");
                 json_string(w, c->reasoning);
         }
-        if (c->tool_calls.len) {
-                json_key(w, "tool_calls");
-                json_raw(w, SLICE_LIT("["));
-                buf_add(w->out, c->tool_calls);
-                buf_add_char(w->out, ']');
-        }
+        if (c->tool_calls.len)
+                write_items(w, "tool_calls", c->tool_calls);
         json_close(w, '}');
 }
 
@@ -60,14 +56,7 @@ static void write_chat_choice(struct json_writer *w, const struct openai_chunk *
         json_key(w, "index");
         json_u64(w, c->index);
         write_delta(w, c);
-        json_key(w, "logprobs");
-        write_logprobs(w, c->logprobs);
-        json_key(w, "finish_reason");
-        json_str(w, c->finish_reason);
-        if (c->finish_reason) {
-                json_key(w, "stop_reason");
-                write_stop(w, &c->stop);
-        }
+        write_finish(w, c->logprobs, c->finish_reason, c->finish_reason ? &c->stop : NULL);
         if (c->what == OPENAI_CHUNK_DELTA) {
                 json_key(w, "token_ids");
                 write_ids(w, c->token_ids);
@@ -81,12 +70,7 @@ static void write_completion_choice(struct json_writer *w, const struct openai_c
         json_u64(w, c->index);
         json_key(w, "text");
         json_string(w, c->text);
-        json_key(w, "logprobs");
-        write_logprobs(w, c->logprobs);
-        json_key(w, "finish_reason");
-        json_str(w, c->finish_reason);
-        json_key(w, "stop_reason");
-        write_stop(w, &c->stop);
+        write_finish(w, c->logprobs, c->finish_reason, &c->stop);
         json_key(w, "prompt_token_ids");
         write_ids(w, c->prompt_ids);
         json_key(w, "token_ids");

@@ -314,16 +314,12 @@ static void read_document(struct reader *r) {
 
 int issue_bad_json(struct slice body, struct openai_error *ret_err) {
         struct reader r = {.text = body};
-        size_t characters = 0;
+        char where[32];
 
         read_document(&r);
         if (!r.why) /* Python would read it, our parser would not: broken UTF-8 */
                 return openai_fail(ret_err, 400, "Bad Request", NULL, "There was an error parsing the body");
-        for (size_t i = 0; i < r.at && i < body.len; i++)
-                characters += ((unsigned char)body.ptr[i] & 0xc0) != 0x80;
-        char where[32];
-
-        snprintf(where, sizeof(where), "body.%zu", characters);
+        snprintf(where, sizeof(where), "body.%zu", slice_characters(slice_sub(body, 0, r.at)));
         return openai_fail(ret_err, 400, "Bad Request", where,
             "1 validation error:\n  {'type': 'json_invalid', 'loc': '%s', 'msg': 'JSON decode error', "
             "'input': '<dict of 0 items>', 'ctx': {'error': %c%s%c}}",

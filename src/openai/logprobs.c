@@ -13,14 +13,6 @@ static void add_logprob(struct buf *b, float value) {
         buf_add_double(b, value < LOWEST || value != value ? LOWEST : (double)value);
 }
 
-static size_t characters(struct slice text) {
-        size_t n = 0;
-
-        for (size_t i = 0; i < text.len; i++)
-                n += ((unsigned char)text.ptr[i] & 0xc0) != 0x80;
-        return n;
-}
-
 /* The name a token goes by: its text, or "token_id:9" in `scratch`. */
 static struct slice name_of(const struct openai_logprobs *l, const struct openai_token_text *t, char scratch[32]) {
         if (!l->as_ids)
@@ -96,7 +88,7 @@ static void add_completion(struct openai_logprobs *l, const struct openai_token_
         for (int i = 0; i < 4; i++)
                 comma(&l->list[i]);
         buf_add_u64(&l->list[OFFSETS], l->offset);
-        l->offset += characters(name);
+        l->offset += slice_characters(name);
         json_add_string(&l->list[TOKENS], name);
         if (!t->known) {
                 buf_add_str(&l->list[TOKEN_LOGPROBS], "null");

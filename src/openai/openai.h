@@ -90,7 +90,7 @@ struct openai_request {
         bool has_max_tokens; /* sampling.max_tokens is what was asked; openai_fit_tokens() makes it what is meant */
         uint32_t n;
         bool stream, include_usage, continuous_usage, echo;
-        bool skip_special, add_special, spaces_between_special;
+        bool skip_special, add_special;
         bool return_token_ids, return_tokens_as_ids, return_token_strs;
         int32_t priority;
         struct slice cache_salt, request_id, user;
@@ -143,6 +143,10 @@ struct openai_defaults {
 int openai_parse(enum openai_kind kind, struct slice body, const struct openai_defaults *defaults, struct arena *arena,
     struct openai_request *ret_request, struct openai_error *ret_err);
 void openai_request_done(struct openai_request *r); /* zeroed is fine */
+/* The prompt was made: let go of the document, which is as long as the body was. What the answer needs (stop strings, salt,
+ * names) lives on in `arena`; prompts' texts, messages, tools and bad words are gone. 0, or -ENOMEM: the
+ * document stays, and all is as good as before. */
+int openai_request_settle(struct openai_request *r, struct arena *arena);
 
 /* Now that the prompt's length is known: refuse what is too long for the model, and set sampling.max_tokens to what may be
  * generated. `of_text`: the prompt came as text, whose length vLLM does not count to its end in the message. max_tokens 0
@@ -284,11 +288,9 @@ struct openai_member {
 
 /* Bodies have 20 members, events 8; a request beyond this is refused. */
 #define OPENAI_MEMBERS_MAX 192
-/* Nesting as in base/json.h, for the same reason. */
-#define OPENAI_DEPTH_MAX 128
 
 /* The members of the object that `text` holds (white space around it is fine), in order, with their slices in `text`.
- * Returns 0, -EINVAL (not JSON, or no object: *ret_at is where), -E2BIG (more than `max` members, or too deep). On
+ * Returns 0, -EINVAL (not JSON, or no object: *ret_at is where), -E2BIG (more than `max` members, or deeper than JSON_DEPTH_MAX). On
  * failure the members are undefined. */
 int openai_scan(struct slice text, struct openai_member *members, size_t max, size_t *ret_count, size_t *ret_at);
 /* Take the next item off an array whose syntax was checked by a scan around it: *rest is the array at first (with its

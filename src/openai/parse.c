@@ -234,7 +234,7 @@ static const struct row rows[] = {
     {"ignore_eos", GENERATE, T_BOOLEAN, IN_REQUEST(sampling.ignore_eos)},
     {"min_tokens", GENERATE, T_INTEGER, IN_RAW(min_tokens)},
     {"skip_special_tokens", GENERATE, T_BOOLEAN, IN_REQUEST(skip_special)},
-    {"spaces_between_special_tokens", GENERATE, T_BOOLEAN, IN_REQUEST(spaces_between_special)},
+    {"spaces_between_special_tokens", GENERATE, T_BOOLEAN, NOWHERE},
     {"truncate_prompt_tokens", GENERATE, T_INTEGER, IN_REQUEST(truncate_prompt_tokens)},
     {"allowed_token_ids", GENERATE, T_IDS, NOWHERE},
     {"bad_words", GENERATE, T_STRINGS, NOWHERE},
@@ -289,6 +289,7 @@ static void read_member(struct parser *p, struct raw *raw, const struct row *row
                        : row->of_request       ? (char *)p->r + row->target
                                                : (char *)raw + row->target;
         struct slice unused;
+        bool unused_flag;
 
         switch (row->type) {
         case T_INTEGER:
@@ -298,7 +299,7 @@ static void read_member(struct parser *p, struct raw *raw, const struct row *row
                 parser_number(p, row->name, v, (double *)target);
                 break;
         case T_BOOLEAN:
-                parser_boolean(p, row->name, v, (bool *)target);
+                parser_boolean(p, row->name, v, target ? (bool *)target : &unused_flag);
                 break;
         case T_STRING:
                 parser_string(p, row->name, v, target ? (struct slice *)target : &unused);
@@ -810,7 +811,6 @@ int openai_parse(enum openai_kind kind, struct slice body, const struct openai_d
             .n = 1,
             .sampling = {.logprobs = -1, .prompt_logprobs = -1},
             .skip_special = true,
-            .spaces_between_special = true,
             .add_special = kind == OPENAI_COMPLETION || kind == OPENAI_TOKENIZE,
             .add_generation_prompt = true,
             .include_reasoning = true};
@@ -846,4 +846,38 @@ int openai_parse(enum openai_kind kind, struct slice body, const struct openai_d
 void openai_request_done(struct openai_request *r) {
         yyjson_doc_free(r->document);
         r->document = NULL;
+}
+
+static int keep(struct arena *arena, struct slice *text) {
+        struct slice copy = arena_copy(arena, *text);
+
+        if (!copy.ptr)
+                return -ENOMEM;
+        *text = copy;
+        return 0;
+}
+
+int openai_request_settle(struct openai_request *r, struct arena *arena) {
+        struct slice *stops = arena_array(arena, r->sampling.stop_count, sizeof(*stops));
+        struct slice *const texts[] = {&r->model, &r->cache_salt, &r->request_id, &r->user};
+
+        if (!stops)
+                return -ENOMEM;
+        for (uint32_t i = 0; i < r->sampling.stop_count; i++) {
+                stops[i] = r->sampling.stop[i];
+                if (keep(arena, &stops[i]) < 0)
+                        return -ENOMEM;
+        }
+        for (size_t i = 0; i < sizeof(texts) / sizeof(*texts); i++)
+                if (keep(arena, texts[i]) < 0)
+                        return -ENOMEM;
+        r->sampling.stop = stops;
+        r->sampling.bad_words = NULL;
+        r->prompts = NULL;
+        r->messages = NULL;
+        r->tools = NULL;
+        r->sampling.bad_word_count = 0;
+        r->prompt_count = r->message_count = 0;
+        openai_request_done(r);
+        return 0;
 }

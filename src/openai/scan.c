@@ -148,7 +148,7 @@ static bool skip_key(struct cursor *c) {
 /* Past one value of any depth, without recursion: bit d of `is_object` says what stands at depth d. Returns 0, -EINVAL,
  * -E2BIG. */
 static int skip_value(struct cursor *c) {
-        uint64_t is_object[OPENAI_DEPTH_MAX / 64 + 1] = {0};
+        uint64_t is_object[JSON_DEPTH_MAX / 64 + 1] = {0};
         unsigned depth = 0;
 
         for (;;) {
@@ -159,7 +159,7 @@ static int skip_value(struct cursor *c) {
                         return -EINVAL;
                 object = *c->at == '{';
                 if (object || *c->at == '[') {
-                        if (depth == OPENAI_DEPTH_MAX)
+                        if (depth == JSON_DEPTH_MAX)
                                 return -E2BIG;
                         c->at++;
                         is_object[depth / 64] &= ~(1ull << (depth % 64));

@@ -12,7 +12,7 @@ void write_ids(struct json_writer *w, struct openai_ids ids) {
         json_close(w, ']');
 }
 
-void write_stop(struct json_writer *w, const struct openai_stop *stop) {
+static void write_stop(struct json_writer *w, const struct openai_stop *stop) {
         if (stop->kind == OPENAI_STOP_ID)
                 json_i64(w, stop->id);
         else if (stop->kind == OPENAI_STOP_TEXT)
@@ -35,30 +35,46 @@ void write_text(struct json_writer *w, struct slice text) {
                 json_null(w);
 }
 
-static void raw_array(struct json_writer *w, const char *key, const struct buf *items) {
+void write_items(struct json_writer *w, const char *key, struct slice items) {
         json_key(w, key);
         json_raw(w, SLICE_LIT("["));
-        buf_add(w->out, buf_slice(items));
+        buf_add(w->out, items);
         buf_add_char(w->out, ']');
+}
+
+static void write_list(struct json_writer *w, const char *key, const struct buf *items) {
+        write_items(w, key, buf_slice(items));
         if (!buf_ok(items))
                 w->out->failed = true;
 }
 
-void write_logprobs(struct json_writer *w, const struct openai_logprobs *l) {
+static void write_logprobs(struct json_writer *w, const struct openai_logprobs *l) {
         if (!l) {
                 json_null(w);
                 return;
         }
         json_open(w, '{');
         if (l->kind == OPENAI_CHAT)
-                raw_array(w, "content", &l->list[0]);
+                write_list(w, "content", &l->list[0]);
         else {
-                raw_array(w, "text_offset", &l->list[3]);
-                raw_array(w, "token_logprobs", &l->list[1]);
-                raw_array(w, "tokens", &l->list[0]);
-                raw_array(w, "top_logprobs", &l->list[2]);
+                write_list(w, "text_offset", &l->list[3]);
+                write_list(w, "token_logprobs", &l->list[1]);
+                write_list(w, "tokens", &l->list[0]);
+                write_list(w, "top_logprobs", &l->list[2]);
         }
         json_close(w, '}');
+}
+
+void write_finish(
+    struct json_writer *w, const struct openai_logprobs *l, const char *reason, const struct openai_stop *stop) {
+        json_key(w, "logprobs");
+        write_logprobs(w, l);
+        json_key(w, "finish_reason");
+        json_str(w, reason);
+        if (stop) {
+                json_key(w, "stop_reason");
+                write_stop(w, stop);
+        }
 }
 
 /* ---- choices -------------------------------------------------------------------------------------------------------------- */
@@ -69,12 +85,7 @@ static void null_member(struct json_writer *w, const char *key) {
 }
 
 static void write_end(struct json_writer *w, const struct openai_choice *c) {
-        json_key(w, "logprobs");
-        write_logprobs(w, c->logprobs);
-        json_key(w, "finish_reason");
-        json_str(w, c->finish_reason);
-        json_key(w, "stop_reason");
-        write_stop(w, &c->stop);
+        write_finish(w, c->logprobs, c->finish_reason, &c->stop);
         json_key(w, "token_ids");
         write_ids(w, c->token_ids);
 }
@@ -105,12 +116,8 @@ static void write_message(struct json_writer *w, const struct openai_choice *c) 
         null_member(w, "annotations");
         null_member(w, "audio");
         null_member(w, "function_call");
-        if (c->tool_calls.len) {
-                json_key(w, "tool_calls");
-                json_raw(w, SLICE_LIT("["));
-                buf_add(w->out, c->tool_calls);
-                buf_add_char(w->out, ']');
-        }
+        if (c->tool_calls.len)
+                write_items(w, "tool_calls", c->tool_calls);
         json_key(w, "reasoning");
         write_text(w, c->reasoning);
         json_close(w, '}');

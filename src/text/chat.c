@@ -2,24 +2,10 @@
  *
  * One function per family, each printing what the release's template prints, turn by turn. What looks odd in them is the
  * template's: a model has seen exactly this. */
+#include "text/marks.h"
 #include "text/python_json.h"
 #include "text/text.h"
 #include <errno.h>
-
-#define USER          "<｜User｜>"
-#define ASSISTANT     "<｜Assistant｜>"
-#define EOS           "<｜end▁of▁sentence｜>"
-#define CALLS_BEGIN   "<｜tool▁calls▁begin｜>"
-#define CALLS_END     "<｜tool▁calls▁end｜>"
-#define CALL_BEGIN    "<｜tool▁call▁begin｜>"
-#define CALL_END      "<｜tool▁call▁end｜>"
-#define SEPARATOR     "<｜tool▁sep｜>"
-#define OUTPUTS_BEGIN "<｜tool▁outputs▁begin｜>"
-#define OUTPUTS_END   "<｜tool▁outputs▁end｜>"
-#define OUTPUT_BEGIN  "<｜tool▁output▁begin｜>"
-#define OUTPUT_END    "<｜tool▁output▁end｜>"
-#define THINK_BEGIN   "<think>"
-#define THINK_END     "</think>"
 
 #define NOT_PRINTED SIZE_MAX
 
@@ -49,13 +35,13 @@ static bool is_role(const struct openai_message *m, const char *role) {
 
 /* What stands behind the first, or the last, </think>; all of it when there is none. */
 static struct slice behind_thinking(struct slice content, bool last) {
-        size_t at = slice_find_slice(content, SLICE_LIT(THINK_END), 0), next;
+        size_t at = slice_find_slice(content, SLICE_LIT(MARK_THINK_END), 0), next;
 
         if (at == content.len)
                 return content;
-        at += strlen(THINK_END);
-        while (last && (next = slice_find_slice(content, SLICE_LIT(THINK_END), at)) < content.len)
-                at = next + strlen(THINK_END);
+        at += strlen(MARK_THINK_END);
+        while (last && (next = slice_find_slice(content, SLICE_LIT(MARK_THINK_END), at)) < content.len)
+                at = next + strlen(MARK_THINK_END);
         return slice_sub(content, at, content.len);
 }
 
@@ -97,7 +83,8 @@ static void print_tools_short(struct rendering *p) {
                 else
                         print(p, "{}");
         }
-        print(p, "\n\nTo call a tool, write: " CALLS_BEGIN CALL_BEGIN "NAME" SEPARATOR "ARGUMENTS" CALL_END CALLS_END);
+        print(p, "\n\nTo call a tool, write: " MARK_CALLS_BEGIN MARK_CALL_BEGIN "NAME" MARK_SEPARATOR
+                 "ARGUMENTS" MARK_CALL_END MARK_CALLS_END);
 }
 
 static void print_tools_card(struct rendering *p) {
@@ -119,9 +106,9 @@ static void print_tools_card(struct rendering *p) {
                         print(p, "{}");
                 print(p, "\n");
         }
-        print(p, "\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n" CALLS_BEGIN CALL_BEGIN
-                 "tool_call_name" SEPARATOR "tool_call_arguments" CALL_END "{{additional_tool_calls}}" CALLS_END
-                 "\n\nWhere:\n\n"
+        print(p, "\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n" MARK_CALLS_BEGIN MARK_CALL_BEGIN
+                 "tool_call_name" MARK_SEPARATOR "tool_call_arguments" MARK_CALL_END
+                 "{{additional_tool_calls}}" MARK_CALLS_END "\n\nWhere:\n\n"
                  "- `tool_call_name` must be an exact match to one of the available tools\n"
                  "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
                  "- For multiple tool calls, chain them directly without separators or spaces\n");
@@ -187,20 +174,20 @@ struct v3_state {
 };
 
 static void print_fenced_call(struct rendering *p, const struct openai_tool_call *call) {
-        print(p, CALL_BEGIN "function" SEPARATOR);
+        print(p, MARK_CALL_BEGIN "function" MARK_SEPARATOR);
         buf_add(p->out, call->name);
-        print(p, "\n```json\n");
+        print(p, MARK_FENCE_BEGIN);
         buf_add(p->out, call->arguments);
-        print(p, "\n```" CALL_END);
+        print(p, MARK_FENCE_END MARK_CALL_END);
 }
 
 /* V3 closes the calls behind each but the first of a conversation. */
 static void print_calls_v3(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
         for (size_t i = 0; i < m->tool_call_count; i++) {
-                print(p, s->calls_open ? "\n" : ASSISTANT CALLS_BEGIN);
+                print(p, s->calls_open ? "\n" : MARK_ASSISTANT MARK_CALLS_BEGIN);
                 print_fenced_call(p, &m->tool_calls[i]);
                 if (s->calls_open)
-                        print(p, CALLS_END EOS);
+                        print(p, MARK_CALLS_END MARK_EOS);
                 s->calls_open = true;
         }
 }
@@ -209,39 +196,39 @@ static void print_calls_v3(struct rendering *p, const struct openai_message *m, 
 static void print_calls_r1(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
         for (size_t i = 0; i < m->tool_call_count; i++) {
                 if (!s->calls_open) {
-                        print(p, ASSISTANT);
+                        print(p, MARK_ASSISTANT);
                         print_content(p, m, m->content);
-                        print(p, CALLS_BEGIN);
+                        print(p, MARK_CALLS_BEGIN);
                 } else
                         print(p, "\n");
                 print_fenced_call(p, &m->tool_calls[i]);
                 s->calls_open = true;
         }
-        print(p, CALLS_END EOS);
+        print(p, MARK_CALLS_END MARK_EOS);
 }
 
 static void print_answer_v3(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
         bool cuts = p->f->family == CHAT_R1 || p->f->cuts_thinking;
 
         if (s->behind_output) {
-                print(p, OUTPUTS_END);
+                print(p, MARK_OUTPUTS_END);
                 print_content(p, m, m->content);
         } else {
-                print(p, ASSISTANT);
+                print(p, MARK_ASSISTANT);
                 print_content(p, m, cuts ? behind_thinking(m->content, true) : m->content);
         }
-        print(p, EOS);
+        print(p, MARK_EOS);
         s->behind_output = false;
 }
 
 static void print_output_v3(struct rendering *p, const struct openai_message *m, struct v3_state *s) {
         if (!s->outputs_open)
-                print(p, OUTPUTS_BEGIN);
+                print(p, MARK_OUTPUTS_BEGIN);
         else if (p->f->family == CHAT_V3)
                 print(p, "\n");
-        print(p, OUTPUT_BEGIN);
+        print(p, MARK_OUTPUT_BEGIN);
         print_content(p, m, m->content);
-        print(p, OUTPUT_END);
+        print(p, MARK_OUTPUT_END);
         s->outputs_open = s->behind_output = true;
 }
 
@@ -269,7 +256,7 @@ static void render_v3(struct rendering *p) {
 
                 if (is_role(m, "user")) {
                         s.behind_output = false;
-                        print(p, USER);
+                        print(p, MARK_USER);
                         print_content(p, m, m->content);
                 } else if (is_role(m, "assistant"))
                         print_assistant_v3(p, m, &s);
@@ -277,9 +264,9 @@ static void render_v3(struct rendering *p) {
                         print_output_v3(p, m, &s);
         }
         if (s.behind_output)
-                print(p, OUTPUTS_END);
+                print(p, MARK_OUTPUTS_END);
         else if (p->r->add_generation_prompt)
-                print(p, p->f->opens_think ? ASSISTANT THINK_BEGIN "\n" : ASSISTANT);
+                print(p, p->f->opens_think ? MARK_ASSISTANT MARK_THINK_BEGIN "\n" : MARK_ASSISTANT);
 }
 
 /* ---- V3.1 ----------------------------------------------------------------------------------------------------------- */
@@ -297,19 +284,19 @@ static void print_calls_v31(struct rendering *p, const struct openai_message *m,
         bool thinks = p->f->compact && m->prefix && p->thinking;
 
         if (s->behind_user || (p->f->answers_anyone && s->only_system))
-                print(p, thinks ? ASSISTANT THINK_BEGIN : ASSISTANT THINK_END);
+                print(p, thinks ? MARK_ASSISTANT MARK_THINK_BEGIN : MARK_ASSISTANT MARK_THINK_END);
         for (size_t i = 0; i < m->tool_call_count; i++) {
                 if (i == 0) {
                         print_content(p, m, m->content);
-                        print(p, CALLS_BEGIN);
+                        print(p, MARK_CALLS_BEGIN);
                 }
-                print(p, CALL_BEGIN);
+                print(p, MARK_CALL_BEGIN);
                 buf_add(p->out, m->tool_calls[i].name);
-                print(p, SEPARATOR);
+                print(p, MARK_SEPARATOR);
                 buf_add(p->out, m->tool_calls[i].arguments);
-                print(p, CALL_END);
+                print(p, MARK_CALL_END);
         }
-        print(p, CALLS_END);
+        print(p, MARK_CALLS_END);
         buf_add(p->out, p->eos);
 }
 
@@ -317,7 +304,7 @@ static void print_answer_v31(struct rendering *p, const struct openai_message *m
         bool whole = s->behind_output && !p->f->compact;
 
         if (s->behind_user)
-                print(p, m->prefix && p->thinking ? ASSISTANT THINK_BEGIN : ASSISTANT THINK_END);
+                print(p, m->prefix && p->thinking ? MARK_ASSISTANT MARK_THINK_BEGIN : MARK_ASSISTANT MARK_THINK_END);
         print_content(p, m, whole ? m->content : behind_thinking(m->content, false));
         if (!m->prefix || !p->f->compact)
                 buf_add(p->out, p->eos);
@@ -334,16 +321,16 @@ static void render_v31(struct rendering *p) {
                 bool user = is_role(m, "user"), tool = is_role(m, "tool"), assistant = is_role(m, "assistant");
 
                 if (user) {
-                        print(p, USER);
+                        print(p, MARK_USER);
                         print_content(p, m, m->content);
                 } else if (assistant && m->tool_calls && (m->tool_call_count > 0 || !p->f->compact))
                         print_calls_v31(p, m, &s);
                 else if (assistant)
                         print_answer_v31(p, m, &s);
                 else if (tool) {
-                        print(p, OUTPUT_BEGIN);
+                        print(p, MARK_OUTPUT_BEGIN);
                         print_content(p, m, m->content);
-                        print(p, OUTPUT_END);
+                        print(p, MARK_OUTPUT_END);
                 }
                 if (user || assistant || tool) {
                         s.behind_user = user;
@@ -353,7 +340,7 @@ static void render_v31(struct rendering *p) {
         }
         asks = p->f->answers_anyone ? s.behind_user || s.only_system || !s.prefix : s.behind_user;
         if (p->r->add_generation_prompt && asks && !s.behind_output)
-                print(p, p->thinking ? ASSISTANT THINK_BEGIN : ASSISTANT THINK_END);
+                print(p, p->thinking ? MARK_ASSISTANT MARK_THINK_BEGIN : MARK_ASSISTANT MARK_THINK_END);
 }
 
 /* ---- all ------------------------------------------------------------------------------------------------------------ */
@@ -404,7 +391,7 @@ int chat_render(const struct chat_format *f, const struct tokenizer *t, const st
 
 enum chat_reasoning chat_prompt_reasoning(struct slice prompt) {
         prompt = slice_trim(prompt);
-        if (slice_ends(prompt, SLICE_LIT(THINK_BEGIN)))
+        if (slice_ends(prompt, SLICE_LIT(MARK_THINK_BEGIN)))
                 return CHAT_REASONING_OPEN;
-        return slice_ends(prompt, SLICE_LIT(THINK_END)) ? CHAT_REASONING_CLOSED : CHAT_REASONING_UNSAID;
+        return slice_ends(prompt, SLICE_LIT(MARK_THINK_END)) ? CHAT_REASONING_CLOSED : CHAT_REASONING_UNSAID;
 }

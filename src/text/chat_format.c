@@ -2,6 +2,7 @@
 #include "base/json.h"
 #include "base/options.h"
 #include "os/os.h"
+#include "text/marks.h"
 #include "text/text.h"
 #include <errno.h>
 
@@ -13,7 +14,6 @@ static const struct {
         const char *name;
         struct chat_format format;
 } names[] = {
-    /* The first of a family is its name. */
     {"deepseek-v2", {.family = CHAT_V2}},
     {"deepseek-v3", {.family = CHAT_V3}},
     {"deepseek-r1", {.family = CHAT_R1, .opens_think = true}},
@@ -33,7 +33,7 @@ bool chat_format_of(struct slice t, struct chat_format *ret_format) {
 
         if (has(t, "<|{{ m['role'] }}|>{{ m['content'] }}"))
                 f.family = CHAT_ROLES;
-        else if (!has(t, "<｜User｜>")) {
+        else if (!has(t, MARK_USER)) {
                 if (!has(t, "User: ") || !has(t, "Assistant: ") || !has(t, "'Assistant:'"))
                         return false;
                 f.family = CHAT_V2;
@@ -132,13 +132,4 @@ int chat_format_parse(struct slice name, struct chat_format *ret_format, struct 
         nearest = text_nearest(name, known, NAMES);
         return error_set(e, -EINVAL, "unknown chat format '%.*s'; did you mean '%s'?",
             SLICE_ARG(slice_sub(name, 0, 64)), nearest ? nearest : "deepseek-v3.1");
-}
-
-const char *chat_format_name(const struct chat_format *f) {
-        if (f->family == CHAT_ROLES)
-                return "roles";
-        for (size_t i = 0; i < NAMES; i++)
-                if (names[i].format.family == f->family)
-                        return names[i].name;
-        return "none";
 }

@@ -4,19 +4,10 @@
  * piece of it, or says that more must come. It may say so only where the bytes that wait could still become a marker or
  * the beginning of a call, so what waits is bounded, and nothing depends on where the text was cut. */
 #include "base/buf.h"
+#include "text/marks.h"
 #include "text/text.h"
 #include <errno.h>
 #include <stdlib.h>
-
-#define THINK_BEGIN "<think>"
-#define THINK_END   "</think>"
-#define CALLS_BEGIN "<｜tool▁calls▁begin｜>"
-#define CALLS_END   "<｜tool▁calls▁end｜>"
-#define CALL_BEGIN  "<｜tool▁call▁begin｜>"
-#define CALL_END    "<｜tool▁call▁end｜>"
-#define SEPARATOR   "<｜tool▁sep｜>"
-#define FENCE_BEGIN "\n```json\n"
-#define FENCE_END   "\n```"
 
 /* From the mark that begins a call (or the list of calls) to the end of its name: names have at most 64 bytes in the
  * OpenAI API; beyond this it is no call. */
@@ -58,10 +49,6 @@ void output_parser_free(struct output_parser *p) {
                 return;
         buf_free(&p->held);
         free(p);
-}
-
-bool output_parser_saw_tools(const struct output_parser *p) {
-        return p->calls > 0;
 }
 
 /* ---- markers -------------------------------------------------------------------------------------------------------- */
@@ -113,51 +100,51 @@ static int give(struct output_parser *p, enum output_part part, size_t bytes, st
 
 static int step_before(struct output_parser *p) {
         struct slice text = waiting(p);
-        enum match m = take_marker(&text, THINK_BEGIN);
+        enum match m = take_marker(&text, MARK_THINK_BEGIN);
 
         if (m == MATCH_SHORT && !p->last)
                 return STEP_WAIT;
         if (m == MATCH_YES)
-                p->at += strlen(THINK_BEGIN);
+                p->at += strlen(MARK_THINK_BEGIN);
         p->state = STATE_REASONING;
         return STEP_AGAIN;
 }
 
 static int step_reasoning(struct output_parser *p, struct output_piece *ret_piece) {
         struct slice text = waiting(p);
-        size_t end = slice_find_slice(text, SLICE_LIT(THINK_END), 0);
+        size_t end = slice_find_slice(text, SLICE_LIT(MARK_THINK_END), 0);
 
         if (end == text.len)
-                return give(p, OUTPUT_REASONING, text.len - (p->last ? 0 : begun(text, THINK_END)), ret_piece);
+                return give(p, OUTPUT_REASONING, text.len - (p->last ? 0 : begun(text, MARK_THINK_END)), ret_piece);
         if (end > 0)
                 return give(p, OUTPUT_REASONING, end, ret_piece);
-        p->at += strlen(THINK_END);
+        p->at += strlen(MARK_THINK_END);
         p->state = STATE_CONTENT;
         return STEP_AGAIN;
 }
 
-/* The name in a call's head, which `text` begins with after CALL_BEGIN; *text is what stands behind the head. */
+/* The name in a call's head, which `text` begins with after MARK_CALL_BEGIN; *text is what stands behind the head. */
 static enum match take_head(const struct output_parser *p, struct slice *text, struct slice *ret_name) {
         struct slice rest = *text, line;
-        size_t separator = slice_find_slice(rest, SLICE_LIT(SEPARATOR), 0);
+        size_t separator = slice_find_slice(rest, SLICE_LIT(MARK_SEPARATOR), 0);
         size_t angle = slice_find(rest, '<', 0), end;
         enum match m;
 
         if (separator == rest.len) {
                 /* A name has no '<': there may only be a separator that has begun. */
-                line = slice_sub(rest, 0, rest.len - begun(rest, SEPARATOR));
+                line = slice_sub(rest, 0, rest.len - begun(rest, MARK_SEPARATOR));
                 return angle < line.len || slice_find(line, '\n', 0) < line.len ? MATCH_NO : MATCH_SHORT;
         }
         line = slice_sub(rest, 0, separator);
         if (angle < separator || slice_find(line, '\n', 0) < line.len)
                 return MATCH_NO;
-        slice_take(&rest, separator + strlen(SEPARATOR));
+        slice_take(&rest, separator + strlen(MARK_SEPARATOR));
         if (p->tools == TOOLS_DEEPSEEK_V3) { /* that was the type */
                 end = slice_find(rest, '\n', 0);
                 line = slice_take(&rest, end);
                 if (slice_find(line, '<', 0) < line.len)
                         return MATCH_NO;
-                m = take_marker(&rest, FENCE_BEGIN);
+                m = take_marker(&rest, MARK_FENCE_BEGIN);
                 if (m != MATCH_YES)
                         return m;
         }
@@ -169,12 +156,12 @@ static enum match take_head(const struct output_parser *p, struct slice *text, s
         return MATCH_YES;
 }
 
-/* White space, CALL_BEGIN and the head of a call. */
+/* White space, MARK_CALL_BEGIN and the head of a call. */
 static enum match take_call(const struct output_parser *p, struct slice *text, struct slice *ret_name) {
         enum match m;
 
         skip_space(text);
-        m = take_marker(text, CALL_BEGIN);
+        m = take_marker(text, MARK_CALL_BEGIN);
         return m == MATCH_YES ? take_head(p, text, ret_name) : m;
 }
 
@@ -195,15 +182,15 @@ static int begin_call(struct output_parser *p, struct slice rest, struct slice n
 
 static int step_content(struct output_parser *p, struct output_piece *ret_piece) {
         struct slice text = waiting(p), rest, name;
-        size_t calls = p->tools == TOOLS_NONE ? text.len : slice_find_slice(text, SLICE_LIT(CALLS_BEGIN), 0);
+        size_t calls = p->tools == TOOLS_NONE ? text.len : slice_find_slice(text, SLICE_LIT(MARK_CALLS_BEGIN), 0);
         enum match m;
 
         if (calls == text.len)
                 return give(p, OUTPUT_CONTENT,
-                    text.len - (p->last || p->tools == TOOLS_NONE ? 0 : begun(text, CALLS_BEGIN)), ret_piece);
+                    text.len - (p->last || p->tools == TOOLS_NONE ? 0 : begun(text, MARK_CALLS_BEGIN)), ret_piece);
         if (calls > 0)
                 return give(p, OUTPUT_CONTENT, calls, ret_piece);
-        rest = slice_sub(text, strlen(CALLS_BEGIN), text.len);
+        rest = slice_sub(text, strlen(MARK_CALLS_BEGIN), text.len);
         m = take_call(p, &rest, &name);
         m = within_limit(p, m, rest);
         if (m == MATCH_YES)
@@ -211,7 +198,7 @@ static int step_content(struct output_parser *p, struct output_piece *ret_piece)
         if (m == MATCH_SHORT)
                 return STEP_WAIT;
         /* Not a call: the mark is content, and what follows is looked at anew. */
-        return give(p, OUTPUT_CONTENT, strlen(CALLS_BEGIN), ret_piece);
+        return give(p, OUTPUT_CONTENT, strlen(MARK_CALLS_BEGIN), ret_piece);
 }
 
 static int step_between(struct output_parser *p, struct output_piece *ret_piece) {
@@ -222,7 +209,7 @@ static int step_between(struct output_parser *p, struct output_piece *ret_piece)
         if (calls == MATCH_YES)
                 return begin_call(p, call, name, ret_piece);
         skip_space(&end);
-        ends = take_marker(&end, CALLS_END);
+        ends = take_marker(&end, MARK_CALLS_END);
         ends = within_limit(p, ends, end);
         if (calls == MATCH_SHORT || ends == MATCH_SHORT)
                 return STEP_WAIT;
@@ -236,32 +223,32 @@ static int step_between(struct output_parser *p, struct output_piece *ret_piece)
 
 /* How many of the arguments' bytes may go out: not what may be the beginning of their end. */
 static size_t arguments_so_far(const struct output_parser *p, struct slice text) {
-        size_t keep = begun(text, CALL_END), list = begun(text, CALLS_END);
+        size_t keep = begun(text, MARK_CALL_END), list = begun(text, MARK_CALLS_END);
 
         keep = p->last ? 0 : list > keep ? list : keep;
         if (p->tools == TOOLS_DEEPSEEK_V3) {
                 struct slice before = slice_sub(text, 0, text.len - keep);
 
                 /* The fence, or a part of it when no mark has begun yet. */
-                if (slice_ends(before, SLICE_LIT(FENCE_END)))
-                        keep += strlen(FENCE_END);
+                if (slice_ends(before, SLICE_LIT(MARK_FENCE_END)))
+                        keep += strlen(MARK_FENCE_END);
                 else if (keep == 0 && !p->last)
-                        keep = begun(text, FENCE_END);
+                        keep = begun(text, MARK_FENCE_END);
         }
         return text.len - keep;
 }
 
 static int step_arguments(struct output_parser *p, struct output_piece *ret_piece) {
         struct slice text = waiting(p), arguments;
-        size_t end = slice_find_slice(text, SLICE_LIT(CALL_END), 0),
-               list = slice_find_slice(text, SLICE_LIT(CALLS_END), 0);
+        size_t end = slice_find_slice(text, SLICE_LIT(MARK_CALL_END), 0),
+               list = slice_find_slice(text, SLICE_LIT(MARK_CALLS_END), 0);
         int r;
 
         /* A list that ends ends its last call too. */
         arguments = slice_sub(text, 0, end < list ? end : list);
         if (arguments.len < text.len) {
-                if (p->tools == TOOLS_DEEPSEEK_V3 && slice_ends(arguments, SLICE_LIT(FENCE_END)))
-                        arguments.len -= strlen(FENCE_END);
+                if (p->tools == TOOLS_DEEPSEEK_V3 && slice_ends(arguments, SLICE_LIT(MARK_FENCE_END)))
+                        arguments.len -= strlen(MARK_FENCE_END);
         } else
                 arguments.len = arguments_so_far(p, text);
         r = give(p, OUTPUT_TOOL_ARGUMENTS, arguments.len, ret_piece);
@@ -271,7 +258,7 @@ static int step_arguments(struct output_parser *p, struct output_piece *ret_piec
         }
         if (end == text.len && list == text.len)
                 return STEP_WAIT;
-        p->at += end < list ? end + strlen(CALL_END) : list;
+        p->at += end < list ? end + strlen(MARK_CALL_END) : list;
         p->state = STATE_BETWEEN;
         return STEP_AGAIN;
 }

@@ -4,30 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static void add_string(struct buf *out, struct slice s) {
-        static const struct {
-                char c;
-                const char *escape;
-        } escapes[] = {
-            {'"', "\\\""}, {'\\', "\\\\"}, {'\n', "\\n"}, {'\r', "\\r"}, {'\t', "\\t"}, {'\b', "\\b"}, {'\f', "\\f"}};
-
-        buf_add_char(out, '"');
-        for (size_t i = 0; i < s.len; i++) {
-                char c = s.ptr[i];
-                size_t k = 0;
-
-                while (k < sizeof(escapes) / sizeof(*escapes) && escapes[k].c != c)
-                        k++;
-                if (k < sizeof(escapes) / sizeof(*escapes))
-                        buf_add_str(out, escapes[k].escape);
-                else if ((unsigned char)c < 0x20)
-                        buf_printf(out, "\\u%04x", c);
-                else
-                        buf_add_char(out, c);
-        }
-        buf_add_char(out, '"');
-}
-
 /* repr(): the fewest digits that read back as the same number, as 1e+16 from 16 digits before the point on, as 1e-05 from
  * four zeros behind it on. */
 static void add_float(struct buf *out, double value) {
@@ -78,13 +54,13 @@ void python_json_add(struct buf *out, yyjson_val *v) {
                 yyjson_obj_foreach(v, i, n, key, item) {
                         if (i)
                                 buf_add_str(out, ", ");
-                        add_string(out, json_slice(key));
+                        json_add_string(out, json_slice(key));
                         buf_add_str(out, ": ");
                         python_json_add(out, item);
                 }
                 buf_add_char(out, '}');
         } else if (yyjson_is_str(v))
-                add_string(out, json_slice(v));
+                json_add_string(out, json_slice(v));
         else if (yyjson_is_real(v))
                 add_float(out, yyjson_get_real(v));
         else if (yyjson_is_sint(v))

@@ -23,7 +23,6 @@ uint32_t tokenizer_size(const struct tokenizer *t); /* highest known id + 1 */
 uint32_t tokenizer_longest(const struct tokenizer *t);
 int64_t tokenizer_bos(const struct tokenizer *t); /* -1: none */
 int64_t tokenizer_eos(const struct tokenizer *t);
-bool tokenizer_adds_bos(const struct tokenizer *t);
 bool tokenizer_is_special(const struct tokenizer *t, uint32_t id); /* dropped by skip_special_tokens */
 /* The id of a token by its text (an added token, or a vocabulary entry's bytes), or -1. */
 int64_t tokenizer_find(const struct tokenizer *t, struct slice token);
@@ -100,7 +99,6 @@ bool chat_format_of(struct slice template, struct chat_format *ret_format);
 /* A name as --chat-format takes it: "deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1", and
  * "deepseek-v3.1-tools", which also lists the tools. -EINVAL with the nearest. */
 int chat_format_parse(struct slice name, struct chat_format *ret_format, struct error *e);
-const char *chat_format_name(const struct chat_format *f); /* of its family, as --chat-format takes it; "none" */
 
 /* Append the prompt, BOS included, exactly as the template prints it. Where a template would fail on a message without
  * content or a tool without a description, nothing is printed for it. -EINVAL with a text: a final message to be continued
@@ -151,4 +149,3 @@ void output_parser_free(struct output_parser *p);
  * tool call as content). output_parser_feed: 0 or -ENOMEM; output_parser_next: 1 with a piece, 0. */
 int output_parser_feed(struct output_parser *p, struct slice text, bool last);
 int output_parser_next(struct output_parser *p, struct output_piece *ret_piece);
-bool output_parser_saw_tools(const struct output_parser *p); /* finish_reason is "tool_calls" then */

@@ -23,10 +23,6 @@ int64_t tokenizer_eos(const struct tokenizer *t) {
         return t->eos;
 }
 
-bool tokenizer_adds_bos(const struct tokenizer *t) {
-        return t->prefix.count > 0 && t->prefix.ids[0] == t->bos;
-}
-
 bool tokenizer_is_special(const struct tokenizer *t, uint32_t id) {
         return vocab_flags(&t->vocab, id) & TOKEN_SPECIAL;
 }

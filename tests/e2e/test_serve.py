@@ -229,6 +229,7 @@ class Ending(TestCase):
             (["--chat-template", "/no/such.jinja"], "--chat-template"),
             (["--chat-template", "{{ messages }}"], "none of DeepSeek"),
             (["--chat-template", "x.jinja", "--chat-format", "deepseek-v3"], "leave one out"),
+            (["--generation-config", "/no/such"], "/no/such/generation_config.json"),
             (["--ssl-ciphers", "HIGH"], "--ssl-ciphers"),
             (["--ssl-cert-reqs", "2"], "--ssl-cert-reqs 2"),
             (["--ssl-ca-certs", "/no/such"], "--ssl-ca-certs"),

@@ -159,6 +159,12 @@ static void beginnings_and_ends_are_seen(void **state) {
         assert_false(slice_ends(SLICE_LIT("abc"), SLICE_LIT("ab")));
 }
 
+static void characters_are_counted_not_bytes(void **state) {
+        assert_int_equal(slice_characters(SLICE_NONE), 0);
+        assert_int_equal(slice_characters(SLICE_LIT("a\n")), 2);
+        assert_int_equal(slice_characters(SLICE_LIT("é｜𝄞")), 3);
+}
+
 static void trimming_leaves_what_is_inside(void **state) {
         assert_true(slice_is(slice_trim(SLICE_LIT(" \t\r\n a b\n ")), "a b"));
         assert_true(slice_is(slice_trim(SLICE_LIT("\va\f")), "\va\f"));
@@ -271,6 +277,7 @@ int main(void) {
             cmocka_unit_test(case_is_ignored_for_ascii_letters_only),
             cmocka_unit_test(order_is_total_and_agrees_with_equality),
             cmocka_unit_test(beginnings_and_ends_are_seen),
+            cmocka_unit_test(characters_are_counted_not_bytes),
             cmocka_unit_test(trimming_leaves_what_is_inside),
             cmocka_unit_test(no_bytes_at_all_are_fine_everywhere),
             cmocka_unit_test(integers_read_back_as_printed),

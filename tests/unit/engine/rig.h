@@ -27,7 +27,6 @@ struct answer {
         enum finish_reason finish;
         int64_t stop_id;
         const char *error;
-        uint64_t queued_ns, scheduled_ns, first_token_ns, last_token_ns;
 };
 
 /* A model that all tests of a file use one after the other. */
@@ -141,10 +140,6 @@ static inline void note_output(const struct engine_output *o) {
         a->stop_id = o->stop_id;
         a->error = o->error;
         a->cached = o->cached_tokens;
-        a->queued_ns = o->queued_ns;
-        a->scheduled_ns = o->scheduled_ns;
-        a->first_token_ns = o->first_token_ns;
-        a->last_token_ns = o->last_token_ns;
 }
 
 static inline void take_outputs(struct engine *g) {

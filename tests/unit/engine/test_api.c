@@ -112,9 +112,37 @@ static void a_body_is_let_go_when_it_was_read(void **state) {
         peer_post(p, "/v1/completions", buf_slice(&body));
         UNTIL_ALL(&api, peer_got(p, "data: "));
         assert_null(only_call()->body.ptr);
+        assert_null(only_call()->prepared.request.document);
         assert_true(only_call()->arena.used < 50000);
         peer_leave(&api.net, p, true);
         buf_free(&body);
+        api_rig_close(&api);
+}
+
+static void what_the_answer_needs_outlives_the_body(void **state) {
+        static const char *const bodies[][2] = {
+            {"/v1/completions", "{\"prompt\":\"The capital\",\"echo\":true,\"model\":\"tiny\",\"cache_salt\":\"salt\","
+                                "\"request_id\":\"name\",\"user\":\"u\",\"stop\":[\"a\",\"e\",\"o\",\" \"],"
+                                "\"bad_words\":[\"x\"],\"max_tokens\":200,\"ignore_eos\":true}"},
+            {"/v1/chat/completions",
+                "{\"messages\":[{\"role\":\"user\",\"content\":\"Where?\"},{\"role\":\"assistant\",\"content\":\"The "
+                "capital\"}],\"echo\":true,\"add_generation_prompt\":false,\"continue_final_message\":true,"
+                "\"request_id\":\"name\",\"stop\":[\"a\",\"e\",\"o\",\" \"],\"max_tokens\":200,\"ignore_eos\":true}"}};
+        struct api_options o = api_rig_options(&api);
+
+        api_rig_open(&api, &o);
+        for (int chat = 0; chat < 2; chat++) {
+                yyjson_doc *doc = ask(&api, bodies[chat][0], bodies[chat][1], 200);
+                yyjson_val *root = yyjson_doc_get_root(doc), *choice = yyjson_arr_get_first(json_get(root, "choices"));
+                struct slice text =
+                    json_get_slice(chat ? json_get(choice, "message") : choice, chat ? "content" : "text");
+
+                assert_true(slice_is(json_get_slice(root, "id"), chat ? "chatcmpl-name" : "cmpl-name"));
+                assert_true(slice_is(json_get_slice(choice, "finish_reason"), "stop"));
+                assert_int_equal(json_get_slice(choice, "stop_reason").len, 1);
+                assert_true(slice_starts(text, SLICE_LIT("The capital")));
+                yyjson_doc_free(doc);
+        }
         api_rig_close(&api);
 }
 
@@ -369,6 +397,7 @@ int main(void) {
             cmocka_unit_test(a_name_from_the_body_is_cut_as_one_from_the_header),
             cmocka_unit_test(a_client_that_leaves_takes_its_waiting_body_along),
             cmocka_unit_test(a_body_is_let_go_when_it_was_read),
+            cmocka_unit_test(what_the_answer_needs_outlives_the_body),
             cmocka_unit_test(a_token_that_the_model_does_not_know_is_refused),
             cmocka_unit_test(a_redirect_stays_with_its_scheme),
             cmocka_unit_test(a_long_report_is_written_by_a_worker),

@@ -73,7 +73,7 @@ static void depth_and_members_have_a_bound(void **state) {
         size_t n, at;
 
         buf_add_str(&b, "{\"a\":");
-        for (int i = 0; i < OPENAI_DEPTH_MAX + 1; i++)
+        for (int i = 0; i < JSON_DEPTH_MAX + 1; i++)
                 buf_add_char(&b, '[');
         assert_int_equal(openai_scan(buf_slice(&b), m, 2, &n, &at), -E2BIG);
         assert_int_equal(openai_scan(slice_str("{\"a\":1,\"b\":2,\"c\":3}"), m, 2, &n, &at), -E2BIG);

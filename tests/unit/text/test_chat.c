@@ -150,7 +150,6 @@ static void names_and_templates_agree(void **state) {
                 by_template = format_of(slice_str(names[i]));
                 by_template.cuts_thinking = false; /* R1 always does */
                 assert_memory_equal(&by_name, &by_template, sizeof(by_name));
-                assert_string_equal(chat_format_name(&by_name), names[i]);
         }
         assert_int_equal(chat_format_parse(SLICE_LIT("deepsek-3.1"), &by_name, &e), -EINVAL);
         assert_non_null(strstr(e.text, "did you mean 'deepseek-v3.1'"));

@@ -226,7 +226,6 @@ static void tokens_are_found_by_their_text(void **state) {
         assert_int_equal(tokenizer_size(t), 128815);
         assert_int_equal(tokenizer_bos(t), 0);
         assert_int_equal(tokenizer_eos(t), 1);
-        assert_true(tokenizer_adds_bos(t));
         assert_int_equal(tokenizer_find(t, SLICE_LIT("<think>")), 128798);
         assert_int_equal(tokenizer_find(t, SLICE_LIT("<｜tool▁calls▁begin｜>")), 128806);
         assert_int_equal(tokenizer_find(t, SLICE_LIT("<｜begin▁of▁sentence｜>")), 0);
