@@ -1,38 +1,90 @@
-"""OpenAI's own Python client, from its registry, against `baton serve`: chat, streams, log-probabilities, stop, tools,
-reasoning, errors, and leaving in the middle. It is installed under build/sdk once."""
+"""OpenAI's own clients, for Python and for Node, from their registries, against `baton serve` and through `baton gateway` in
+front of two: chat, streams, log-probabilities, stop, tools, reasoning, errors, and leaving in the middle. They are installed
+under build/ once; node/sdk.mjs has the Node client's cases."""
+import functools
 import os
+import shutil
 import subprocess
 import sys
 
-from harness import ROOT, Serve, TestCase, metric, wait_until
+from gateway_case import GAUGES, Gateway
+from harness import DEADLINE, ROOT, Serve, TestCase, metric, wait_until
 
-PLACE = os.path.join(ROOT, "build", "sdk")
+KEY = "sesame"
+ENGINE = ["--served-model-name", "tiny", "--threads", "1", "--api-key", KEY, "--enable-auto-tool-choice", "--tool-call-parser",
+          "deepseek_v31", "--reasoning-parser", "deepseek_v3"]
 WEATHER = [{"type": "function", "function": {
     "name": "get_weather", "description": "Get the weather for a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}]
 
-
-def install():
-    if not os.path.isdir(os.path.join(PLACE, "openai")):
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--root-user-action=ignore",
-                        "--target", PLACE, "openai>=1.50,<3"], check=True, timeout=300)
-    sys.path.insert(0, PLACE)
+INSTALL_SECONDS = 300  # a slow registry, tried again by the installers themselves
 
 
-class Python(TestCase):
+def install(what, argv, cwd=ROOT):
+    done = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          timeout=INSTALL_SECONDS)
+    if done.returncode:
+        raise AssertionError(f"could not install {what}; is its registry within reach?\n{done.stdout}")
+
+
+@functools.cache
+def python_client():
+    place = os.path.join(ROOT, "build", "sdk")
+    if not os.path.isdir(os.path.join(place, "openai")):
+        install("OpenAI's client for Python", [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
+                                               "--root-user-action=ignore", "--target", place, "openai>=1.50,<3"])
+    sys.path.insert(0, place)
+    import openai
+    return openai
+
+
+@functools.cache
+def node_cases():
+    """The program with the Node client's cases. npm checks the client against the lock's digest, from its cache when it is
+    there."""
+    place = os.path.join(ROOT, "build", "sdk-node")
+    shutil.copytree(os.path.join(ROOT, "tests", "e2e", "node"), place, dirs_exist_ok=True)
+    install("OpenAI's client for Node", ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline",
+                                         "--cache", os.path.join(place, "cache")], cwd=place)
+    return os.path.join(place, "sdk.mjs")
+
+
+class Client(TestCase):
+    """A client before an engine, or before a gateway in front of two."""
+    through_gateway = False
+
     @classmethod
     def setUpClass(cls):
-        install()
-        import openai
-        cls.openai = openai
-        cls.engine = Serve("--served-model-name", "tiny", "--threads", "1", "--enable-auto-tool-choice", "--tool-call-parser",
-                           "deepseek_v31", "--reasoning-parser", "deepseek_v3")
-        cls.client = openai.OpenAI(base_url=f"http://127.0.0.1:{cls.engine.port}/v1", api_key="none", max_retries=0)
+        cls.engines = [cls.started(Serve(*ENGINE)) for _ in range(2 if cls.through_gateway else 1)]
+        cls.gateway = None
+        if cls.through_gateway:
+            cls.gateway = cls.started(Gateway([], [f"127.0.0.1:{e.port}" for e in cls.engines], "--api-key", KEY))
+        cls.url = f"http://127.0.0.1:{(cls.gateway or cls.engines[0]).port}"
 
     @classmethod
-    def tearDownClass(cls):
-        cls.client.close()
-        cls.engine.stop()
+    def started(cls, process):
+        cls.addClassCleanup(process.stop)
+        return process
+
+    def tearDown(self):
+        wait_until(lambda: self.requests("running") == self.requests("waiting") == 0, "no engine works any more")
+        if self.gateway:
+            wait_until(lambda: all(self.gateway.count(g) == 0 for g in GAUGES), "the gateway's load is given back")
+
+    def requests(self, state):
+        return sum(metric(e.port, f"vllm:num_requests_{state}") for e in self.engines)
+
+    def aborted(self):
+        return sum(metric(e.port, "vllm:request_success_total", finished_reason="abort") for e in self.engines)
+
+
+class Python(Client):
+    @classmethod
+    def setUpClass(cls):
+        cls.openai = python_client()
+        super().setUpClass()
+        cls.client = cls.openai.OpenAI(base_url=cls.url + "/v1", api_key=KEY, max_retries=0)
+        cls.addClassCleanup(cls.client.close)
 
     def chat(self, text, **more):
         return self.client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}], **more)
@@ -68,13 +120,61 @@ class Python(TestCase):
         self.assertNotIn("think>", message.content)
 
     def test_errors_are_the_clients_own(self):
-        with self.assertRaises(self.openai.NotFoundError):
+        with self.assertRaises(self.openai.NotFoundError) as told:
             self.client.chat.completions.create(model="nope", messages=[{"role": "user", "content": "x"}])
-        with self.assertRaises(self.openai.BadRequestError):
+        self.assertEqual((404, "NotFoundError", "model"), (told.exception.status_code, told.exception.type, told.exception.param))
+        with self.assertRaises(self.openai.BadRequestError) as told:
             self.chat("x", temperature=9)
+        self.assertEqual((400, "BadRequestError", "temperature"),
+                         (told.exception.status_code, told.exception.type, told.exception.param))
+        with self.assertRaises(self.openai.AuthenticationError):
+            self.client.with_options(api_key="guess").chat.completions.create(model="tiny", messages=[])
 
     def test_leaving_a_stream_ends_the_work(self):
+        before = self.aborted()
         stream = self.client.completions.create(model="tiny", prompt="Once", max_tokens=1900, stream=True, extra_body={"ignore_eos": True})
         next(iter(stream))
         stream.close()
-        wait_until(lambda: metric(self.engine.port, "vllm:num_requests_running") == 0, "the request is gone")
+        wait_until(lambda: self.aborted() == before + 1, "the engine counts an aborted request")
+
+
+class PythonThroughGateway(Python):
+    through_gateway = True
+
+
+class Node(Client):
+    @classmethod
+    def setUpClass(cls):
+        cls.program = node_cases()
+        super().setUpClass()
+
+    def case(self, name):
+        done = subprocess.run(["node", self.program, name, self.url, *[f"http://127.0.0.1:{e.port}" for e in self.engines]],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              timeout=2 * DEADLINE)
+        self.assertEqual(0, done.returncode, done.stdout)
+
+    def test_chat_with_log_probabilities(self):
+        self.case("chat_with_log_probabilities")
+
+    def test_a_stream_is_the_whole_answer_in_pieces(self):
+        self.case("a_stream_is_the_whole_answer_in_pieces")
+
+    def test_a_stream_ends_at_a_stop_string(self):
+        self.case("a_stream_ends_at_a_stop_string")
+
+    def test_tools_whole_and_streamed(self):
+        self.case("tools_whole_and_streamed")
+
+    def test_reasoning_is_told_apart(self):
+        self.case("reasoning_is_told_apart")
+
+    def test_errors_are_the_clients_own(self):
+        self.case("errors_are_the_clients_own")
+
+    def test_leaving_ends_the_work(self):
+        self.case("leaving_ends_the_work")
+
+
+class NodeThroughGateway(Node):
+    through_gateway = True
