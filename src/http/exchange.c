@@ -51,9 +51,19 @@ static void linger(struct http_exchange *x) {
         http_conn_set_reading(&x->conn, true);
 }
 
-/* Wait for the next request. */
+/* The end after a whole answer. A body may end with the connection: TLS wants that said. */
+static void close_in_order(struct http_exchange *x) {
+        http_conn_shutdown(&x->conn);
+        http_conn_close(&x->conn);
+}
+
+/* Wait for the next request, if there may be one. */
 static void go_idle(struct http_exchange *x) {
         release_request(x);
+        if (http_server_is_draining(x->server)) {
+                close_in_order(x);
+                return;
+        }
         x->phase = PHASE_IDLE;
         x->read_deadline = from_now(x, limits_of(x)->idle_ms);
         http_conn_set_reading(&x->conn, true);
@@ -81,9 +91,7 @@ static void finish_exchange(struct http_exchange *x, bool unread) {
                 x->phase = PHASE_DISCARD;
                 x->read_deadline = from_now(x, limits_of(x)->body_idle_ms);
         } else if (body_done && !unread && !x->overflowed) {
-                /* A body may end with the connection: TLS wants that said. */
-                http_conn_shutdown(&x->conn);
-                http_conn_close(&x->conn);
+                close_in_order(x);
         } else {
                 linger(x);
         }

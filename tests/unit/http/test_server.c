@@ -755,6 +755,23 @@ static void draining_finishes_what_is_in_flight_and_closes_the_rest(void **state
         net_close(&f.net);
 }
 
+static void a_connection_that_falls_idle_while_draining_is_closed(void **state) {
+        struct fixture f;
+        struct peer *p;
+
+        open_plain(&f);
+        p = peer_connect(&f.net, f.app.port);
+        peer_say(p, POST("/nothing") "Content-Length: 10\r\n\r\n12345");
+        UNTIL(&f.net, peer_got(p, "nothing here"));
+        http_server_drain(f.app.server, 2 * HANG_MS, app_on_drained, &f.app);
+        peer_say(p, "67890");
+        UNTIL(&f.net, f.app.drained && peer_ended(p));
+        assert_true(p->eof);
+        http_server_free(f.app.server);
+        peer_leave(&f.net, p, false);
+        net_close(&f.net);
+}
+
 static void a_drain_past_its_deadline_aborts(void **state) {
         struct fixture f;
         struct peer *p;
@@ -912,6 +929,7 @@ int main(void) {
             cmocka_unit_test(connections_beyond_the_limit_wait_until_one_leaves),
             cmocka_unit_test(accepting_without_descriptors_waits_and_does_not_spin),
             cmocka_unit_test(draining_finishes_what_is_in_flight_and_closes_the_rest),
+            cmocka_unit_test(a_connection_that_falls_idle_while_draining_is_closed),
             cmocka_unit_test(a_drain_past_its_deadline_aborts),
             cmocka_unit_test(a_server_that_never_listened_is_freed_without_a_loop_turn),
             cmocka_unit_test(a_server_whose_port_is_taken_is_freed_without_a_loop_turn),
