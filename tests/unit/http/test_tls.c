@@ -356,6 +356,23 @@ static void a_peer_that_ends_while_we_pause_has_said_everything(void **state) {
         http_tls_context_free(context);
 }
 
+static void a_call_paused_before_it_is_connected_shakes_hands_all_the_same(void **state) {
+        struct fixture f;
+
+        open_with(&f, tls_server(), (struct http_client_options){.tls_ca = cert_path});
+        call_begin(f.client, &f.r[0], f.to, get("/hello"));
+        http_call_pause(f.r[0].call);
+        UNTIL(&f.net, f.app.requests);
+        for (int i = 0; i < 20; i++)
+                uv_run(&f.net.loop, UV_RUN_NOWAIT);
+        assert_int_equal(f.r[0].heads, 0);
+        http_call_resume(f.r[0].call);
+        UNTIL(&f.net, f.r[0].ends);
+        assert_int_equal(f.r[0].failure, HTTP_OK);
+        assert_string_equal(buf_cstr(&f.r[0].body), "hello");
+        close_all(&f);
+}
+
 static void on_wait(uv_timer_t *timer) {
         *(bool *)timer->data = true;
 }
@@ -495,6 +512,7 @@ int main(void) {
             cmocka_unit_test(a_handshake_that_does_not_come_is_not_waited_for),
             cmocka_unit_test(back_pressure_reaches_through_tls),
             cmocka_unit_test(a_peer_that_ends_while_we_pause_has_said_everything),
+            cmocka_unit_test(a_call_paused_before_it_is_connected_shakes_hands_all_the_same),
             cmocka_unit_test(a_retry_has_the_whole_time_to_connect),
             cmocka_unit_test(leaving_is_noticed_on_both_sides),
             cmocka_unit_test(a_stream_to_http10_ends_with_close_notify),
