@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
 static void exchange_turn(struct http_exchange *x, struct slice in);
 static const struct http_conn_ops conn_ops;
@@ -169,8 +170,8 @@ bool http_exchange_wants_body(const struct http_exchange *x) {
 static void send_continue(struct http_exchange *x) {
         struct iovec part = {(char *)"HTTP/1.1 100 Continue\r\n\r\n", 25};
 
-        if (!x->parser.expect_continue || x->continue_sent || !http_exchange_wants_body(x) ||
-            x->answer != ANSWER_NONE || x->phase != PHASE_REQUEST || x->parser.body_seen)
+        if (!x->parser.expect_continue || x->continue_sent || x->body_done || !http_exchange_wants_body(x) ||
+            x->answer != ANSWER_NONE || x->parser.body_seen)
                 return;
         x->continue_sent = true;
         http_exchange_write(x, &part, 1);
@@ -227,8 +228,6 @@ static void hand_out(struct http_exchange *x, struct slice *in) {
         x->server->options.on_request(x->server->options.context, x);
         if (bodyless)
                 take_body_end(x);
-        else
-                send_continue(x);
 }
 
 /* One step of parsing. Returns false when it needs bytes that are not there. */
@@ -333,9 +332,8 @@ void http_exchange_settle(struct http_exchange *x) {
                 x->read_deadline = from_now(x, HTTP_LINGER_MS);
         }
         if (x->phase == PHASE_REQUEST) {
-                bool due = body_is_due(x);
-
-                if (!due)
+                send_continue(x);
+                if (!body_is_due(x))
                         x->read_deadline = WHEEL_NEVER;
                 else if (x->read_deadline == WHEEL_NEVER) {
                         x->pace = 0;
@@ -488,8 +486,10 @@ int http_exchange_open(struct http_server *s, struct http_exchange *x, int fd, c
 
         if (s->tls) {
                 tls = http_tls_accept(s->tls);
-                if (!tls)
+                if (!tls) {
+                        close(fd);
                         return -ENOMEM;
+                }
         }
         *x = (struct http_exchange){.server = s, .phase = PHASE_IDLE, .ending = NOT_ENDING};
         r = http_conn_init(&x->conn, &s->io, &conn_ops, fd, tls);
@@ -528,10 +528,6 @@ const struct http_request_head *http_exchange_request(const struct http_exchange
         return &x->parser.head.request;
 }
 
-struct arena *http_exchange_arena(struct http_exchange *x) {
-        return &x->arena;
-}
-
 const char *http_exchange_peer(const struct http_exchange *x) {
         char address[INET6_ADDRSTRLEN];
         struct arena *arena = (struct arena *)&x->arena;
@@ -552,15 +548,13 @@ uv_loop_t *http_exchange_loop(const struct http_exchange *x) {
 void http_exchange_watch(struct http_exchange *x, const struct http_exchange_callbacks *callbacks, void *user) {
         x->callbacks = *callbacks;
         x->user = user;
-        if (!x->busy)
-                send_continue(x);
+        http_exchange_wake(x);
 }
 
 void http_exchange_collect(
     struct http_exchange *x, void (*on_all)(struct http_exchange *x, struct slice body, void *user)) {
         x->on_all = on_all;
-        if (!x->busy)
-                send_continue(x);
+        http_exchange_wake(x);
 }
 
 void http_exchange_pause(struct http_exchange *x) {
@@ -572,7 +566,5 @@ void http_exchange_resume(struct http_exchange *x) {
         if (!x->paused)
                 return;
         x->paused = false;
-        if (!x->busy)
-                send_continue(x);
         http_exchange_wake(x);
 }

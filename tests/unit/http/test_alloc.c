@@ -1,9 +1,11 @@
 /* test_alloc.c - memory may run out at any allocation: the call says so or the exchange ends, once; nothing leaks (as
  * AddressSanitizer sees), nothing hangs, and afterwards everything works again. */
+#include "certificate.h"
 #include "client_calls.h"
 #include "codec_log.h"
 #include "failmalloc.h"
 #include "http/sse.h"
+#include <dirent.h>
 
 /* How many allocations after the first failing one fail too: one, a few, all that follow for a while. */
 static const long runs[] = {0, 3, 50};
@@ -79,9 +81,9 @@ static void a_splitter_says_that_memory_is_out(void **state) {
 
 /* A server and a client, four kinds of exchange between them, with the n-th allocation failing. Returns how many calls
  * came to their full answer. */
-static int exchange(long n, long run, struct slice big) {
-        struct http_server_options server_options = {.on_request = app_on_request};
-        struct http_client_options client_options = {0};
+static int exchange(long n, long run, struct http_tls_files tls, struct slice big) {
+        struct http_server_options server_options = {.on_request = app_on_request, .tls = tls};
+        struct http_client_options client_options = {.tls_verify_off = true};
         struct http_listen at = {.host = "127.0.0.1"};
         struct http_request requests[] = {{.target = SLICE_LIT("/hello")},
             {.method = HTTP_METHOD_POST, .target = SLICE_LIT("/echo"), .body = &big, .body_parts = 1},
@@ -105,7 +107,7 @@ static int exchange(long n, long run, struct slice big) {
         if (begun) {
                 char text[64];
 
-                snprintf(text, sizeof(text), "http://127.0.0.1:%u", app.port);
+                snprintf(text, sizeof(text), "%s://127.0.0.1:%u", tls.cert ? "https" : "http", app.port);
                 begun = http_endpoint_parse(&arena, slice_str(text), &to, NULL, NULL) == 0;
         }
         for (int i = 0; begun && i < 4; i++) {
@@ -134,19 +136,51 @@ static int exchange(long n, long run, struct slice big) {
         return complete;
 }
 
-static void an_exchange_survives_any_allocation_that_fails(void **state) {
+static size_t open_descriptors(void) {
+        DIR *dir = opendir("/proc/self/fd");
+        size_t count = 0;
+
+        while (readdir(dir))
+                count++;
+        closedir(dir);
+        return count;
+}
+
+static void fail_each_allocation(struct http_tls_files tls) {
         struct slice big = many(600 << 10);
+        size_t descriptors;
         long n = 0;
 
+        /* The libraries' own are opened once. */
+        exchange(100000, 0, tls, big);
+        descriptors = open_descriptors();
         for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
                 n = 0;
                 do
-                        exchange(n++, runs[i], big);
+                        exchange(n++, runs[i], tls, big);
                 while (failmalloc_failed());
                 /* Without a failure all four complete. */
-                assert_int_equal(exchange(100000, 0, big), 4);
+                assert_int_equal(exchange(100000, 0, tls, big), 4);
         }
         assert_true(n > 20);
+        assert_int_equal(open_descriptors(), descriptors);
+}
+
+static void an_exchange_survives_any_allocation_that_fails(void **state) {
+        fail_each_allocation((struct http_tls_files){0});
+}
+
+static void an_exchange_over_tls_survives_any_allocation_that_fails(void **state) {
+        char dir[] = "/tmp/baton-test-alloc-XXXXXX", cert[64], key[64];
+
+        assert_non_null(mkdtemp(dir));
+        snprintf(cert, sizeof(cert), "%s/cert.pem", dir);
+        snprintf(key, sizeof(key), "%s/key.pem", dir);
+        make_certificate(cert, key, "IP:127.0.0.1");
+        fail_each_allocation((struct http_tls_files){.cert = cert, .key = key});
+        unlink(cert);
+        unlink(key);
+        rmdir(dir);
 }
 
 int main(void) {
@@ -154,6 +188,7 @@ int main(void) {
             cmocka_unit_test(a_parser_says_that_memory_is_out),
             cmocka_unit_test(a_splitter_says_that_memory_is_out),
             cmocka_unit_test(an_exchange_survives_any_allocation_that_fails),
+            cmocka_unit_test(an_exchange_over_tls_survives_any_allocation_that_fails),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
