@@ -1,6 +1,7 @@
 /* talk.c - see talk.h. */
 #include "cli/talk.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "http/fetch.h"
 #include "http/http.h"
@@ -47,7 +48,7 @@ static int explain_server(struct talk *t, struct error *e) {
 
         os_child_reap(&t->server, true, &ended);
         snprintf(path, sizeof(path), "%s/log", t->dir);
-        os_read_file(path, 1 << 20, &words, NULL);
+        file_read_whole(path, 1 << 20, &words, NULL);
         r = error_set(e, -EINVAL, "the model cannot be served:\n%.*s", SLICE_ARG(slice_trim(buf_slice(&words))));
         buf_free(&words);
         return r;

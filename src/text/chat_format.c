@@ -1,7 +1,7 @@
 /* chat_format.c - which chat format a template is. */
+#include "base/file.h"
 #include "base/json.h"
 #include "base/options.h"
-#include "os/os.h"
 #include "text/text.h"
 #include <errno.h>
 
@@ -66,7 +66,7 @@ static int read_template(const char *dir, struct buf *out, struct error *e) {
                 r = error_set(e, -ENOMEM, "out of memory");
                 goto out;
         }
-        r = os_read_file(file, TEMPLATE_MAX, out, e);
+        r = file_read_whole(file, TEMPLATE_MAX, out, e);
         if (r != -ENOENT)
                 goto out;
         r = json_parse_file(config, CONFIG_MAX, &doc, e);
