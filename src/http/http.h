@@ -2,7 +2,7 @@
  *
  * The codec (http/codec.h, http/sse.h) is sans-I/O: bytes in, events out. Server and client run it on libuv loops, one
  * loop per thread; every object belongs to the thread of its loop and is touched by no other. Time limits, size limits
- * and their answers are named in struct http_limits, with the reason for each default beside it.
+ * and their answers are named in struct http_limits, the reason for each default in server.c.
  *
  * Rules that hold everywhere (RFC 9112 unless said):
  *  - Every message is re-framed: what goes out has our own Content-Length or chunked coding, never the peer's bytes.
