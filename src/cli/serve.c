@@ -33,7 +33,8 @@ struct serve {
         bool prefill_first;
 };
 
-static const struct serve_options defaults = {.port = 8000,
+static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
+    .port = 8000,
     .dtype = "auto",
     .policy = "fcfs",
     .kv_dtype = "auto",
@@ -55,11 +56,6 @@ static const struct serve_options defaults = {.port = 8000,
 
 /* ---- checks before anything is loaded ------------------------------------------------------------------------------------ */
 
-/* Where vLLM listens unless told otherwise. */
-static const char *host_of(const struct serve_options *o) {
-        return o->host ? o->host : "0.0.0.0";
-}
-
 static int check_options(struct serve *s, struct error *e) {
         const struct serve_options *o = &s->o;
 
@@ -75,7 +71,7 @@ static int check_options(struct serve *s, struct error *e) {
                 return error_set(e, -EINVAL, "--ssl-certfile and --ssl-keyfile go together");
         if (o->memory_share <= 0 || o->memory_share > 1)
                 return error_set(e, -EINVAL, "--gpu-memory-utilization must lie in (0, 1]");
-        if (!o->uds && os_check_bind(host_of(o), (uint16_t)o->port) == -EADDRINUSE)
+        if (!o->uds && os_check_bind(o->host, (uint16_t)o->port) == -EADDRINUSE)
                 return error_set(e, -EADDRINUSE,
                     "port %lld is in use by another program (`ss -ltnp 'sport = :%lld'` tells which); choose another "
                     "with --port",
@@ -289,7 +285,7 @@ static int listen_for_requests(struct serve *s, struct error *e) {
             .context = s->api,
             .tls = {s->o.tls_cert, s->o.tls_key, s->o.tls_ca},
             .log = &s->log};
-        struct http_listen at = {.host = host_of(&s->o), .port = (uint16_t)s->o.port};
+        struct http_listen at = {.host = s->o.host, .port = (uint16_t)s->o.port};
         char address[256];
         uint16_t port = 0;
         int r = http_server_new(&s->loop, &options, &s->server, e);

@@ -155,6 +155,21 @@ class Equivalences(TestCase):
                 self.assertEqual(wanted, got, setting)
 
 
+class Ports(TestCase):
+    def test_a_port_that_others_have_on_another_address_is_free(self):
+        with socket.socket(socket.AF_INET6) as other:
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            port = free_port()
+            try:
+                other.bind(("::1", port))
+            except OSError:
+                return  # a machine without IPv6
+            other.listen()
+            with Process([BATON, "serve", MODEL, "--port", str(port)]) as s:
+                wait_until(lambda: answers(port) or not s.alive(), "baton serve is ready")
+                self.assertTrue(s.alive(), s.output())
+
+
 class Keys(TestCase):
     def test_v1_needs_the_key_and_nothing_else_does(self):
         with Serve("--api-key", "secret-1", "--threads", "1", "--enable-request-id-headers") as engine:
@@ -202,19 +217,6 @@ class Ending(TestCase):
             code, _, err = baton("serve", MODEL, "--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
             self.assertEqual(2, code)
             self.assertIn("in use by another program", err)
-
-    def test_a_port_that_others_have_on_another_address_is_free(self):
-        with socket.socket(socket.AF_INET6) as other:
-            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            port = free_port()
-            try:
-                other.bind(("::1", port))
-            except OSError:
-                return  # a machine without IPv6
-            other.listen()
-            with Process([BATON, "serve", MODEL, "--port", str(port)]) as s:
-                wait_until(lambda: answers(port) or not s.alive(), "baton serve is ready")
-                self.assertTrue(s.alive(), s.output())
 
     def test_options_without_effect_are_named_once(self):
         with Serve("--threads", "1", "--trust-remote-code", "--enforce-eager", "--async-scheduling") as engine:
