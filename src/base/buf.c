@@ -146,12 +146,3 @@ const char *buf_cstr(struct buf *b) {
         *to = 0;
         return b->ptr;
 }
-
-char *buf_steal(struct buf *b, size_t *ret_len) {
-        char *ptr = b->ptr;
-
-        if (ret_len)
-                *ret_len = b->len;
-        *b = (struct buf){0};
-        return ptr;
-}

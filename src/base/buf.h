@@ -44,5 +44,3 @@ void buf_add_double(struct buf *b, double value);
 void buf_consume(struct buf *b, size_t n);
 /* NUL-terminate without counting the NUL. Returns the text, or "" when memory is out. */
 const char *buf_cstr(struct buf *b);
-/* Give the memory away: the caller frees the result with free(). b is empty afterwards. */
-char *buf_steal(struct buf *b, size_t *ret_len);

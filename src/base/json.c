@@ -1,12 +1,10 @@
 /* json.c - see json.h. */
 #include "base/json.h"
+#include "base/file.h"
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
 
@@ -62,40 +60,11 @@ int json_parse_flags(struct slice text, yyjson_read_flag flags, yyjson_doc **ret
         return 0;
 }
 
-static int read_whole(int fd, size_t max_bytes, struct buf *b) {
-        for (;;) {
-                char *to = buf_reserve(b, 1 << 16);
-                ssize_t n;
-
-                if (!to)
-                        return -ENOMEM;
-                n = read(fd, to, 1 << 16);
-                if (n == 0)
-                        return 0;
-                if (n < 0 && errno != EINTR)
-                        return -errno;
-                if (n > 0)
-                        buf_commit(b, (size_t)n);
-                if (b->len > max_bytes)
-                        return -EFBIG;
-        }
-}
-
 int json_parse_file(const char *path, size_t max_bytes, yyjson_doc **ret_doc, struct error *e) {
-        int fd = open(path, O_RDONLY | O_CLOEXEC), r;
         struct buf b = {0};
+        int r = file_read_whole(path, max_bytes, &b, e);
 
-        if (fd < 0) {
-                r = -errno;
-                return error_set(e, r, "cannot read %s: %s", path, strerror(-r));
-        }
-        r = read_whole(fd, max_bytes, &b);
-        close(fd);
-        if (r == -EFBIG)
-                error_set(e, r, "%s is larger than %zu bytes", path, max_bytes);
-        else if (r < 0)
-                error_set(e, r, "cannot read %s: %s", path, strerror(-r));
-        else {
+        if (r == 0) {
                 r = json_parse(buf_slice(&b), ret_doc, e);
                 if (r < 0)
                         error_prefix(e, r, "%s", path);
@@ -144,11 +113,6 @@ int json_to_i64(yyjson_val *v, int64_t *ret_value) {
                 return 0;
         }
         return -EINVAL;
-}
-
-bool json_is_integer(yyjson_val *v) {
-        return yyjson_is_int(v) ||
-               (yyjson_is_real(v) && isfinite(yyjson_get_real(v)) && yyjson_get_real(v) == floor(yyjson_get_real(v)));
 }
 
 int json_to_double(yyjson_val *v, double *ret_value) {

@@ -22,7 +22,6 @@ int json_parse_file(const char *path, size_t max_bytes, yyjson_doc **ret_doc, st
 
 yyjson_val *json_get(yyjson_val *object, const char *key); /* duplicate keys: the last one, as Python reads it */
 struct slice json_slice(yyjson_val *v);                    /* SLICE_NONE unless a string */
-bool json_is_integer(yyjson_val *v);                       /* an integer, or a real without fraction */
 int json_to_i64(yyjson_val *v, int64_t *ret_value);        /* 0, -EINVAL (not integral), -ERANGE */
 int json_to_double(yyjson_val *v, double *ret_value);      /* 0, -EINVAL (not a number) */
 

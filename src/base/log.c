@@ -2,6 +2,7 @@
 #include "base/log.h"
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/json.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -20,19 +21,6 @@ struct log log_to_fd(int fd, enum log_level level, const char *component) {
             .format = terminal ? LOG_HUMAN : LOG_JSON,
             .color = terminal && !getenv("NO_COLOR"),
             .component = component};
-}
-
-static void write_whole(int fd, const char *text, size_t len) {
-        while (len) {
-                ssize_t n = write(fd, text, len);
-
-                if (n < 0 && errno == EINTR)
-                        continue;
-                if (n <= 0)
-                        return; /* nowhere to say that logging failed */
-                text += n;
-                len -= (size_t)n;
-        }
 }
 
 /* Control characters would let a peer's text forge lines or drive the terminal; U+0080..U+009F do so too in UTF-8. */
@@ -129,13 +117,14 @@ void log_write(const struct log *l, enum log_level level, const char *format, ..
                 cut(message, len > excess ? len - excess : 0);
                 format_line(&line, l, level, now, message);
         }
+        /* When it fails there is nowhere to say so. */
         if (buf_ok(&line))
-                write_whole(l->fd, line.ptr, line.len);
+                file_write_fd(l->fd, buf_slice(&line));
         else { /* out of memory, which is when a word matters: without its dress */
                 size_t len = strlen(message);
 
                 message[len] = '\n'; /* where the NUL was */
-                write_whole(l->fd, message, len + 1);
+                file_write_fd(l->fd, slice_of(message, len + 1));
         }
         buf_free(&line);
 }

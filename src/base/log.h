@@ -34,5 +34,5 @@ void log_write(const struct log *l, enum log_level level, const char *format, ..
 #define log_warn(l, ...)  log_write((l), LOG_WARN, __VA_ARGS__)
 #define log_error(l, ...) log_write((l), LOG_ERROR, __VA_ARGS__)
 
-/* "debug", "info", "warning"/"warn", "error" in either case. Returns 0 or -EINVAL. */
+/* "debug", "info", "warning"/"warn", "error"/"critical" in any case. Returns 0 or -EINVAL. */
 int log_level_parse(struct slice text, enum log_level *ret_level);

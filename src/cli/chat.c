@@ -1,11 +1,15 @@
 /* chat.c - `baton chat` and `baton complete`: a model folder or a server, from the terminal. */
+#include "base/file.h"
 #include "base/json.h"
 #include "cli/talk.h"
-#include "os/os.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#define EXIT_INTERRUPTED 130 /* as shells tell it */
+/* Of standard input: what is read whole, or one line of a talk. Far beyond any model's context. */
+#define STDIN_MAX (16u << 20)
 
 struct chat_options {
         const char *system, *model, *api_key;
@@ -44,8 +48,7 @@ static const struct option complete_table[] = {COMMON_OPTIONS};
 
 static const struct option_set chat_set = {"baton chat MODEL-FOLDER|URL [QUESTION] [options]",
     "Asks a question and streams the answer; without a question it goes on turn by turn until end of input. Ctrl-C "
-    "ends the "
-    "answer, not the talk.",
+    "ends the answer, and the talk when none is on its way.",
     chat_table, sizeof(chat_table) / sizeof(*chat_table), 2};
 static const struct option_set complete_set = {"baton complete MODEL-FOLDER|URL [TEXT] [options]",
     "Continues a text (or what stands on standard input) and streams what follows.", complete_table,
@@ -175,36 +178,87 @@ static int one_turn(
         return r;
 }
 
-static int turns(struct talk *t, struct buf *messages, const struct chat_options *o) {
-        bool terminal = isatty(STDIN_FILENO) == 1;
-        char *line = NULL;
-        size_t capacity = 0;
-        ssize_t n;
-        int exit_code = EXIT_FINE;
+struct input { /* standard input, by the line */
+        struct buf bytes;
+        size_t used; /* of bytes, by the lines handed out */
+        bool ended;
+};
 
+/* Take what has come; one read, when there is something. Returns 0 or a negative errno, -ECANCELED for a signal. */
+static int read_more(struct input *in, struct talk *t) {
+        char *to;
+        ssize_t n;
+        int r = talk_wait(t, STDIN_FILENO);
+
+        if (r < 0)
+                return r;
+        buf_consume(&in->bytes, in->used);
+        in->used = 0;
+        if (in->bytes.len > STDIN_MAX)
+                return -EFBIG;
+        to = buf_reserve(&in->bytes, 65536);
+        if (!to)
+                return -ENOMEM;
+        n = read(STDIN_FILENO, to, 65536);
+        if (n < 0)
+                return errno == EINTR || errno == EAGAIN ? 0 : -errno;
+        buf_commit(&in->bytes, (size_t)n);
+        in->ended = n == 0;
+        return 0;
+}
+
+/* The next line, valid until the next call. Returns 1, 0 at the end of input, or as read_more(). */
+static int next_line(struct input *in, struct talk *t, struct slice *ret_line) {
         for (;;) {
-                struct error e = {0};
+                size_t end = slice_find(buf_slice(&in->bytes), '\n', in->used);
                 int r;
 
-                if (terminal) {
-                        fputs("> ", stdout);
-                        fflush(stdout);
+                if (end < in->bytes.len || (in->ended && in->used < end)) {
+                        *ret_line = slice_sub(buf_slice(&in->bytes), in->used, end);
+                        in->used = end < in->bytes.len ? end + 1 : end;
+                        return 1;
                 }
-                n = getline(&line, &capacity, stdin);
-                if (n < 0)
-                        break;
-                if (slice_trim(slice_of(line, (size_t)n)).len == 0)
+                if (in->ended)
+                        return 0;
+                r = read_more(in, t);
+                if (r < 0)
+                        return r;
+        }
+}
+
+static int next_question(struct input *in, struct talk *t, bool terminal, struct slice *ret_line) {
+        if (terminal) {
+                fputs("> ", stdout);
+                fflush(stdout);
+        }
+        return next_line(in, t, ret_line);
+}
+
+static int turns(struct talk *t, struct buf *messages, const struct chat_options *o) {
+        bool terminal = isatty(STDIN_FILENO) == 1, go_on = true;
+        struct input in = {0};
+        struct slice line;
+        int exit_code = EXIT_FINE, r = 0;
+
+        while (go_on && (r = next_question(&in, t, terminal, &line)) > 0) {
+                struct error e = {0};
+
+                line = slice_trim(line);
+                if (line.len == 0)
                         continue;
-                r = one_turn(t, messages, slice_trim(slice_of(line, (size_t)n)), o, &e);
+                r = one_turn(t, messages, line, o, &e);
                 if (r < 0 && r != -ECANCELED) {
                         exit_code = cli_fail(r, &e);
-                        if (!terminal)
-                                break;
+                        go_on = terminal;
                 }
         }
         if (terminal)
                 fputc('\n', stdout);
-        free(line);
+        if (go_on && r == -ECANCELED)
+                exit_code = EXIT_INTERRUPTED;
+        else if (go_on && r < 0)
+                exit_code = cli_fail(r, &(struct error){0});
+        buf_free(&in.bytes);
         return exit_code;
 }
 
@@ -220,7 +274,7 @@ static int open_talk(const char *where, struct chat_options *o, struct talk **re
                 args[i] = o->serve.items[i];
         r = talk_open(&options, ret_talk, &e);
         free(args);
-        return r < 0 ? cli_fail(r, &e) : -1;
+        return r == -ECANCELED ? EXIT_INTERRUPTED : r < 0 ? cli_fail(r, &e) : -1;
 }
 
 int cmd_chat(int argc, char **argv) {
@@ -243,7 +297,7 @@ int cmd_chat(int argc, char **argv) {
                         add_message(&messages, "system", slice_str(o.system));
                 if (parsed.count_positional > 1) {
                         r = one_turn(t, &messages, slice_str(parsed.positional[1]), &o, &e);
-                        r = r == 0 ? EXIT_FINE : r == -ECANCELED ? 130 : cli_fail(r, &e);
+                        r = r == 0 ? EXIT_FINE : r == -ECANCELED ? EXIT_INTERRUPTED : cli_fail(r, &e);
                 } else
                         r = turns(t, &messages, &o);
         }
@@ -254,18 +308,18 @@ int cmd_chat(int argc, char **argv) {
         return r;
 }
 
-#define STDIN_MAX (16u << 20)
-
+/* Returns -1 to go on, or the exit code. */
 static int read_stdin(struct buf *text) {
-        char *to;
-        ssize_t n = 1;
+        struct error e = {0};
+        int r = file_read_fd(STDIN_FILENO, STDIN_MAX, text);
 
-        while (n > 0 && text->len < STDIN_MAX && (to = buf_reserve(text, 65536))) {
-                n = read(STDIN_FILENO, to, 65536);
-                if (n > 0)
-                        buf_commit(text, (size_t)n);
-        }
-        return buf_ok(text) && n >= 0 ? 0 : -EIO;
+        if (r == 0)
+                return -1;
+        if (r == -EFBIG)
+                error_set(&e, r, "standard input is longer than %u MiB, which no model takes", STDIN_MAX >> 20);
+        else
+                error_set(&e, r, "cannot read standard input: %s", strerror(-r));
+        return cli_fail(r, &e);
 }
 
 int cmd_complete(int argc, char **argv) {
@@ -284,10 +338,8 @@ int cmd_complete(int argc, char **argv) {
                 r = EXIT_USAGE;
         } else if (parsed.count_positional > 1)
                 buf_add_str(&text, parsed.positional[1]);
-        else if (read_stdin(&text) < 0) {
-                fprintf(stderr, "baton complete: cannot read standard input\n");
-                r = EXIT_UNKNOWN;
-        }
+        else
+                r = read_stdin(&text);
         if (r < 0)
                 r = open_talk(parsed.positional[0], &o, &t);
         if (r < 0) {
@@ -297,7 +349,7 @@ int cmd_complete(int argc, char **argv) {
                 add_sampling(&w, &o);
                 json_close(&w, '}');
                 r = answer_one(t, "/v1/completions", &body, &o, NULL, &e);
-                r = r == 0 ? EXIT_FINE : r == -ECANCELED ? 130 : cli_fail(r, &e);
+                r = r == 0 ? EXIT_FINE : r == -ECANCELED ? EXIT_INTERRUPTED : cli_fail(r, &e);
         }
         talk_close(t);
         buf_free(&text);

@@ -1,7 +1,7 @@
 /* common.c - what the commands share; see cli.h. */
+#include "base/file.h"
 #include "cli/cli.h"
 #include "cluster/cluster.h"
-#include "os/os.h"
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -56,7 +56,7 @@ int cli_fail(int code, const struct error *e) {
 
 int cli_print(struct buf *b, int exit_code) {
         fflush(stdout);
-        if (!buf_ok(b) || os_write_all(STDOUT_FILENO, buf_slice(b)) < 0)
+        if (!buf_ok(b) || file_write_fd(STDOUT_FILENO, buf_slice(b)) < 0)
                 exit_code = EXIT_UNKNOWN;
         buf_free(b);
         return exit_code;
@@ -84,7 +84,7 @@ void cli_say_findings(struct findings *findings, const char *path) {
                 return;
         findings_sort(findings);
         findings_write_text(findings, path, cli_color(STDERR_FILENO), &b);
-        os_write_all(STDERR_FILENO, buf_slice(&b));
+        file_write_fd(STDERR_FILENO, buf_slice(&b));
         buf_free(&b);
 }
 

@@ -36,7 +36,8 @@ struct serve {
         struct api_transfer api_transfer;
 };
 
-static const struct serve_options defaults = {.port = 8000,
+static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
+    .port = 8000,
     .dtype = "auto",
     .policy = "fcfs",
     .kv_dtype = "auto",
@@ -386,7 +387,7 @@ static int make_server(struct serve *s, struct error *e) {
 }
 
 static int listen_for_requests(struct serve *s, struct error *e) {
-        struct http_listen at = {.host = s->o.host ? s->o.host : "0.0.0.0", .port = (uint16_t)s->o.port};
+        struct http_listen at = {.host = s->o.host, .port = (uint16_t)s->o.port};
         char address[256];
         uint16_t port = 0;
         int r;

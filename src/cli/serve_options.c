@@ -8,7 +8,7 @@
 #define AT(member) offsetof(struct serve_options, member)
 
 static const struct option options[] = {
-    {"host", 0, OPTION_STRING, AT(host), "ADDRESS", "listen on this address (all)"},
+    {"host", 0, OPTION_STRING, AT(host), "ADDRESS", "listen on this address (0.0.0.0)"},
     {"port", 0, OPTION_INT, AT(port), "N", "listen on this port (8000)", .min = 0, .max = 65535},
     {"uds", 0, OPTION_STRING, AT(uds), "PATH", "listen on a unix socket instead"},
     {"api-key", 0, OPTION_LIST, AT(api_key), "KEY",

@@ -1,6 +1,7 @@
 /* talk.c - see talk.h. */
 #include "cli/talk.h"
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "http/fetch.h"
 #include "http/http.h"
@@ -12,24 +13,84 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TIMEOUT_DEFAULT_MS 300000u
-#define READY_SECONDS      3600
-#define ERROR_BODY_MAX     65536u
+/* Without a byte of the answer: a long prompt on a slow machine says nothing for minutes. */
+#define TIMEOUT_MS     300000u
+#define READY_SECONDS  3600
+#define ERROR_BODY_MAX 65536u
 
 struct talk {
         uv_loop_t loop;
         struct http_client *client;
         struct arena arena;
         struct http_endpoint endpoint;
-        const char *api_key;
-        unsigned timeout_ms;
+        const char *authorization; /* the field's value, or NULL */
+        /* What would end this program comes through here, so that a server of our own and its directory are cleared
+         * away first. */
+        int signals;
+        sigset_t mask_before;
+        bool ending; /* one came that means more than the answer on its way */
         /* a server of our own */
         struct os_child server;
         char dir[64];
 };
+
+/* ---- signals ----------------------------------------------------------------------------------------------------------- */
+
+static int take_signals(struct talk *t, struct error *e) {
+        sigset_t mask;
+
+        sigemptyset(&mask);
+        sigaddset(&mask, SIGINT);
+        sigaddset(&mask, SIGTERM);
+        sigaddset(&mask, SIGHUP);
+        t->signals = signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC);
+        if (t->signals < 0)
+                return error_set(e, -errno, "cannot take signals: %s", strerror(errno));
+        sigprocmask(SIG_BLOCK, &mask, &t->mask_before);
+        return 0;
+}
+
+static void give_back_signals(struct talk *t) {
+        if (t->signals < 0)
+                return;
+        close(t->signals);
+        sigprocmask(SIG_SETMASK, &t->mask_before, NULL);
+}
+
+/* Whether a signal has come. */
+static bool interrupted(struct talk *t) {
+        struct signalfd_siginfo info;
+        bool any = t->ending;
+
+        while (read(t->signals, &info, sizeof(info)) == sizeof(info)) {
+                any = true;
+                t->ending |= info.ssi_signo != SIGINT;
+        }
+        return any;
+}
+
+/* Wait until `fd` can be read. 1, 0 after timeout_ms, or -ECANCELED for a signal. */
+static int wait_for(struct talk *t, int fd, int timeout_ms) {
+        struct pollfd p[2] = {{t->signals, POLLIN, 0}, {fd, POLLIN, 0}};
+        int n;
+
+        do {
+                if (interrupted(t))
+                        return -ECANCELED;
+                n = poll(p, 2, timeout_ms);
+        } while ((n < 0 && errno == EINTR) || (n > 0 && p[0].revents));
+        return n < 0 ? -errno : n;
+}
+
+int talk_wait(struct talk *t, int fd) {
+        int r = wait_for(t, fd, -1);
+
+        return r < 0 ? r : 0;
+}
 
 /* ---- a server for a folder --------------------------------------------------------------------------------------------- */
 
@@ -47,7 +108,7 @@ static int explain_server(struct talk *t, struct error *e) {
 
         os_child_reap(&t->server, true, &ended);
         snprintf(path, sizeof(path), "%s/log", t->dir);
-        os_read_file(path, 1 << 20, &words, NULL);
+        file_read_whole(path, 1 << 20, &words, NULL);
         r = error_set(e, -EINVAL, "the model cannot be served:\n%.*s", SLICE_ARG(slice_trim(buf_slice(&words))));
         buf_free(&words);
         return r;
@@ -62,7 +123,6 @@ static int wait_ready(struct talk *t, const char *address, struct error *e) {
         if (r < 0)
                 return r;
         while (r == 0) {
-                struct pollfd p = {t->server.pidfd, POLLIN, 0};
                 struct http_fetched fetched;
                 struct buf body = {0};
                 bool ready =
@@ -72,8 +132,11 @@ static int wait_ready(struct talk *t, const char *address, struct error *e) {
                 buf_free(&body);
                 if (ready)
                         break;
-                if (poll(&p, 1, 20) > 0)
+                r = wait_for(t, t->server.pidfd, 20);
+                if (r > 0)
                         r = explain_server(t, e);
+                else if (r < 0)
+                        error_set(e, r, "interrupted before the model was ready");
                 else if (clock_mono_ns() > end)
                         r = error_set(e, -ETIMEDOUT, "the model is not ready after %d s", READY_SECONDS);
         }
@@ -81,11 +144,26 @@ static int wait_ready(struct talk *t, const char *address, struct error *e) {
         return r;
 }
 
+/* NULL when memory is out. */
+static const char *const *server_argv(struct talk *t, const struct talk_options *o, const char *path) {
+        const char *const own[] = {cli_self(&t->arena), "serve", o->where, "--uds", path};
+        size_t n = sizeof(own) / sizeof(*own), count = 0;
+        const char **argv;
+
+        while (o->serve_args && o->serve_args[count])
+                count++;
+        argv = arena_array(&t->arena, n + count + 1, sizeof(*argv));
+        if (!argv)
+                return NULL;
+        memcpy(argv, own, sizeof(own));
+        for (size_t i = 0; i < count; i++)
+                argv[n + i] = o->serve_args[i];
+        return argv;
+}
+
 static int start_server(struct talk *t, const struct talk_options *o, char *ret_address, size_t size, struct error *e) {
-        const char *argv[64] = {cli_self(&t->arena), "serve", o->where, "--uds"};
-        struct os_child_options child = {.argv = argv, .stdin_fd = -1, .own_group = true, .death_signal = SIGKILL};
+        struct os_child_options child = {.stdin_fd = -1, .own_group = true, .death_signal = SIGKILL};
         char path[96], log[96];
-        size_t n = 4;
         int fd, r;
 
         snprintf(t->dir, sizeof(t->dir), "/tmp/baton-talk-XXXXXX");
@@ -96,9 +174,9 @@ static int start_server(struct talk *t, const struct talk_options *o, char *ret_
         snprintf(path, sizeof(path), "%s/sock", t->dir);
         snprintf(log, sizeof(log), "%s/log", t->dir);
         snprintf(ret_address, size, "unix:%s", path);
-        argv[n++] = path;
-        for (const char *const *a = o->serve_args; a && *a && n < 63; a++)
-                argv[n++] = *a;
+        child.argv = server_argv(t, o, path);
+        if (!child.argv)
+                return error_set(e, -ENOMEM, "out of memory");
         fd = open(log, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (fd < 0)
                 return error_set(e, -errno, "cannot write %s: %s", log, strerror(errno));
@@ -149,15 +227,19 @@ int talk_open(const struct talk_options *o, struct talk **ret_talk, struct error
 
         if (!t)
                 return error_set(e, -ENOMEM, "out of memory");
-        t->server.pidfd = -1;
-        t->api_key = o->api_key;
-        t->timeout_ms = o->timeout_ms ? o->timeout_ms : TIMEOUT_DEFAULT_MS;
+        t->server.pidfd = t->signals = -1;
         r = uv_loop_init(&t->loop);
         if (r < 0) {
                 free(t);
                 return error_set(e, r, "cannot make an event loop: %s", uv_strerror(r));
         }
         r = http_client_new(&t->loop, &client, &t->client, e);
+        if (r == 0 && o->api_key) {
+                t->authorization = arena_printf(&t->arena, "Bearer %s", o->api_key);
+                r = t->authorization ? 0 : error_set(e, -ENOMEM, "out of memory");
+        }
+        if (r == 0)
+                r = take_signals(t, e);
         if (r == 0 && is_folder(where)) {
                 r = start_server(t, o, address, sizeof(address), e);
                 where = address;
@@ -184,6 +266,7 @@ void talk_close(struct talk *t) {
         http_client_free(t->client);
         uv_loop_close(&t->loop);
         end_server(t);
+        give_back_signals(t);
         arena_free(&t->arena);
         free(t);
 }
@@ -198,10 +281,9 @@ struct streaming {
         void *context;
         struct sse *sse;
         struct buf error_body;
-        uint64_t begun, first, last;
-        unsigned pieces;
+        uint64_t begun, first;
         int status, result;
-        bool ended, done_seen;
+        bool ended, done_seen, interrupted;
         struct http_call *call;
 };
 
@@ -236,14 +318,11 @@ static void take_tools(struct streaming *s, yyjson_val *calls) {
 
 static void take_choice(struct streaming *s, yyjson_val *choice) {
         yyjson_val *delta = json_get(choice, "delta");
-        struct slice finish = json_get_slice(choice, "finish_reason");
 
         say(s, TALK_TEXT, json_get_slice(choice, "text"));
         say(s, TALK_REASONING, json_get_slice(delta, "reasoning"));
         say(s, TALK_TEXT, json_get_slice(delta, "content"));
         take_tools(s, json_get(delta, "tool_calls"));
-        if (finish.len)
-                snprintf(s->out->finish, sizeof(s->out->finish), "%.*s", SLICE_ARG(slice_sub(finish, 0, 15)));
 }
 
 static struct slice error_message(yyjson_val *root) {
@@ -268,10 +347,8 @@ static void take_event(struct streaming *s, struct slice event) {
                 if (json_get(root, "error"))
                         s->result = error_set(
                             s->e, -EPROTO, "the server ended the stream: %.*s", SLICE_ARG(error_message(root)));
-                s->last = clock_mono_ns();
                 if (!s->first && yyjson_arr_size(json_get(root, "choices")))
-                        s->first = s->last;
-                s->pieces++;
+                        s->first = clock_mono_ns();
                 take_choice(s, yyjson_arr_get(json_get(root, "choices"), 0));
                 take_usage(s, json_get(root, "usage"));
                 yyjson_doc_free(doc);
@@ -279,19 +356,11 @@ static void take_event(struct streaming *s, struct slice event) {
         free(scratch);
 }
 
-static void copy_field(const struct http_response_head *head, const char *name, char *to, size_t size) {
-        struct slice value = http_field_value(head->fields, name);
-
-        snprintf(to, size, "%.*s", SLICE_ARG(slice_sub(value, 0, size - 1)));
-}
-
 static void on_head(struct http_call *call, const struct http_response_head *head, void *user) {
         struct streaming *s = user;
 
         (void)call;
         s->status = head->status;
-        copy_field(head, "X-Baton-Prefill", s->out->prefill, sizeof(s->out->prefill));
-        copy_field(head, "X-Baton-Decode", s->out->decode, sizeof(s->out->decode));
 }
 
 static void on_body(struct http_call *call, struct slice data, void *user) {
@@ -330,7 +399,7 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         (void)call;
         s->ended = true;
         s->call = NULL;
-        if (s->out->interrupted)
+        if (s->interrupted)
                 s->result = -ECANCELED;
         else if (s->result == 0 && failure != HTTP_OK)
                 s->result = error_set(s->e, failure == HTTP_FAIL_TIMEOUT ? -ETIMEDOUT : -EPIPE, "%s", why);
@@ -340,12 +409,13 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
                 s->result = error_set(s->e, -EPIPE, "the stream ended without [DONE]");
 }
 
-static void on_interrupt(uv_signal_t *signal, int number) {
-        struct streaming *s = signal->data;
+static void on_signal(uv_poll_t *poll, int status, int events) {
+        struct streaming *s = poll->data;
 
-        (void)number;
-        s->out->interrupted = true;
-        if (s->call)
+        (void)status;
+        (void)events;
+        s->interrupted |= interrupted(s->t);
+        if (s->interrupted && s->call)
                 http_call_abort(s->call);
 }
 
@@ -357,15 +427,13 @@ static int run_stream(struct streaming *s, const char *path, struct slice body) 
             .fields = {fields, 1},
             .body = &body,
             .body_parts = 1,
-            .deadlines = {.head_ms = s->t->timeout_ms, .idle_ms = s->t->timeout_ms},
+            .deadlines = {.head_ms = TIMEOUT_MS, .idle_ms = TIMEOUT_MS},
             .retry_stale = true};
-        char bearer[512];
         int r;
 
-        if (s->t->api_key) {
-                snprintf(bearer, sizeof(bearer), "Bearer %.500s", s->t->api_key);
-                fields[request.fields.count++] = (struct http_field){SLICE_LIT("Authorization"), slice_str(bearer)};
-        }
+        if (s->t->authorization)
+                fields[request.fields.count++] =
+                    (struct http_field){SLICE_LIT("Authorization"), slice_str(s->t->authorization)};
         uv_update_time(&s->t->loop);
         s->begun = clock_mono_ns();
         r = http_call_start(s->t->client, &s->t->endpoint, &request, &callbacks, s, &s->call);
@@ -385,26 +453,26 @@ int talk_stream(struct talk *t, const char *path, struct slice body,
     struct talk_result *ret_result, struct error *e) {
         struct talk_result out = {.prompt_tokens = -1, .tokens = -1, .cached_tokens = -1};
         struct streaming s = {.t = t, .out = &out, .e = e, .on_part = on_part, .context = context, .sse = sse_new()};
-        uv_signal_t interrupt;
+        uv_poll_t signals;
         bool handle_closed = false;
         int r;
 
         if (!s.sse)
                 return error_set(e, -ENOMEM, "out of memory");
-        uv_signal_init(&t->loop, &interrupt);
-        interrupt.data = &s;
-        uv_signal_start(&interrupt, on_interrupt, SIGINT);
-        uv_unref((uv_handle_t *)&interrupt);
+        r = uv_poll_init(&t->loop, &signals, t->signals);
+        if (r < 0) {
+                sse_free(s.sse);
+                return error_set(e, r, "cannot watch for signals: %s", uv_strerror(r));
+        }
+        signals.data = &s;
+        uv_poll_start(&signals, UV_READABLE, on_signal);
         r = run_stream(&s, path, body);
-        interrupt.data = &handle_closed;
-        uv_close((uv_handle_t *)&interrupt, closed);
+        signals.data = &handle_closed;
+        uv_close((uv_handle_t *)&signals, closed);
         while (!handle_closed)
                 uv_run(&t->loop, UV_RUN_NOWAIT);
-        if (s.first) {
+        if (s.first)
                 out.ttft_ms = (double)(s.first - s.begun) / NS_PER_MS;
-                if (out.tokens > 1)
-                        out.gap_ms = (double)(s.last - s.first) / NS_PER_MS / (double)(out.tokens - 1);
-        }
         out.total_ms = (double)(clock_mono_ns() - s.begun) / NS_PER_MS;
         sse_free(s.sse);
         buf_free(&s.error_body);
@@ -415,21 +483,4 @@ int talk_stream(struct talk *t, const char *path, struct slice body,
 void talk_result_free(struct talk_result *r) {
         buf_free(&r->text);
         buf_free(&r->reasoning);
-}
-
-int talk_get(struct talk *t, const char *path, struct buf *body, struct error *e) {
-        struct http_client_options options = {0};
-        struct http_fetcher *fetcher;
-        struct http_fetched fetched;
-        char url[256];
-        int r = http_fetcher_new(&options, &fetcher, e);
-
-        if (r < 0)
-                return r;
-        snprintf(url, sizeof(url), "%.*s", SLICE_ARG(t->endpoint.key));
-        r = http_fetch_url(fetcher, url, path, SLICE_NONE, t->api_key, 10000, body, &fetched, e);
-        if (r == 0 && fetched.status != 200)
-                r = error_set(e, -EPROTO, "%s answers %d", path, fetched.status);
-        http_fetcher_free(fetcher);
-        return r;
 }

@@ -1,4 +1,7 @@
-/* talk.h - one streamed request after another to an OpenAI-compatible server, for `chat`, `complete` and `demo`. */
+/* talk.h - one streamed request after another to an OpenAI-compatible server, for `chat` and `complete`.
+ *
+ * From talk_open to talk_close SIGINT, SIGTERM and SIGHUP are blocked and looked for where this waits, so that a server of
+ * our own leaves nothing behind. One talk at a time, before the program has threads. */
 #pragma once
 #include "cli/cli.h"
 
@@ -7,12 +10,12 @@ struct talk; /* a server at an URL, or one started here for a model folder and e
 struct talk_options {
         const char *where;   /* "http://host:port", "unix:PATH", or a model folder */
         const char *api_key; /* NULL: none */
-        const char *const
-            *serve_args;     /* for a folder: further arguments of `baton serve`, NULL-terminated; may be NULL */
-        unsigned timeout_ms; /* without a byte of the answer; 0: 300 s */
+        /* For a folder: further arguments of `baton serve`, NULL-terminated; may be NULL. */
+        const char *const *serve_args;
 };
 
-/* For a folder this returns when the server is ready, or with its last words when it cannot be. */
+/* For a folder this returns when the server is ready, or with its last words when it cannot be. Returns 0,
+ * -ECANCELED when a signal came first, or a negative errno with a text. `options` is needed no longer then. */
 int talk_open(const struct talk_options *options, struct talk **ret_talk, struct error *e);
 void talk_close(struct talk *t); /* NULL is fine */
 
@@ -20,18 +23,17 @@ enum talk_part { TALK_TEXT, TALK_REASONING, TALK_TOOL };
 
 struct talk_result {
         struct buf text, reasoning;
-        double ttft_ms, total_ms, gap_ms;             /* gap: mean time between the tokens after the first */
+        double ttft_ms, total_ms;
         int64_t prompt_tokens, tokens, cached_tokens; /* of the answer's usage; -1 when it has none */
-        char finish[16], prefill[64], decode[64]; /* finish_reason, X-Baton-Prefill, X-Baton-Decode; empty: not told */
-        bool interrupted;                         /* Ctrl-C */
 };
 void talk_result_free(struct talk_result *r);
 
 /* POST `body` (JSON with "stream":true) and call on_part as text arrives. 0, -ECANCELED after Ctrl-C (the result holds what
- * came), or a negative errno with a text: the server's own error message when it gave one. *ret_result is set in every case
- * but -ENOMEM; free it. */
+ * came), or a negative errno with a text: the server's own error message when it gave one. *ret_result is to be
+ * zeroed before and freed after, whatever is returned. */
 int talk_stream(struct talk *t, const char *path, struct slice body,
     void (*on_part)(void *context, enum talk_part part, struct slice text), void *context,
     struct talk_result *ret_result, struct error *e);
-/* Like http_fetch_url against the same server. */
-int talk_get(struct talk *t, const char *path, struct buf *body, struct error *e);
+/* Wait until `fd` can be read, as long as that takes. 0, -ECANCELED for Ctrl-C or a signal to end, also one that came
+ * during the stream before, or a negative errno. */
+int talk_wait(struct talk *t, int fd);

@@ -1,5 +1,6 @@
 /* up.c - `baton up`: starts the supervisor, shows the ranks come up, and in the foreground stays until Ctrl-C. */
 #include "base/clock.h"
+#include "base/file.h"
 #include "cli/cli.h"
 #include "cluster/cluster.h"
 #include "launch/launch.h"
@@ -45,8 +46,8 @@ static int start_supervisor(const char *file, const struct launch_paths *paths, 
 static void explain_end(const struct launch_paths *paths, int code) {
         struct buf b = {0};
 
-        if (os_read_file(paths->supervisor_log, 1 << 20, &b, NULL) == 0 && b.len)
-                os_write_all(STDERR_FILENO, buf_slice(&b));
+        if (file_read_whole(paths->supervisor_log, 1 << 20, &b, NULL) == 0 && b.len)
+                file_write_fd(STDERR_FILENO, buf_slice(&b));
         else
                 fprintf(stderr, "baton up: the supervisor ended with status %d without a word\n", code);
         buf_free(&b);

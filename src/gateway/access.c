@@ -1,6 +1,6 @@
 /* access.c - see access.h. */
 #include "gateway/access.h"
-#include "os/os.h"
+#include "base/file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -48,7 +48,7 @@ int access_reopen(struct access *a, const char *path, struct error *e) {
 void access_flush(struct access *a) {
         if (a->lines.len == 0)
                 return;
-        if (os_write_all(a->fd, buf_slice(&a->lines)) < 0)
+        if (file_write_fd(a->fd, buf_slice(&a->lines)) < 0)
                 a->lost++;
         buf_reset(&a->lines);
 }

@@ -3,10 +3,6 @@
 #include "http/server.h"
 #include <errno.h>
 
-static bool status_has_no_body(int status) {
-        return status < 200 || status == 204 || status == 304;
-}
-
 /* May an answer begin? Returns 0 or what the caller returns. */
 static int may_begin(const struct http_exchange *x) {
         if (x->phase != PHASE_REQUEST || x->ending != NOT_ENDING || x->conn.write_broken)
@@ -19,7 +15,7 @@ static struct http_answer answer_head(struct http_exchange *x, int status, struc
         bool http10 = x->parser.head.request.http10;
         struct http_answer a = {.status = status, .fields = fields, .content_length = length};
 
-        if (status_has_no_body(status)) {
+        if (http_status_has_no_body(status)) {
                 a.content_length = HTTP_LENGTH_NONE;
         } else if (length == HTTP_LENGTH_NONE) {
                 a.content_length = 0;
@@ -200,10 +196,6 @@ int http_finish(struct http_exchange *x) {
                 return write_failed(x, g.error);
         http_exchange_wake(x);
         return 0;
-}
-
-bool http_head_was_sent(const struct http_exchange *x) {
-        return x->answer == ANSWER_DONE || (x->answer == ANSWER_BEGUN && !x->head_out.ptr);
 }
 
 void http_exchange_abort(struct http_exchange *x) {

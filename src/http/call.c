@@ -235,7 +235,8 @@ static void send_request(struct http_call *call) {
                         http_conn_want_sent(&call->up->conn);
                         return;
                 }
-                if (n > 0 && call->deadlines.head_ms) {
+                /* An answer that has begun has its own deadline. */
+                if (n > 0 && call->state == CALL_SENDING) {
                         call->phase_deadline = from_now(call, call->deadlines.head_ms);
                         arm(call);
                 }
@@ -264,6 +265,7 @@ static void start_sending(struct http_call *call) {
         call->phase_deadline = from_now(call, call->deadlines.head_ms);
         arm(call);
         http_parser_begin_response(&u->parser, &call->arena, call->to_head);
+        http_conn_set_reading(&u->conn, !call->paused);
         send_request(call);
 }
 
@@ -496,14 +498,26 @@ static struct http_upstream *of_conn(struct http_conn *c) {
         return list_item(c, struct http_upstream, conn);
 }
 
+/* Tell a caller who was told to wait, when there is room again. From the loop. */
+static void say_writable(struct http_call *call) {
+        if (!call->wants_writable || call->up->conn.out_bytes > SEND_LOW || call->at_part <= call->count_parts)
+                return;
+        call->wants_writable = false;
+        if (call->callbacks.on_writable)
+                call->callbacks.on_writable(call, call->user);
+}
+
 static void on_ready(struct http_conn *c) {
         struct http_upstream *u = of_conn(c);
         struct http_call *call = u->call;
 
         u->target->preferred = u->address;
         start_sending(call);
-        if (call->state != CALL_ENDING && call->callbacks.on_connected)
+        if (call->callbacks.on_connected)
                 call->callbacks.on_connected(call, false, call->user);
+        /* All that was queued before there was a connection may have gone at once. */
+        if (call->state != CALL_ENDING)
+                say_writable(call);
 }
 
 static void on_data(struct http_conn *c, struct slice data) {
@@ -559,11 +573,7 @@ static void on_sent(struct http_conn *c) {
                 send_request(call);
         else if (call->streamed && !call->sent)
                 watch_stream(call);
-        if (call->wants_writable && c->out_bytes <= SEND_LOW && call->at_part > call->count_parts) {
-                call->wants_writable = false;
-                if (call->callbacks.on_writable)
-                        call->callbacks.on_writable(call, call->user);
-        }
+        say_writable(call);
 }
 
 static void on_write_error(struct http_conn *c, int error) {
@@ -768,7 +778,8 @@ void http_call_pause(struct http_call *call) {
                 call->phase_deadline = WHEEL_NEVER;
                 arm(call);
         }
-        if (call->up)
+        /* A connection that is being made reads on: TLS needs that. start_sending() sees to the pause. */
+        if (call->up && call->state >= CALL_SENDING)
                 http_conn_set_reading(&call->up->conn, false);
 }
 

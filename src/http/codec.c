@@ -344,10 +344,6 @@ static int check_request(struct http_parser *p) {
         return 0;
 }
 
-static bool status_has_no_body(int status) {
-        return status < 200 || status == 204 || status == 304;
-}
-
 static int check_response(struct http_parser *p) {
         struct framing f = read_framing(p);
         bool sized = p->ll.flags & F_CONTENT_LENGTH;
@@ -362,7 +358,7 @@ static int check_response(struct http_parser *p) {
         if (sized && p->ll.content_length > INT64_MAX)
                 return refuse(p, 502, "unusable Content-Length");
         p->until_close = false;
-        if (p->to_head || status_has_no_body(p->ll.status_code)) {
+        if (p->to_head || http_status_has_no_body(p->ll.status_code)) {
                 length = HTTP_LENGTH_NONE;
         } else if (f.codings) {
                 length = HTTP_LENGTH_CHUNKED;

@@ -120,6 +120,7 @@ int http_write_request_head(struct buf *out, struct slice method, struct slice t
 #define HTTP_CHUNK_LINE_MAX 18
 size_t http_write_chunk_line(uint64_t len, char out[HTTP_CHUNK_LINE_MAX]);
 
+bool http_status_has_no_body(int status); /* RFC 9112 6.3: an answer that ends with its head */
 const char *http_status_text(int status); /* "Not Found"; "Unknown" for those without a name */
 struct slice http_method_text(enum http_method m);
 bool http_is_token(struct slice s);         /* RFC 9110 5.6.2 */

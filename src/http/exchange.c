@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
 static void exchange_turn(struct http_exchange *x, struct slice in);
 static const struct http_conn_ops conn_ops;
@@ -51,9 +52,19 @@ static void linger(struct http_exchange *x) {
         http_conn_set_reading(&x->conn, true);
 }
 
-/* Wait for the next request. */
+/* The end after a whole answer. A body may end with the connection: TLS wants that said. */
+static void close_in_order(struct http_exchange *x) {
+        http_conn_shutdown(&x->conn);
+        http_conn_close(&x->conn);
+}
+
+/* Wait for the next request, if there may be one. */
 static void go_idle(struct http_exchange *x) {
         release_request(x);
+        if (http_server_is_draining(x->server)) {
+                close_in_order(x);
+                return;
+        }
         x->phase = PHASE_IDLE;
         x->read_deadline = from_now(x, limits_of(x)->idle_ms);
         http_conn_set_reading(&x->conn, true);
@@ -81,9 +92,7 @@ static void finish_exchange(struct http_exchange *x, bool unread) {
                 x->phase = PHASE_DISCARD;
                 x->read_deadline = from_now(x, limits_of(x)->body_idle_ms);
         } else if (body_done && !unread && !x->overflowed) {
-                /* A body may end with the connection: TLS wants that said. */
-                http_conn_shutdown(&x->conn);
-                http_conn_close(&x->conn);
+                close_in_order(x);
         } else {
                 linger(x);
         }
@@ -161,8 +170,8 @@ bool http_exchange_wants_body(const struct http_exchange *x) {
 static void send_continue(struct http_exchange *x) {
         struct iovec part = {(char *)"HTTP/1.1 100 Continue\r\n\r\n", 25};
 
-        if (!x->parser.expect_continue || x->continue_sent || !http_exchange_wants_body(x) ||
-            x->answer != ANSWER_NONE || x->phase != PHASE_REQUEST || x->parser.body_seen)
+        if (!x->parser.expect_continue || x->continue_sent || x->body_done || !http_exchange_wants_body(x) ||
+            x->answer != ANSWER_NONE || x->parser.body_seen)
                 return;
         x->continue_sent = true;
         http_exchange_write(x, &part, 1);
@@ -219,8 +228,6 @@ static void hand_out(struct http_exchange *x, struct slice *in) {
         x->server->options.on_request(x->server->options.context, x);
         if (bodyless)
                 take_body_end(x);
-        else
-                send_continue(x);
 }
 
 /* One step of parsing. Returns false when it needs bytes that are not there. */
@@ -325,9 +332,8 @@ void http_exchange_settle(struct http_exchange *x) {
                 x->read_deadline = from_now(x, HTTP_LINGER_MS);
         }
         if (x->phase == PHASE_REQUEST) {
-                bool due = body_is_due(x);
-
-                if (!due)
+                send_continue(x);
+                if (!body_is_due(x))
                         x->read_deadline = WHEEL_NEVER;
                 else if (x->read_deadline == WHEEL_NEVER) {
                         x->pace = 0;
@@ -480,8 +486,10 @@ int http_exchange_open(struct http_server *s, struct http_exchange *x, int fd, c
 
         if (s->tls) {
                 tls = http_tls_accept(s->tls);
-                if (!tls)
+                if (!tls) {
+                        close(fd);
                         return -ENOMEM;
+                }
         }
         *x = (struct http_exchange){.server = s, .phase = PHASE_IDLE, .ending = NOT_ENDING};
         r = http_conn_init(&x->conn, &s->io, &conn_ops, fd, tls);
@@ -520,10 +528,6 @@ const struct http_request_head *http_exchange_request(const struct http_exchange
         return &x->parser.head.request;
 }
 
-struct arena *http_exchange_arena(struct http_exchange *x) {
-        return &x->arena;
-}
-
 const char *http_exchange_peer(const struct http_exchange *x) {
         char address[INET6_ADDRSTRLEN];
         struct arena *arena = (struct arena *)&x->arena;
@@ -544,15 +548,13 @@ uv_loop_t *http_exchange_loop(const struct http_exchange *x) {
 void http_exchange_watch(struct http_exchange *x, const struct http_exchange_callbacks *callbacks, void *user) {
         x->callbacks = *callbacks;
         x->user = user;
-        if (!x->busy)
-                send_continue(x);
+        http_exchange_wake(x);
 }
 
 void http_exchange_collect(
     struct http_exchange *x, void (*on_all)(struct http_exchange *x, struct slice body, void *user)) {
         x->on_all = on_all;
-        if (!x->busy)
-                send_continue(x);
+        http_exchange_wake(x);
 }
 
 struct buf http_exchange_take_body(struct http_exchange *x) {
@@ -571,7 +573,5 @@ void http_exchange_resume(struct http_exchange *x) {
         if (!x->paused)
                 return;
         x->paused = false;
-        if (!x->busy)
-                send_continue(x);
         http_exchange_wake(x);
 }

@@ -132,8 +132,13 @@ int http_fetch_url(struct http_fetcher *f, const char *url, const char *target, 
             .fields = {fields, 0},
             .deadlines = {.connect_ms = timeout_ms, .total_ms = timeout_ms},
             .retry_stale = true};
+        const char *authorization = NULL;
         int r = http_endpoint_parse(&arena, slice_str(url), &to, &path, e);
 
+        if (r == 0 && api_key) {
+                authorization = arena_printf(&arena, "Bearer %s", api_key);
+                r = authorization ? 0 : error_set(e, -ENOMEM, "out of memory");
+        }
         if (r == 0) {
                 request.target = target ? slice_str(target) : path.len ? path : SLICE_LIT("/");
                 if (json.ptr) {
@@ -142,11 +147,9 @@ int http_fetch_url(struct http_fetcher *f, const char *url, const char *target, 
                         request.body = &json;
                         request.body_parts = 1;
                 }
-                if (api_key) {
-                        struct slice value = slice_str(arena_printf(&arena, "Bearer %s", api_key));
-
-                        fields[request.fields.count++] = (struct http_field){SLICE_LIT("Authorization"), value};
-                }
+                if (authorization)
+                        fields[request.fields.count++] =
+                            (struct http_field){SLICE_LIT("Authorization"), slice_str(authorization)};
                 r = http_fetch(f, &to, &request, ANSWER_MAX, body, ret_fetched, e);
         }
         arena_free(&arena);

@@ -18,8 +18,8 @@ struct http_fetched {
 };
 
 /* Do the exchange and append the answer's body to `body` (at most max_body bytes, then -EFBIG). Returns 0 when an answer of
- * any status is here; else with a text -ECONNREFUSED (resolve, connect), -ETIMEDOUT, -EPROTO, -EPIPE. *ret_fetched is set
- * in every case. Ctrl-C ends the process as usual: no signal is handled here. */
+ * any status is here; else with a text -ECONNREFUSED (resolve, connect), -ETIMEDOUT, -EPROTO, -EPIPE, and when the exchange
+ * could not even begin -EINVAL (URL, request) or -ENOMEM; then *ret_fetched is untouched, else it is set. Ctrl-C ends the process as usual: no signal is handled here. */
 int http_fetch(struct http_fetcher *f, const struct http_endpoint *to, const struct http_request *request,
     size_t max_body, struct buf *body, struct http_fetched *ret_fetched, struct error *e);
 /* The same with an URL in text ("http://host:port/path", "unix:PATH" with `target`), GET without body, or POST of JSON. */

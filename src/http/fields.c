@@ -122,6 +122,10 @@ struct slice http_method_text(enum http_method m) {
         return SLICE_NONE;
 }
 
+bool http_status_has_no_body(int status) {
+        return status < 200 || status == 204 || status == 304;
+}
+
 const char *http_status_text(int status) {
         switch (status) {
         case 100:

@@ -2,7 +2,7 @@
  *
  * The codec (http/codec.h, http/sse.h) is sans-I/O: bytes in, events out. Server and client run it on libuv loops, one
  * loop per thread; every object belongs to the thread of its loop and is touched by no other. Time limits, size limits
- * and their answers are named in struct http_limits, with the reason for each default beside it.
+ * and their answers are named in struct http_limits, the reason for each default in server.c.
  *
  * Rules that hold everywhere (RFC 9112 unless said):
  *  - Every message is re-framed: what goes out has our own Content-Length or chunked coding, never the peer's bytes.
@@ -71,7 +71,7 @@ struct http_response_head {
 
 /* ---- limits --------------------------------------------------------------------------------------------------- */
 
-/* 0 in a member takes the default named in http.c, which also says why it is so. */
+/* 0 in a member takes the default named in server.c, which also says why it is so. */
 struct http_limits {
         size_t head_bytes;     /* request line and fields: 32 KiB, then 431 (414 when the target alone is longer) */
         size_t head_fields;    /* 100, then 431 */
@@ -143,7 +143,6 @@ struct http_exchange_callbacks {
 };
 
 const struct http_request_head *http_exchange_request(const struct http_exchange *x); /* valid until on_end returns */
-struct arena *http_exchange_arena(struct http_exchange *x);                           /* dies after on_end */
 /* Peer address as text, such as "127.0.0.1:4711" or "unix". */
 const char *http_exchange_peer(const struct http_exchange *x);
 uv_loop_t *http_exchange_loop(const struct http_exchange *x);
@@ -171,7 +170,6 @@ int http_begin(struct http_exchange *x, int status, struct http_fields fields, i
 /* Queue bytes. Returns 0, 1 (queued, but above write_high: wait for on_writable), or as http_respond. */
 int http_send(struct http_exchange *x, const struct slice *parts, size_t count);
 int http_finish(struct http_exchange *x);
-bool http_head_was_sent(const struct http_exchange *x); /* a status line has left or is queued */
 /* Close without finishing the answer; the client sees a truncated message. on_end follows. */
 void http_exchange_abort(struct http_exchange *x);
 

@@ -34,6 +34,8 @@ static const struct http_limits defaults = {
 #define ACCEPTS_PER_EVENT 64
 /* Descriptors have run out, in this process or in the system: look again after this, or when a connection closes. */
 #define ACCEPT_RETRY_MS 100
+/* A server at its limit pauses again with each connection that leaves: it says so at most this often. */
+#define ACCEPT_WARN_MS 1000
 
 static void on_listener(uv_poll_t *poll, int status, int events);
 
@@ -266,10 +268,15 @@ static void close_listener(struct http_listener *l) {
 /* ---- accepting ------------------------------------------------------------------------------------------------ */
 
 static void pause_accepting(struct http_server *s, const char *why) {
+        uint64_t now = http_io_now(&s->io);
+
         if (s->accept_paused)
                 return;
         s->accept_paused = true;
-        log_warn(s->options.log, "accepting pauses at %zu connections: %s", s->connections, why);
+        if (now >= s->warn_at) {
+                log_warn(s->options.log, "accepting pauses at %zu connections: %s", s->connections, why);
+                s->warn_at = now + ACCEPT_WARN_MS;
+        }
         list_for_each (at, &s->listeners) {
                 uv_poll_stop(&list_item(at, struct http_listener, link)->poll);
         }

@@ -23,7 +23,7 @@ struct http_listener {
         struct list link;
         struct http_server *server;
         int fd;
-        bool paused, is_unix;
+        bool is_unix;
         char path[108]; /* of a unix socket */
         uint64_t device, inode;
 };
@@ -36,6 +36,7 @@ struct http_server {
         struct list listeners, exchanges, spare;
         size_t connections, count_spare, open_handles;
         struct wheel_timer accept_timer, drain_timer;
+        uint64_t warn_at; /* no word about pauses in accepting before this */
         struct http_task drained_task;
         void (*on_drained)(void *context);
         void *drained_context;
@@ -88,6 +89,7 @@ void http_server_forget(struct http_exchange *x); /* closed: give the memory bac
 bool http_server_is_draining(const struct http_server *s);
 
 /* exchange.c */
+/* A connection that was accepted: `fd` becomes the exchange's, also on failure. Returns 0 or a negative errno. */
 int http_exchange_open(struct http_server *s, struct http_exchange *x, int fd, const struct sockaddr *peer);
 /* For draining: close when nothing is in flight; end what is in flight with HTTP_END_ABORTED and close. From the loop. */
 void http_exchange_close_if_idle(struct http_exchange *x);
@@ -98,7 +100,7 @@ void http_exchange_break(struct http_exchange *x);
 int http_exchange_write(struct http_exchange *x, struct iovec *parts, int count);
 /* The handler has changed something: act on it in the turn that is running, or else in the next one. */
 void http_exchange_wake(struct http_exchange *x);
-/* Set interest and deadline by the exchange's state. */
+/* Set interest and deadline by the exchange's state, and say 100 Continue when the body is wanted. */
 void http_exchange_settle(struct http_exchange *x);
 bool http_exchange_wants_body(const struct http_exchange *x);
 /* What is left of the body is worth reading to keep the connection. */

@@ -10,7 +10,6 @@
 
 struct http_tls_context {
         SSL_CTX *ssl;
-        bool verify;
 };
 
 struct http_tls {
@@ -109,7 +108,6 @@ int http_tls_context_client(const char *ca, bool verify_off, struct http_tls_con
 
         if (r < 0)
                 return r;
-        t->verify = !verify_off;
         if (verify_off)
                 SSL_CTX_set_verify(t->ssl, SSL_VERIFY_NONE, NULL);
         else

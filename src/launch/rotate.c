@@ -1,6 +1,6 @@
 /* rotate.c - see rotate.h. */
 #include "launch/rotate.h"
-#include "os/os.h"
+#include "base/file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -57,7 +57,7 @@ void rotate_write(struct rotate *r, struct slice bytes) {
                         /* What fits up to the end of a line; a line longer than a file is cut. */
                         part = slice_sub(bytes, 0, line ? (size_t)(line - bytes.ptr) + 1 : r->size ? 0 : room);
                 }
-                if (os_write_all(r->fd, part) < 0)
+                if (file_write_fd(r->fd, part) < 0)
                         return;
                 r->size += part.len;
                 slice_take(&bytes, part.len);

@@ -645,15 +645,18 @@ static void add_python_float(struct buf *b, double value) {
 static void refuse_float(
     struct parser *p, const char *name, double value, bool bad, bool with_param, const char *must) {
         struct buf text = {0};
+        const char *got;
 
         if (!bad)
                 return;
         add_python_float(&text, value);
-        if (with_param)
-                parser_refuse(p, name, "%s must be %s, got %s. (parameter=%s, value=%s)", name, must, buf_cstr(&text),
-                    name, buf_cstr(&text));
+        got = buf_cstr(&text);
+        if (!buf_ok(&text))
+                parser_no_memory(p);
+        else if (with_param)
+                parser_refuse(p, name, "%s must be %s, got %s. (parameter=%s, value=%s)", name, must, got, name, got);
         else
-                parser_refuse(p, NULL, "%s must be %s, got %s.", name, must, buf_cstr(&text));
+                parser_refuse(p, NULL, "%s must be %s, got %s.", name, must, got);
         buf_free(&text);
 }
 

@@ -327,24 +327,28 @@ static size_t put_utf8(char *out, uint32_t c) {
         return 4;
 }
 
+/* Take the escape at the front of *s. Returns how many bytes it stands for. */
+static size_t take_escape(struct slice *s, char out[4]) {
+        static const char from[] = "bfnrt", to[] = "\b\f\n\r\t";
+        const char *known;
+
+        if (s->ptr[1] == 'u')
+                return put_utf8(out, take_unicode(s));
+        known = memchr(from, s->ptr[1], sizeof(from) - 1);
+        *out = known ? to[known - from] : s->ptr[1];
+        slice_take(s, 2);
+        return 1;
+}
+
 void openai_unescape(struct buf *out, struct slice inside) {
         while (inside.len > 0) {
                 size_t plain = slice_find(inside, '\\', 0);
+                char text[4];
 
                 buf_add(out, slice_take(&inside, plain));
                 if (inside.len < 2)
                         return;
-                if (inside.ptr[1] == 'u') {
-                        char text[4];
-
-                        buf_append(out, text, put_utf8(text, take_unicode(&inside)));
-                } else {
-                        static const char from[] = "bfnrt", to[] = "\b\f\n\r\t";
-                        const char *known = strchr(from, inside.ptr[1]);
-
-                        buf_add_char(out, known ? to[known - from] : inside.ptr[1]);
-                        slice_take(&inside, 2);
-                }
+                buf_append(out, text, take_escape(&inside, text));
         }
 }
 
@@ -367,19 +371,24 @@ size_t openai_length(struct slice inside) {
 }
 
 bool openai_key_matches(struct slice key, const char *name) {
-        size_t len = strlen(name);
-        bool same;
-        struct buf plain = {0};
+        struct slice rest = slice_str(name);
+        size_t len = rest.len;
 
         if (key.len == len)
                 return memcmp(key.ptr, name, len) == 0;
         /* A key that was written with escapes is longer than what it stands for: six bytes for one at most. */
         if (key.len < len || key.len > len * 6 || !memchr(key.ptr, '\\', key.len))
                 return false;
-        openai_unescape(&plain, key);
-        same = buf_ok(&plain) && slice_is(buf_slice(&plain), name);
-        buf_free(&plain);
-        return same;
+        while (key.len > 0) {
+                bool escaped = key.ptr[0] == '\\' && key.len >= 2;
+                char text[4];
+                struct slice piece = escaped ? slice_of(text, take_escape(&key, text)) : slice_take(&key, 1);
+
+                if (!slice_starts(rest, piece))
+                        return false;
+                slice_take(&rest, piece.len);
+        }
+        return rest.len == 0;
 }
 
 struct slice openai_find(const struct openai_member *members, size_t count, const char *name) {

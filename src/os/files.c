@@ -1,4 +1,5 @@
-/* files.c - whole files, in and out; ports that can be bound. */
+/* files.c - files replaced whole, directories; ports that can be bound. */
+#include "base/file.h"
 #include "os/os.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -8,58 +9,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-int os_read_file(const char *path, size_t max_bytes, struct buf *out, struct error *e) {
-        int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY), r = 0;
-        size_t before = out->len;
-
-        if (fd < 0) {
-                r = -errno;
-                return error_set(e, r, "cannot read %s: %s", path, strerror(-r));
-        }
-        for (;;) {
-                char *to = buf_reserve(out, 1 << 16);
-                ssize_t n;
-
-                if (!to) {
-                        r = error_set(e, -ENOMEM, "cannot read %s: out of memory", path);
-                        break;
-                }
-                n = read(fd, to, 1 << 16);
-                if (n < 0 && errno == EINTR)
-                        continue;
-                if (n < 0) {
-                        r = -errno;
-                        error_set(e, r, "cannot read %s: %s", path, strerror(-r));
-                }
-                if (n <= 0)
-                        break;
-                buf_commit(out, (size_t)n);
-                if (out->len - before > max_bytes) {
-                        r = error_set(e, -EFBIG, "%s is larger than %zu bytes", path, max_bytes);
-                        break;
-                }
-        }
-        close(fd);
-        if (r < 0 && buf_ok(out))
-                out->len = before;
-        return r;
-}
-
-int os_write_all(int fd, struct slice bytes) {
-        while (bytes.len) {
-                ssize_t n = write(fd, bytes.ptr, bytes.len);
-
-                if (n < 0 && errno == EINTR)
-                        continue;
-                if (n < 0)
-                        return -errno;
-                if (n == 0)
-                        return -EIO;
-                slice_take(&bytes, (size_t)n);
-        }
-        return 0;
-}
 
 static int sync_directory_of(const char *path) {
         char dir[4096];
@@ -91,7 +40,7 @@ int os_write_file_atomic(const char *path, struct slice contents, mode_t mode, s
                 r = -errno;
                 return error_set(e, r, "cannot write %s: %s", path, strerror(-r));
         }
-        r = os_write_all(fd, contents);
+        r = file_write_fd(fd, contents);
         if (r == 0 && (fchmod(fd, mode) < 0 || fsync(fd) < 0))
                 r = -errno;
         if (close(fd) < 0 && r == 0)
@@ -129,34 +78,10 @@ int os_make_dirs(const char *path, mode_t mode, struct error *e) {
         return 0;
 }
 
-int os_parse_host_port(struct slice text, struct slice *ret_host, uint16_t *ret_port) {
-        struct slice host, port;
-        uint64_t number;
-        size_t at;
-
-        if (text.len && text.ptr[0] == '[') {
-                at = slice_find(text, ']', 0);
-                if (at + 1 >= text.len || text.ptr[at + 1] != ':')
-                        return -EINVAL;
-                host = slice_sub(text, 1, at);
-                port = slice_sub(text, at + 2, text.len);
-        } else {
-                at = slice_find(text, ':', 0);
-                if (at == text.len || slice_find(text, ':', at + 1) != text.len)
-                        return -EINVAL;
-                host = slice_sub(text, 0, at);
-                port = slice_sub(text, at + 1, text.len);
-        }
-        if (host.len == 0 || port.len > 5 || slice_to_u64(port, &number) < 0 || number == 0 || number > 65535)
-                return -EINVAL;
-        *ret_host = host;
-        *ret_port = (uint16_t)number;
-        return 0;
-}
-
 int os_check_bind(const char *host, uint16_t port) {
         struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM}, *list, *a;
         char service[8];
+        bool tried = false;
         int r = -EADDRNOTAVAIL;
 
         snprintf(service, sizeof(service), "%u", port);
@@ -165,10 +90,13 @@ int os_check_bind(const char *host, uint16_t port) {
         for (a = list; a; a = a->ai_next) {
                 int one = 1, fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
 
+                /* A family that this machine does not have: what counts are the others. */
                 if (fd < 0) {
-                        r = -errno;
+                        if (!tried)
+                                r = -errno;
                         continue;
                 }
+                tried = true;
                 /* As a server would: connections of a former one in TIME_WAIT do not count. */
                 setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
                 r = bind(fd, a->ai_addr, a->ai_addrlen) < 0 || listen(fd, 1) < 0 ? -errno : 0;

@@ -28,21 +28,15 @@ uint64_t os_raise_file_limit(void);
 
 /* ---- files ---------------------------------------------------------------------------------------------------------- */
 
-/* Append a whole file to `out`. -EFBIG beyond max_bytes. e names the file. On errors `out` holds what it held, unless memory
- * ran out (-ENOMEM, and `out` has failed). */
-int os_read_file(const char *path, size_t max_bytes, struct buf *out, struct error *e);
 /* Write a file so that readers see the old or the new contents, never a part, also after a crash: temporary file beside
  * it, fsync, rename, fsync of the directory. `mode` is taken as it is, whatever the umask; a symbolic link at `path` is
  * replaced, not followed. When only the last fsync fails, readers see the new contents though an error is returned. */
 int os_write_file_atomic(const char *path, struct slice contents, mode_t mode, struct error *e);
 /* mkdir -p with `mode` for those that are made. */
 int os_make_dirs(const char *path, mode_t mode, struct error *e);
-int os_write_all(int fd, struct slice bytes); /* the whole of it, or an error */
 
 /* ---- sockets -------------------------------------------------------------------------------------------------------- */
 
-/* Split "host:port", "[v6]:port"; the port is 1 to 65535. Returns 0 or -EINVAL. *ret_host is a part of `text`. */
-int os_parse_host_port(struct slice text, struct slice *ret_host, uint16_t *ret_port);
 /* Whether a listener could be bound to host:port right now: 0, -EADDRINUSE, -EADDRNOTAVAIL, -EACCES, … A host NULL or ""
  * means all addresses; a name may take a name server's time. */
 int os_check_bind(const char *host, uint16_t port);

@@ -1,7 +1,7 @@
 /* chat_format.c - which chat format a template is. */
+#include "base/file.h"
 #include "base/json.h"
 #include "base/options.h"
-#include "os/os.h"
 #include "text/marks.h"
 #include "text/text.h"
 #include <errno.h>
@@ -66,7 +66,7 @@ static int read_template(const char *dir, struct buf *out, struct error *e) {
                 r = error_set(e, -ENOMEM, "out of memory");
                 goto out;
         }
-        r = os_read_file(file, TEMPLATE_MAX, out, e);
+        r = file_read_whole(file, TEMPLATE_MAX, out, e);
         if (r != -ENOENT)
                 goto out;
         r = json_parse_file(config, CONFIG_MAX, &doc, e);
@@ -112,7 +112,7 @@ int chat_format_named(const char *name, struct chat_format *ret_format, struct e
         if (is_text)
                 buf_add_str(&template, name);
         else
-                r = os_read_file(name, TEMPLATE_MAX, &template, e);
+                r = file_read_whole(name, TEMPLATE_MAX, &template, e);
         if (r == 0)
                 r = recognise(&template, is_text ? "the option" : name, ret_format, e);
         buf_free(&template);

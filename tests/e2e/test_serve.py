@@ -6,7 +6,8 @@ import socket
 import tempfile
 import threading
 
-from harness import MODEL, Connection, Serve, TestCase, baton, free_port, http, metric, stream, wait_until
+from harness import (BATON, MODEL, Connection, Process, Serve, TestCase, answers, baton, free_port, http, metric,
+                     stream, wait_until)
 
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of Norway?"}], "temperature": 0}
 
@@ -155,6 +156,21 @@ class Equivalences(TestCase):
                 self.assertEqual(wanted, got, setting)
 
 
+class Ports(TestCase):
+    def test_a_port_that_others_have_on_another_address_is_free(self):
+        with socket.socket(socket.AF_INET6) as other:
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            port = free_port()
+            try:
+                other.bind(("::1", port))
+            except OSError:
+                return  # a machine without IPv6
+            other.listen()
+            with Process([BATON, "serve", MODEL, "--port", str(port)]) as s:
+                wait_until(lambda: answers(port) or not s.alive(), "baton serve is ready")
+                self.assertTrue(s.alive(), s.output())
+
+
 class Keys(TestCase):
     def test_v1_needs_the_key_and_nothing_else_does(self):
         with Serve("--api-key", "secret-1", "--threads", "1", "--enable-request-id-headers") as engine:
@@ -254,19 +270,6 @@ class Ending(TestCase):
     def test_options_without_effect_are_named_once(self):
         with Serve("--threads", "1", "--trust-remote-code", "--enforce-eager", "--async-scheduling") as engine:
             self.assertEqual(1, engine.output().count("--enforce-eager"))
-
-
-class Terminal(TestCase):
-    def test_chat_and_complete_answer_from_a_folder(self):
-        code, out, err = baton("chat", MODEL, "What is the capital of Norway?", "--stats")
-        self.assertEqual((0, "The capital of Norway is Oslo.\n"), (code, out), err)
-        self.assertIn("tokens/s", err)
-        code, out, err = baton("complete", MODEL, "The capital of Norway is", "--max-tokens", "4")
-        self.assertEqual(0, code, err)
-        self.assertIn("Oslo", out)
-        code, _, err = baton("chat", "/no/such", "x")
-        self.assertEqual(2, code)
-        self.assertIn("/no/such", err)
 
 
 class Cluster(TestCase):

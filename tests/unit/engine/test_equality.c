@@ -1,7 +1,7 @@
 /* One text, however it is computed: chunks, batches, blocks, prefixes, preemption, threads and drafts change no bit of what
  * a request is told, log-probabilities included. And the texts are those of an independent implementation. */
+#include "base/file.h"
 #include "base/json.h"
-#include "os/os.h"
 #include "rig.h"
 
 enum { REQUESTS = 14 };
@@ -355,7 +355,7 @@ static void load_expected(const char *checkpoint, struct expected *x) {
         assert_int_equal(json_parse_file(path, 1 << 20, &x->cases, &e), 0);
         snprintf(path, sizeof(path), "%s/tests/data/model/%s/expected/expected.safetensors", getenv("BATON_SOURCE"),
             checkpoint);
-        assert_int_equal(os_read_file(path, 1 << 26, &x->bytes, &e), 0);
+        assert_int_equal(file_read_whole(path, 1 << 26, &x->bytes, &e), 0);
         memcpy(&length, x->bytes.ptr, sizeof(length));
         assert_int_equal(json_parse(slice_of(x->bytes.ptr + 8, length), &x->header, &e), 0);
         x->data = x->bytes.ptr + 8 + length;

@@ -1,8 +1,8 @@
 /* The sampler against distributions of an independent implementation (tests/data/engine/sampling.*), and its laws. */
+#include "base/file.h"
 #include "base/json.h"
 #include "base/rng.h"
 #include "engine/sampler.h"
-#include "os/os.h"
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
@@ -39,7 +39,7 @@ static void load(struct fixture *f) {
         snprintf(path, sizeof(path), "%s/tests/data/engine/sampling.json", root);
         assert_int_equal(json_parse_file(path, 1 << 20, &f->cases, &e), 0);
         snprintf(path, sizeof(path), "%s/tests/data/engine/sampling.safetensors", root);
-        assert_int_equal(os_read_file(path, 1 << 24, &f->bytes, &e), 0);
+        assert_int_equal(file_read_whole(path, 1 << 24, &f->bytes, &e), 0);
         memcpy(&length, f->bytes.ptr, sizeof(length));
         assert_int_equal(json_parse(slice_of(f->bytes.ptr + 8, length), &f->header, &e), 0);
         f->data = f->bytes.ptr + 8 + length;

@@ -250,6 +250,23 @@ static void a_streamed_body_is_chunked_and_stops_at_the_mark(void **state) {
         close_all(&f);
 }
 
+static void what_is_sent_before_there_is_a_connection_counts_for_the_mark(void **state) {
+        struct slice body = many(300 << 10);
+        struct http_request request = {.method = HTTP_METHOD_POST, .target = SLICE_LIT("/"), .streamed = true};
+        struct fixture f;
+
+        open_plain(&f);
+        call_begin(f.client, &f.r[0], f.to, request);
+        assert_int_equal(http_call_send(f.r[0].call, &body, 1), 1);
+        UNTIL(&f.net, f.r[0].writables);
+        assert_int_equal(http_call_send_end(f.r[0].call), 0);
+        UNTIL(&f.net, f.backend.count && peer_got(f.backend.peers[0], "\r\n0\r\n\r\n"));
+        peer_say(f.backend.peers[0], "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        expect_end(&f, &f.r[0], HTTP_OK, "");
+        assert_int_equal(f.r[0].writables, 1);
+        close_all(&f);
+}
+
 static void an_early_answer_is_read_while_the_request_is_still_being_sent(void **state) {
         struct slice body = many(16 << 20);
         struct http_request request = {
@@ -299,6 +316,30 @@ static void a_paused_call_stops_the_peer_and_loses_nothing(void **state) {
         expect_end(&f, &f.r[0], HTTP_OK, "");
         assert_int_equal(f.r[0].body.len, total + 5);
         close_all(&f);
+}
+
+/* Resumed at once, or when the request has been sent all the same. */
+static void a_call_may_be_paused_before_it_is_connected(void **state) {
+        for (int later = 0; later < 2; later++) {
+                struct fixture f;
+
+                open_plain(&f);
+                call_begin(f.client, &f.r[0], f.to, get("/"));
+                http_call_pause(f.r[0].call);
+                if (!later)
+                        http_call_resume(f.r[0].call);
+                UNTIL(&f.net, f.backend.count && peer_got(f.backend.peers[0], "\r\n\r\n"));
+                peer_say(f.backend.peers[0], "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody");
+                if (later) {
+                        for (int i = 0; i < 20; i++)
+                                uv_run(&f.net.loop, UV_RUN_NOWAIT);
+                        assert_int_equal(f.r[0].heads, 0);
+                        http_call_resume(f.r[0].call);
+                }
+                expect_end(&f, &f.r[0], HTTP_OK, "");
+                assert_string_equal(buf_cstr(&f.r[0].body), "body");
+                close_all(&f);
+        }
 }
 
 static void a_peer_that_ends_while_we_pause_has_said_everything(void **state) {
@@ -523,6 +564,27 @@ static void deadlines_name_what_did_not_come(void **state) {
         p = called(&f, &f.r[3], 3, request);
         peer_stop_reading(p);
         expect_end(&f, &f.r[3], HTTP_FAIL_TIMEOUT, "no byte of the request was taken for 50 ms");
+        close_all(&f);
+}
+
+/* While a long request is still being sent. */
+static void an_early_answer_has_the_deadline_of_an_answer(void **state) {
+        struct slice body = many(16 << 20);
+        struct http_request request = {.method = HTTP_METHOD_POST,
+            .target = SLICE_LIT("/"),
+            .body = &body,
+            .body_parts = 1,
+            .deadlines = {.head_ms = 2 * HANG_MS, .idle_ms = 300}};
+        struct fixture f;
+        struct peer *p;
+
+        open_plain(&f);
+        p = called(&f, &f.r[0], 0, request);
+        peer_stop_reading(p);
+        peer_say(p, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc");
+        UNTIL(&f.net, f.r[0].body.len);
+        peer_read(p);
+        expect_end(&f, &f.r[0], HTTP_FAIL_TIMEOUT, "no byte of the answer for 300 ms");
         close_all(&f);
 }
 
@@ -754,8 +816,10 @@ int main(void) {
             cmocka_unit_test(answers_without_body_end_with_their_head),
             cmocka_unit_test(a_large_body_in_parts_is_sent_whole),
             cmocka_unit_test(a_streamed_body_is_chunked_and_stops_at_the_mark),
+            cmocka_unit_test(what_is_sent_before_there_is_a_connection_counts_for_the_mark),
             cmocka_unit_test(an_early_answer_is_read_while_the_request_is_still_being_sent),
             cmocka_unit_test(a_paused_call_stops_the_peer_and_loses_nothing),
+            cmocka_unit_test(a_call_may_be_paused_before_it_is_connected),
             cmocka_unit_test(a_peer_that_ends_while_we_pause_has_said_everything),
             cmocka_unit_test(a_stale_connection_is_retried_once_when_that_is_safe),
             cmocka_unit_test(a_second_loss_is_a_failure),
@@ -767,6 +831,7 @@ int main(void) {
             cmocka_unit_test(a_call_aborted_while_resolving_ends_once),
             cmocka_unit_test(a_connection_that_is_not_taken_times_out),
             cmocka_unit_test(deadlines_name_what_did_not_come),
+            cmocka_unit_test(an_early_answer_has_the_deadline_of_an_answer),
             cmocka_unit_test(what_breaks_off_is_classified),
             cmocka_unit_test(a_reset_while_sending_is_a_failure_to_send),
             cmocka_unit_test(a_reset_is_noticed_while_paused),

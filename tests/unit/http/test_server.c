@@ -184,12 +184,10 @@ static void a_head_leaves_with_the_first_bytes_of_its_body(void **state) {
         UNTIL(&f.net, f.app.x);
         assert_int_equal(http_begin(f.app.x, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED), 0);
         assert_int_equal(http_begin(f.app.x, 200, (struct http_fields){0}, HTTP_LENGTH_CHUNKED), -EALREADY);
-        assert_false(http_head_was_sent(f.app.x));
         for (int i = 0; i < 5; i++)
                 uv_run(&f.net.loop, UV_RUN_NOWAIT);
         assert_int_equal(p->in.len, 0);
         assert_int_equal(http_send(f.app.x, parts, 2), 0);
-        assert_true(http_head_was_sent(f.app.x));
         UNTIL(&f.net, p->in.len);
         assert_true(peer_got(p, "\r\n\r\n9\r\ndata: a\n\n\r\n"));
         assert_int_equal(http_finish(f.app.x), 0);
@@ -458,6 +456,22 @@ static void continue_waits_until_the_handler_wants_the_body(void **state) {
         close_all(&f);
 }
 
+static void a_body_that_is_asked_for_late_has_its_deadline(void **state) {
+        struct fixture f;
+        struct peer *p;
+
+        open_with(&f, (struct http_limits){.body_idle_ms = 20});
+        p = peer_connect(&f.net, f.app.port);
+        peer_say(p, POST("/ignore") "Expect: 100-continue\r\nContent-Length: 4\r\n\r\n");
+        UNTIL(&f.net, f.app.x);
+        http_exchange_collect(f.app.x, app_on_all);
+        UNTIL(&f.net, peer_got(p, "HTTP/1.1 100 Continue\r\n\r\n"));
+        UNTIL(&f.net, peer_got(p, "HTTP/1.1 408 "));
+        assert_int_equal(f.app.last_end, HTTP_END_STALLED);
+        peer_leave(&f.net, p, false);
+        close_all(&f);
+}
+
 static void an_unwanted_short_body_is_dropped_and_the_connection_kept(void **state) {
         struct fixture f;
         struct peer *p;
@@ -680,6 +694,43 @@ static void connections_beyond_the_limit_wait_until_one_leaves(void **state) {
         close_all(&f);
 }
 
+static size_t count_in_file(FILE *file, const char *text) {
+        struct peer said = {0};
+        char bytes[4096];
+        size_t n;
+
+        rewind(file);
+        while ((n = fread(bytes, 1, sizeof(bytes), file)) > 0)
+                buf_append(&said.in, bytes, n);
+        n = peer_count(&said, text);
+        buf_free(&said.in);
+        return n;
+}
+
+static void a_full_server_says_so_at_most_once_a_second(void **state) {
+        FILE *said = tmpfile();
+        struct log log = {.fd = fileno(said), .level = LOG_WARN};
+        struct peer *p[10];
+        struct fixture f;
+        uint64_t began;
+
+        net_open(&f.net);
+        app_open(&f.app, &f.net, (struct http_server_options){.limits = {.connections = 1}, .log = &log}, "127.0.0.1");
+        began = uv_now(&f.net.loop);
+        for (int i = 0; i < 10; i++) {
+                p[i] = peer_connect(&f.net, f.app.port);
+                peer_say(p[i], GET("/hello"));
+        }
+        /* As each one leaves, the next is accepted and the limit is reached again. */
+        for (int i = 0; i < 10; i++) {
+                UNTIL(&f.net, peer_got(p[i], "hello"));
+                peer_leave(&f.net, p[i], false);
+        }
+        assert_in_range(count_in_file(said, "accepting pauses"), 1, 1 + (uv_now(&f.net.loop) - began) / 1000);
+        fclose(said);
+        close_all(&f);
+}
+
 static void accepting_without_descriptors_waits_and_does_not_spin(void **state) {
         struct rlimit saved, tight;
         struct fixture f;
@@ -752,6 +803,23 @@ static void draining_finishes_what_is_in_flight_and_closes_the_rest(void **state
         peer_leave(&f.net, idle, false);
         peer_leave(&f.net, busy, false);
         peer_leave(&f.net, begun, false);
+        net_close(&f.net);
+}
+
+static void a_connection_that_falls_idle_while_draining_is_closed(void **state) {
+        struct fixture f;
+        struct peer *p;
+
+        open_plain(&f);
+        p = peer_connect(&f.net, f.app.port);
+        peer_say(p, POST("/nothing") "Content-Length: 10\r\n\r\n12345");
+        UNTIL(&f.net, peer_got(p, "nothing here"));
+        http_server_drain(f.app.server, 2 * HANG_MS, app_on_drained, &f.app);
+        peer_say(p, "67890");
+        UNTIL(&f.net, f.app.drained && peer_ended(p));
+        assert_true(p->eof);
+        http_server_free(f.app.server);
+        peer_leave(&f.net, p, false);
         net_close(&f.net);
 }
 
@@ -902,6 +970,7 @@ int main(void) {
             cmocka_unit_test(continue_is_said_when_the_body_is_wanted),
             cmocka_unit_test(continue_is_not_said_when_the_answer_is_there),
             cmocka_unit_test(continue_waits_until_the_handler_wants_the_body),
+            cmocka_unit_test(a_body_that_is_asked_for_late_has_its_deadline),
             cmocka_unit_test(an_unwanted_short_body_is_dropped_and_the_connection_kept),
             cmocka_unit_test(a_client_that_leaves_is_noticed_in_every_state),
             cmocka_unit_test(writing_to_a_client_that_left_says_so_and_ends_once),
@@ -910,8 +979,10 @@ int main(void) {
             cmocka_unit_test(a_client_that_takes_nothing_is_given_up),
             cmocka_unit_test(a_paused_handler_stops_the_sender_and_loses_nothing),
             cmocka_unit_test(connections_beyond_the_limit_wait_until_one_leaves),
+            cmocka_unit_test(a_full_server_says_so_at_most_once_a_second),
             cmocka_unit_test(accepting_without_descriptors_waits_and_does_not_spin),
             cmocka_unit_test(draining_finishes_what_is_in_flight_and_closes_the_rest),
+            cmocka_unit_test(a_connection_that_falls_idle_while_draining_is_closed),
             cmocka_unit_test(a_drain_past_its_deadline_aborts),
             cmocka_unit_test(a_server_that_never_listened_is_freed_without_a_loop_turn),
             cmocka_unit_test(a_server_whose_port_is_taken_is_freed_without_a_loop_turn),

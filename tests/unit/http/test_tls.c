@@ -1,54 +1,11 @@
 /* test_tls.c - TLS on both sides, with certificates made here. */
+#include "certificate.h"
 #include "client_calls.h"
 #include "http/tls.h"
-#include <openssl/evp.h>
-#include <openssl/pem.h>
-#include <openssl/rsa.h>
-#include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 #include <sys/stat.h>
 
 static char dir[] = "/tmp/baton-test-tls-XXXXXX";
 static char cert_path[64], key_path[64], other_cert_path[64], other_key_path[64];
-
-static void add_extension(X509 *cert, int nid, const char *value) {
-        X509V3_CTX context;
-        X509_EXTENSION *extension;
-
-        X509V3_set_ctx(&context, cert, cert, NULL, NULL, 0);
-        extension = X509V3_EXT_conf_nid(NULL, &context, nid, value);
-        assert_non_null(extension);
-        X509_add_ext(cert, extension, -1);
-        X509_EXTENSION_free(extension);
-}
-
-/* A self-signed certificate for `names`, valid for an hour. */
-static void make_certificate(const char *cert_file, const char *key_file, const char *names) {
-        EVP_PKEY *key = EVP_EC_gen("P-256");
-        X509 *cert = X509_new();
-        X509_NAME *subject = X509_get_subject_name(cert);
-        FILE *f;
-
-        assert_non_null(key);
-        X509_set_version(cert, 2);
-        ASN1_INTEGER_set(X509_get_serialNumber(cert), 1);
-        X509_gmtime_adj(X509_getm_notBefore(cert), -60);
-        X509_gmtime_adj(X509_getm_notAfter(cert), 3600);
-        X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC, (const unsigned char *)"baton test", -1, -1, 0);
-        X509_set_issuer_name(cert, subject);
-        X509_set_pubkey(cert, key);
-        add_extension(cert, NID_basic_constraints, "critical,CA:TRUE");
-        add_extension(cert, NID_subject_alt_name, names);
-        assert_true(X509_sign(cert, key, EVP_sha256()) > 0);
-        f = fopen(cert_file, "w");
-        PEM_write_X509(f, cert);
-        fclose(f);
-        f = fopen(key_file, "w");
-        PEM_write_PrivateKey(f, key, NULL, NULL, 0, NULL, NULL);
-        fclose(f);
-        X509_free(cert);
-        EVP_PKEY_free(key);
-}
 
 static int make_files(void **state) {
         assert_non_null(mkdtemp(dir));
@@ -356,6 +313,23 @@ static void a_peer_that_ends_while_we_pause_has_said_everything(void **state) {
         http_tls_context_free(context);
 }
 
+static void a_call_paused_before_it_is_connected_shakes_hands_all_the_same(void **state) {
+        struct fixture f;
+
+        open_with(&f, tls_server(), (struct http_client_options){.tls_ca = cert_path});
+        call_begin(f.client, &f.r[0], f.to, get("/hello"));
+        http_call_pause(f.r[0].call);
+        UNTIL(&f.net, f.app.requests);
+        for (int i = 0; i < 20; i++)
+                uv_run(&f.net.loop, UV_RUN_NOWAIT);
+        assert_int_equal(f.r[0].heads, 0);
+        http_call_resume(f.r[0].call);
+        UNTIL(&f.net, f.r[0].ends);
+        assert_int_equal(f.r[0].failure, HTTP_OK);
+        assert_string_equal(buf_cstr(&f.r[0].body), "hello");
+        close_all(&f);
+}
+
 static void on_wait(uv_timer_t *timer) {
         *(bool *)timer->data = true;
 }
@@ -495,6 +469,7 @@ int main(void) {
             cmocka_unit_test(a_handshake_that_does_not_come_is_not_waited_for),
             cmocka_unit_test(back_pressure_reaches_through_tls),
             cmocka_unit_test(a_peer_that_ends_while_we_pause_has_said_everything),
+            cmocka_unit_test(a_call_paused_before_it_is_connected_shakes_hands_all_the_same),
             cmocka_unit_test(a_retry_has_the_whole_time_to_connect),
             cmocka_unit_test(leaving_is_noticed_on_both_sides),
             cmocka_unit_test(a_stream_to_http10_ends_with_close_notify),

@@ -5,8 +5,8 @@
 
 #include <cmocka.h>
 
+#include "base/file.h"
 #include "launch/rotate.h"
-#include "os/os.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -31,7 +31,7 @@ static size_t read_all(const char *name, unsigned number, struct buf *out) {
         size_t before = out->len;
 
         snprintf(path, sizeof(path), number ? "%s/%s.log.%u" : "%s/%s.log", dir, name, number);
-        os_read_file(path, 1 << 20, out, NULL);
+        file_read_whole(path, 1 << 20, out, NULL);
         return out->len - before;
 }
 

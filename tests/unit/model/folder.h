@@ -1,7 +1,7 @@
 /* folder.h - a copy of a fixture in a temporary folder, to be damaged. */
 #pragma once
+#include "base/file.h"
 #include "fixture.h"
-#include "os/os.h"
 #include <dirent.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,7 +23,7 @@ static inline struct buf file_read(const char *path) {
         struct buf b = {0};
         struct error e = {{0}};
 
-        if (os_read_file(path, 1 << 26, &b, &e) < 0)
+        if (file_read_whole(path, 1 << 26, &b, &e) < 0)
                 fail_msg("%s", e.text);
         return b;
 }

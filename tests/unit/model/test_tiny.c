@@ -1,6 +1,6 @@
 /* test_tiny.c - the trained model answers as its training code says it does. */
+#include "base/file.h"
 #include "fixture.h"
-#include "os/os.h"
 
 #define ROWS_MAX 512u
 
@@ -42,7 +42,7 @@ static struct buf read_answers(void) {
         char path[4096];
 
         snprintf(path, sizeof(path), "%s/models/baton-tiny/eval/greedy.jsonl", getenv("BATON_SOURCE"));
-        if (os_read_file(path, 1 << 24, &b, &e) < 0)
+        if (file_read_whole(path, 1 << 24, &b, &e) < 0)
                 fail_msg("%s", e.text);
         return b;
 }
