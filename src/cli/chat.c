@@ -15,7 +15,7 @@ struct chat_options {
         const char *system, *model, *api_key;
         double temperature, top_p;
         int64_t max_tokens, seed;
-        bool thinking, stats;
+        bool thinking, stats, ignore_eos;
         struct option_list serve;
 };
 
@@ -31,8 +31,10 @@ struct chat_options {
             {"max-tokens", 'n', OPTION_INT, offsetof(struct chat_options, max_tokens), "N",                            \
                 "end after so many tokens", .min = 1, .max = 1 << 24},                                                 \
             {"seed", 0, OPTION_INT, offsetof(struct chat_options, seed), "N", "makes sampling reproducible"},          \
+            {"ignore-eos", 0, OPTION_FLAG, offsetof(struct chat_options, ignore_eos), NULL,                            \
+                "go on where the model would end, up to --max-tokens (vLLM's ignore_eos)"},                            \
             {"stats", 0, OPTION_FLAG, offsetof(struct chat_options, stats), NULL,                                      \
-                "after each answer a line of figures on stderr: tokens, TTFT, tokens/s"},                              \
+                "after each answer a line of figures on stderr: who served it, tokens, TTFT, tokens/s"},               \
         {                                                                                                              \
                 "serve", 0, OPTION_LIST, offsetof(struct chat_options, serve), "ARG",                                  \
                     "for a folder: an argument of `baton serve`, written --serve=--dtype --serve=bfloat16"             \
@@ -77,6 +79,10 @@ static void add_sampling(struct json_writer *w, const struct chat_options *o) {
                 json_key(w, "seed");
                 json_i64(w, o->seed);
         }
+        if (o->ignore_eos) {
+                json_key(w, "ignore_eos");
+                json_bool(w, true);
+        }
         json_key(w, "stream");
         json_bool(w, true);
         json_key(w, "stream_options");
@@ -98,15 +104,31 @@ static void show(void *context, enum talk_part part, struct slice text) {
         fflush(stdout);
 }
 
+static void show_bytes(uint64_t bytes) {
+        if (bytes < 10240)
+                fprintf(stderr, "%.1f KB", (double)bytes / 1024);
+        else if (bytes < 10u << 20)
+                fprintf(stderr, "%.0f KB", (double)bytes / 1024);
+        else
+                fprintf(stderr, "%.0f MB", (double)bytes / (1 << 20));
+}
+
 static void show_stats(const struct talk_result *r) {
         if (r->tokens < 0)
                 return;
-        fprintf(stderr, "  %lld prompt tokens", (long long)r->prompt_tokens);
+        fprintf(stderr, "  %s%s%lld prompt tokens", r->route, r->route[0] ? "   " : "", (long long)r->prompt_tokens);
         if (r->cached_tokens >= 0)
                 fprintf(stderr, " (%lld cached)", (long long)r->cached_tokens);
+        if (r->kv_bytes) {
+                fprintf(stderr, " · KV ");
+                show_bytes(r->kv_bytes);
+                fprintf(stderr, " in %.1f ms", r->kv_ms);
+        }
         fprintf(stderr, " · TTFT %.1f ms · %lld tokens", r->ttft_ms, (long long)r->tokens);
+        if (r->gap_ms > 0)
+                fprintf(stderr, " at %.2f ms", r->gap_ms);
         if (r->tokens > 0 && r->total_ms > 0)
-                fprintf(stderr, " in %.1f ms, %.0f tokens/s", r->total_ms, 1000 * (double)r->tokens / r->total_ms);
+                fprintf(stderr, ", %.0f tokens/s", 1000 * (double)r->tokens / r->total_ms);
         fprintf(stderr, "\n");
 }
 

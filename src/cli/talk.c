@@ -281,7 +281,7 @@ struct streaming {
         void *context;
         struct sse *sse;
         struct buf error_body;
-        uint64_t begun, first;
+        uint64_t begun, first, last;
         int status, result;
         bool ended, done_seen, interrupted;
         struct http_call *call;
@@ -334,6 +334,16 @@ static struct slice error_message(yyjson_val *root) {
         return text.len ? text : json_get_slice(root, "detail");
 }
 
+/* What the gateway tells beside the stream, since it was asked to: a comment. */
+static void take_note(struct streaming *s, struct slice event) {
+        struct slice note = slice_trim(event);
+        size_t used = strlen(s->out->route);
+
+        if (slice_starts(note, SLICE_LIT(": continued on ")))
+                snprintf(s->out->route + used, sizeof(s->out->route) - used, ", %.*s",
+                    SLICE_ARG(slice_sub(note, 2, note.len)));
+}
+
 static void take_event(struct streaming *s, struct slice event) {
         char *scratch = malloc(event.len + 1);
         struct slice data = scratch ? sse_data(event, scratch) : SLICE_NONE;
@@ -347,13 +357,31 @@ static void take_event(struct streaming *s, struct slice event) {
                 if (json_get(root, "error"))
                         s->result = error_set(
                             s->e, -EPROTO, "the server ended the stream: %.*s", SLICE_ARG(error_message(root)));
-                if (!s->first && yyjson_arr_size(json_get(root, "choices")))
-                        s->first = clock_mono_ns();
+                if (yyjson_arr_size(json_get(root, "choices"))) {
+                        s->last = clock_mono_ns();
+                        if (!s->first)
+                                s->first = s->last;
+                }
                 take_choice(s, yyjson_arr_get(json_get(root, "choices"), 0));
                 take_usage(s, json_get(root, "usage"));
                 yyjson_doc_free(doc);
-        }
+        } else if (!data.ptr)
+                take_note(s, event);
         free(scratch);
+}
+
+static void read_route(struct talk_result *out, struct http_fields fields) {
+        struct slice prefill = http_field_value(fields, "X-Baton-Prefill"),
+                     decode = http_field_value(fields, "X-Baton-Decode"), kv = http_field_value(fields, "X-Baton-KV");
+        char text[64];
+        unsigned long long bytes;
+
+        if (decode.len)
+                snprintf(out->route, sizeof(out->route), "%.*s%s%.*s", SLICE_ARG(slice_sub(prefill, 0, 100)),
+                    prefill.len ? " → " : "", SLICE_ARG(slice_sub(decode, 0, 100)));
+        snprintf(text, sizeof(text), "%.*s", SLICE_ARG(slice_sub(kv, 0, sizeof(text) - 1)));
+        if (sscanf(text, "bytes=%llu, ms=%lf", &bytes, &out->kv_ms) == 2)
+                out->kv_bytes = bytes;
 }
 
 static void on_head(struct http_call *call, const struct http_response_head *head, void *user) {
@@ -361,6 +389,7 @@ static void on_head(struct http_call *call, const struct http_response_head *hea
 
         (void)call;
         s->status = head->status;
+        read_route(s->out, head->fields);
 }
 
 static void on_body(struct http_call *call, struct slice data, void *user) {
@@ -421,7 +450,7 @@ static void on_signal(uv_poll_t *poll, int status, int events) {
 
 static int run_stream(struct streaming *s, const char *path, struct slice body) {
         static const struct http_call_callbacks callbacks = {.on_head = on_head, .on_body = on_body, .on_end = on_end};
-        struct http_field fields[2] = {{SLICE_LIT("Content-Type"), SLICE_LIT("application/json")}};
+        struct http_field fields[3] = {{SLICE_LIT("Content-Type"), SLICE_LIT("application/json")}};
         struct http_request request = {.method = HTTP_METHOD_POST,
             .target = slice_str(path),
             .fields = {fields, 1},
@@ -431,6 +460,7 @@ static int run_stream(struct streaming *s, const char *path, struct slice body) 
             .retry_stale = true};
         int r;
 
+        fields[request.fields.count++] = (struct http_field){SLICE_LIT("X-Baton-Notes"), SLICE_LIT("1")};
         if (s->t->authorization)
                 fields[request.fields.count++] =
                     (struct http_field){SLICE_LIT("Authorization"), slice_str(s->t->authorization)};
@@ -471,8 +501,11 @@ int talk_stream(struct talk *t, const char *path, struct slice body,
         uv_close((uv_handle_t *)&signals, closed);
         while (!handle_closed)
                 uv_run(&t->loop, UV_RUN_NOWAIT);
-        if (s.first)
+        if (s.first) {
                 out.ttft_ms = (double)(s.first - s.begun) / NS_PER_MS;
+                if (out.tokens > 1)
+                        out.gap_ms = (double)(s.last - s.first) / NS_PER_MS / (double)(out.tokens - 1);
+        }
         out.total_ms = (double)(clock_mono_ns() - s.begun) / NS_PER_MS;
         sse_free(s.sse);
         buf_free(&s.error_body);

@@ -24,6 +24,11 @@ enum talk_part { TALK_TEXT, TALK_REASONING, TALK_TOOL };
 struct talk_result {
         struct buf text, reasoning;
         double ttft_ms, total_ms;
+        double gap_ms; /* between tokens, on average; 0: there was one */
+        /* Of an answer that came through baton's gateway, else "": who served it, ", continued on …" for each further one. */
+        char route[512];
+        uint64_t kv_bytes; /* X-Baton-KV; 0: none was handed over */
+        double kv_ms;
         int64_t prompt_tokens, tokens, cached_tokens; /* of the answer's usage; -1 when it has none */
 };
 void talk_result_free(struct talk_result *r);
