@@ -2,7 +2,7 @@
 BUILD ?= build/release
 PREFIX ?= /usr/local
 
-.PHONY: help deps build demo test bench fuzz format lint install clean
+.PHONY: help deps build demo run test bench fuzz format lint install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -18,8 +18,11 @@ build: $(BUILD)/build.ninja ## build/baton
 	@ninja -C $(BUILD) --quiet src/cli/baton
 	@ln -sf $(notdir $(BUILD))/src/cli/baton build/baton
 
-demo: build ## serve the small model and answer three prompts
+demo: build ## prefillers, decoders and gateway on this machine: three answers, then a killed rank
 	@tools/demo
+
+run: build ## the demo's cluster, for curl, until Ctrl-C
+	@tools/demo run
 
 test: ## everything tested; the last line counts
 	@tools/test
