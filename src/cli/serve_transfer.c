@@ -128,15 +128,17 @@ static int read_extra(yyjson_val *extra, struct engine_transfer *t, struct error
         struct slice transport = json_get_slice(extra, "transport");
         int64_t lease = json_get_i64(extra, "lease_seconds", 0);
 
-        if (transport.len && !slice_is(transport, "auto") && !slice_is(transport, "tcp"))
+        if (transport.len && !slice_is(transport, "auto") && !slice_is(transport, "tcp") && !slice_is(transport, "ucx"))
                 return error_set(e, -EINVAL,
                     "kv_connector_extra_config.transport is `%.*s`; it must be auto (memory of the same machine is "
                     "read "
-                    "directly) or tcp",
+                    "directly, RDMA is used where there is any), tcp or ucx",
                     SLICE_ARG(slice_sub(transport, 0, 80)));
         if (lease < 0 || lease > 86400)
                 return error_set(e, -EINVAL, "kv_connector_extra_config.lease_seconds must lie in 1 to 86400");
-        t->stream_only = slice_is(transport, "tcp");
+        t->way = slice_is(transport, "tcp")   ? COMM_WAY_STREAM
+                 : slice_is(transport, "ucx") ? COMM_WAY_UCX
+                                              : COMM_WAY_BEST;
         t->checksum = json_get_bool(extra, "checksum", false);
         t->lease_ms = (unsigned)lease * 1000;
         return 0;

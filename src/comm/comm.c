@@ -191,6 +191,8 @@ static void on_asked(uv_async_t *async) {
         close_handle((uv_handle_t *)&c->asked);
         close_handle((uv_handle_t *)&c->tick);
         close_handle((uv_handle_t *)&c->copy);
+        if (c->ucx)
+                ucx_close(c->ucx);
         if (c->has_listener)
                 close_handle((uv_handle_t *)&c->listener);
 }
@@ -252,6 +254,7 @@ void comm_free(struct comm *c) {
         else
                 uv_run(&c->loop, UV_RUN_DEFAULT);
         uv_loop_close(&c->loop);
+        ucx_free(c->ucx);
         free_asked(c);
         free_leases(c);
         buf_free(&c->withdrawn);
@@ -280,6 +283,17 @@ static int start(struct comm *c) {
         return -r;
 }
 
+/* RDMA that does not work is no reason not to serve: there is TCP. */
+static int make_ucx(struct comm *c, struct error *e) {
+        struct error why = {0};
+
+        if (c->options.way == COMM_WAY_UCX)
+                return ucx_new(&c->loop, &c->pool, &c->ucx, e);
+        if (c->options.way == COMM_WAY_BEST && ucx_has_rdma() && ucx_new(&c->loop, &c->pool, &c->ucx, &why) < 0)
+                log_warn(c->options.log, "KV is not handed over by RDMA: %s", why.text);
+        return 0;
+}
+
 int comm_new(const struct comm_options *options, struct comm **ret_comm, struct error *e) {
         struct comm *c = calloc(1, sizeof(*c));
         int r;
@@ -305,7 +319,9 @@ int comm_new(const struct comm_options *options, struct comm **ret_comm, struct 
                 return error_set(e, r, "the KV transfer's event loop: %s", uv_strerror(r));
         }
         pthread_mutex_init(&c->lock, NULL);
-        r = c->options.host ? leases_listen(c, e) : 0;
+        r = make_ucx(c, e);
+        if (r == 0 && c->options.host)
+                r = leases_listen(c, e);
         if (r == 0 && (r = start(c)) < 0)
                 error_set(e, r, "the KV transfer's thread: %s", strerror(-r));
         if (r < 0) {

@@ -18,7 +18,7 @@
  * the first that differs ends the fetch with a text that names it.
  *
  * Each rank has one thread of its own for this. Bytes go by the shortest way: out of the producer's memory when both are
- * processes of one host that may read one another (process_vm_readv), else over TCP. Functions
+ * processes of one host that may read one another (process_vm_readv), by RDMA where both hosts have it (UCX), else over TCP. Functions
  * may be called from any thread; what is done to one fetch, one thing after the other. */
 #pragma once
 #include "base/error.h"
@@ -38,14 +38,21 @@ struct comm_fact {
         const char *name, *value; /* short texts; borrowed for the life of the comm */
 };
 
+/* How bytes come. */
+enum comm_way {
+        COMM_WAY_BEST,   /* of the same host out of the other's memory, else by RDMA where there is any, else by TCP */
+        COMM_WAY_STREAM, /* by TCP */
+        COMM_WAY_UCX     /* by UCX, whatever its transport (UCX_TLS, UCX_NET_DEVICES) */
+};
+
 struct comm_options {
         struct kv_pool pool;           /* its memory outlives the comm */
         const char *engine_id;         /* this process's; at most COMM_NAME_MAX bytes, as all names here */
         const struct comm_fact *facts; /* what must be equal on both sides */
         size_t fact_count;
-        const char *host;    /* to listen on, numeric; NULL: this rank exports nothing */
-        uint16_t port;       /* 0: any, see comm_port() */
-        bool stream_only;    /* never read another process's memory */
+        const char *host; /* to listen on, numeric; NULL: this rank exports nothing */
+        uint16_t port;    /* 0: any, see comm_port() */
+        enum comm_way way;
         bool checksum;       /* fetches compare a checksum of the bytes with the producer's */
         unsigned lease_ms;   /* how long a lease holds without a sign of its reader; 0: COMM_LEASE_MS */
         unsigned silence_ms; /* connecting, or a fetch without a byte, fails after it; 0: COMM_SILENCE_MS */
@@ -59,7 +66,7 @@ struct comm_options {
 #define COMM_SILENCE_MS 5000u
 
 /* Listens (with a host), and starts the thread. Returns 0, or with a text -EADDRINUSE, -EACCES, -EINVAL (no numeric host),
- * -ENOMEM … */
+ * -ENODEV (no UCX, with COMM_WAY_UCX), -ENOMEM … */
 int comm_new(const struct comm_options *options, struct comm **ret_comm, struct error *e);
 /* Ends the thread: whatever is under way is cut. What was told and not taken is freed. NULL is fine. */
 void comm_free(struct comm *c);

@@ -5,6 +5,7 @@
 #pragma once
 #include "base/list.h"
 #include "comm/pieces.h"
+#include "comm/ucx.h"
 #include "comm/wire.h"
 #include <pthread.h>
 #include <uv.h>
@@ -48,6 +49,7 @@ enum fetch_state {
         FETCH_SENT,
         FETCH_RECEIVING, /* payload comes */
         FETCH_COPYING,   /* out of the producer's memory */
+        FETCH_DRAINING,  /* it has failed, but UCX still writes */
         FETCH_CLOSING,   /* all is here; does the lease still hold? */
         FETCH_ENDED
 };
@@ -67,6 +69,8 @@ struct comm_fetch {
         uint32_t *blocks; /* owned */
         size_t block_count;
         struct pieces here, there;
+        struct ucx_read read;
+        uint64_t read_seen;     /* of read.ended */
         uint32_t *there_blocks; /* owned: the producer's table */
         struct iovec window;    /* where the next bytes of the payload go */
         uint64_t left;          /* of the payload */
@@ -96,6 +100,7 @@ struct comm {
         uv_async_t asked;
         uv_timer_t tick;
         uv_idle_t copy;
+        struct ucx *ucx; /* NULL: none */
         uv_tcp_t listener;
         bool has_listener;
         struct list leases, readers, sources;

@@ -31,7 +31,9 @@ struct source {
         struct comm_fetch *receiving;
         /* of the producer's welcome */
         struct kv_pool pool; /* base in its own memory */
-        uint64_t pid;        /* 0: its memory cannot be read */
+        enum { BY_STREAM, DIRECTLY, BY_UCX } way;
+        uint64_t pid;          /* DIRECTLY */
+        struct ucx_peer *peer; /* BY_UCX; freed when the connection is closed */
         char engine_id[COMM_NAME_MAX + 1];
         char mismatch[256]; /* the fact that differs; "" when all are equal */
         uint16_t port;
@@ -44,18 +46,22 @@ static void source_fail(struct source *s, int error, const char *format, ...) __
 /* ---- fetches ----------------------------------------------------------------------------------------------------------- */
 
 static bool needs_connection(const struct comm_fetch *f) {
-        return f->state != FETCH_ANNOUNCED && f->state != FETCH_ENDED;
+        return f->state != FETCH_ANNOUNCED && f->state != FETCH_DRAINING && f->state != FETCH_ENDED;
 }
 
 static void fetch_end(struct comm_fetch *f, int result, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+static void end_copying(struct comm_fetch *f) {
+        if (f->state == FETCH_COPYING && f->source->way == DIRECTLY && --f->comm->copying == 0)
+                uv_idle_stop(&f->comm->copy);
+}
 
 static void fetch_end(struct comm_fetch *f, int result, const char *format, ...) {
         struct source *s = f->source;
         va_list args;
 
         assert(f->state != FETCH_ENDED);
-        if (f->state == FETCH_COPYING && --f->comm->copying == 0)
-                uv_idle_stop(&f->comm->copy);
+        end_copying(f);
         if (s && s->receiving == f)
                 s->receiving = NULL;
         f->state = FETCH_ENDED;
@@ -81,8 +87,7 @@ static int tell_source(struct source *s, struct wire_message *m) {
 static void close_fetch(struct comm_fetch *f) {
         struct wire_message m = {.kind = WIRE_CLOSE, .tag = f->tag};
 
-        if (f->state == FETCH_COPYING && --f->comm->copying == 0)
-                uv_idle_stop(&f->comm->copy);
+        end_copying(f);
         f->state = FETCH_CLOSING;
         f->source->heard = comm_now(f->comm);
         tell_source(f->source, &m);
@@ -104,7 +109,7 @@ static void send_fetch(struct comm_fetch *f) {
             .first = f->first,
             .end = f->end,
             .group = f->comm->pool.block_tokens,
-            .direct = s->pid != 0,
+            .direct = s->way != BY_STREAM,
             .checksum_wanted = f->comm->options.checksum};
 
         if (s->mismatch[0]) {
@@ -214,7 +219,7 @@ static void on_copy(uv_idle_t *idle) {
                         struct comm_fetch *f = list_item(at, struct comm_fetch, link);
                         int r;
 
-                        if (f->state != FETCH_COPYING)
+                        if (f->state != FETCH_COPYING || s->way != DIRECTLY)
                                 continue;
                         r = direct_copy(s->pid, &f->here, &f->there);
                         if (r < 0)
@@ -238,6 +243,21 @@ static struct comm_fetch *find_fetch(struct source *s, uint64_t tag, enum fetch_
         return NULL;
 }
 
+static void on_read_end(struct ucx_read *read, int result) {
+        struct comm_fetch *f = list_item(read, struct comm_fetch, read);
+        char why[sizeof(f->text)];
+
+        if (f->state == FETCH_DRAINING) {
+                memcpy(why, f->text, sizeof(why));
+                fetch_end(
+                    f, f->event.result, "the prefiller at %s port %u: %.150s", f->source->host, f->source->port, why);
+        } else if (f->state == FETCH_COPYING && result < 0) {
+                source_fail(f->source, result, "reading its memory by UCX: %s", strerror(-result));
+        } else if (f->state == FETCH_COPYING) {
+                verify_and_close(f);
+        }
+}
+
 static void begin_copying(struct comm_fetch *f, const struct wire_message *m) {
         struct source *s = f->source;
         uint64_t needed = ((uint64_t)f->end + s->pool.block_tokens - 1) / s->pool.block_tokens;
@@ -256,7 +276,10 @@ static void begin_copying(struct comm_fetch *f, const struct wire_message *m) {
         pieces_init(&f->there, &s->pool, f->there_blocks, f->first, f->end, f->comm->pool.block_tokens);
         f->checksum = m->checksum;
         f->state = FETCH_COPYING;
-        if (f->comm->copying++ == 0)
+        if (s->way == BY_UCX) {
+                f->read = (struct ucx_read){.here = f->here, .there = f->there, .on_end = on_read_end, .peer = s->peer};
+                ucx_read_begin(&f->read);
+        } else if (f->comm->copying++ == 0)
                 uv_idle_start(&f->comm->copy, on_copy);
 }
 
@@ -308,6 +331,27 @@ static void compare(struct source *s, const struct wire_message *m) {
         }
 }
 
+static void on_peer_broken(void *source, const char *why) {
+        source_fail(source, -ECONNRESET, "UCX: %s", why);
+}
+
+static void choose_way(struct source *s, const struct wire_message *m) {
+        const struct comm *c = s->comm;
+
+        s->way = BY_STREAM;
+        s->pid = m->pid;
+        if (c->options.way == COMM_WAY_BEST && direct_proves(m)) {
+                s->way = DIRECTLY;
+        } else if (c->ucx && m->ucx_address.len && m->ucx_key.len && m->ucx_address.len <= UCX_BLOB_MAX &&
+                   m->ucx_key.len <= UCX_BLOB_MAX) {
+                if (ucx_peer_new(c->ucx, m->ucx_address, m->ucx_key, on_peer_broken, s, &s->peer) == 0)
+                        s->way = BY_UCX;
+                else
+                        log_warn(
+                            c->options.log, "KV from %s port %u comes over TCP: UCX cannot reach it", s->host, s->port);
+        }
+}
+
 static void take_welcome(struct source *s, const struct wire_message *m) {
         if (s->state != SOURCE_GREETING || m->engine.len > COMM_NAME_MAX || m->block_tokens == 0 ||
             m->version != WIRE_VERSION) {
@@ -321,10 +365,12 @@ static void take_welcome(struct source *s, const struct wire_message *m) {
             .layers = s->comm->pool.layers,
             .block_tokens = m->block_tokens,
             .blocks = m->blocks};
-        s->pid = !s->comm->options.stream_only && direct_proves(m) ? m->pid : 0;
+        choose_way(s, m);
         s->state = SOURCE_READY;
         log_debug(s->comm->options.log, "KV from %s port %u (engine %s) comes %s", s->host, s->port, s->engine_id,
-            s->pid ? "out of its memory" : "over TCP");
+            s->way == DIRECTLY ? "out of its memory"
+            : s->way == BY_UCX ? "by UCX"
+                               : "over TCP");
         go_on(s);
 }
 
@@ -341,7 +387,7 @@ static void take_message(struct source *s, const struct wire_message *m) {
         case WIRE_BLOCKS:
         case WIRE_DATA:
                 f = find_fetch(s, m->tag, FETCH_SENT);
-                if (!f || (m->kind == WIRE_BLOCKS) != (s->pid != 0))
+                if (!f || (m->kind == WIRE_DATA) != (s->way == BY_STREAM))
                         source_fail(s, -EPROTO, "an answer that nobody asked for");
                 else if (m->kind == WIRE_BLOCKS)
                         begin_copying(f, m);
@@ -453,13 +499,29 @@ static bool anybody_needs(const struct source *s) {
         return false;
 }
 
+/* Not from within UCX's callbacks. Its reads end with it. */
+static void drop_peer(struct source *s) {
+        if (s->peer)
+                ucx_peer_free(s->peer);
+        s->peer = NULL;
+}
+
 static void on_source_closed(uv_handle_t *handle) {
         struct source *s = handle->data;
 
+        drop_peer(s);
         s->state = SOURCE_IDLE;
         buf_reset(&s->in);
         if (anybody_needs(s)) /* it came while this one was closed */
                 source_open(s);
+}
+
+/* It ends when UCX has let go of its blocks. */
+static void drain(struct comm_fetch *f, int error, const char *why) {
+        f->state = FETCH_DRAINING;
+        f->event.result = error;
+        snprintf(f->text, sizeof(f->text), "%s", why);
+        ucx_read_stop(&f->read);
 }
 
 /* What needs the connection ends, what is only announced waits for a new one. */
@@ -477,7 +539,9 @@ static void source_fail(struct source *s, int error, const char *format, ...) {
         list_for_each (at, &s->fetches) {
                 struct comm_fetch *f = list_item(at, struct comm_fetch, link);
 
-                if (needs_connection(f))
+                if (f->state == FETCH_COPYING && s->way == BY_UCX && f->read.under_way) {
+                        drain(f, error, text);
+                } else if (needs_connection(f))
                         fetch_end(f, error, "the prefiller at %s port %u: %s", s->host, s->port, text);
         }
         if (before == SOURCE_CONNECTING || before == SOURCE_GREETING || before == SOURCE_READY)
@@ -558,10 +622,24 @@ static bool waits_for_answer(const struct source *s) {
         list_for_each (at, &s->fetches) {
                 const struct comm_fetch *f = list_item(at, struct comm_fetch, link);
 
+                if (f->state == FETCH_COPYING && s->way == BY_UCX)
+                        return true;
                 if (f->state == FETCH_SENT || f->state == FETCH_RECEIVING || f->state == FETCH_CLOSING)
                         return true;
         }
         return false;
+}
+
+/* UCX reads without a word from the producer: that it goes on is a sign of life. */
+static void note_reads(struct source *s, uint64_t now) {
+        list_for_each (at, &s->fetches) {
+                struct comm_fetch *f = list_item(at, struct comm_fetch, link);
+
+                if (f->state == FETCH_COPYING && f->read.ended != f->read_seen) {
+                        f->read_seen = f->read.ended;
+                        s->heard = now;
+                }
+        }
 }
 
 /* Say of what is not yet fetched that it will be. A source that was lost is tried again with the next beat. */
@@ -586,6 +664,7 @@ bool fetches_tick(struct comm *c, uint64_t now) {
         list_for_each (at, &c->sources) {
                 struct source *s = list_item(at, struct source, link);
 
+                note_reads(s, now);
                 if (waits_for_answer(s) && now - s->heard > c->options.silence_ms)
                         source_fail(s, -ETIMEDOUT, "no answer for %u ms", c->options.silence_ms);
                 beat(s, now);
@@ -595,7 +674,10 @@ bool fetches_tick(struct comm *c, uint64_t now) {
 }
 
 static void on_gone(uv_handle_t *handle) {
-        ((struct source *)handle->data)->state = SOURCE_IDLE;
+        struct source *s = handle->data;
+
+        drop_peer(s);
+        s->state = SOURCE_IDLE;
 }
 
 /* The comm ends: every fetch ends, and what libuv still holds comes back before the loop does. */

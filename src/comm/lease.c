@@ -216,7 +216,11 @@ static void greet(struct reader *r, const struct wire_message *m) {
         snprintf(layers, sizeof(layers), "%u", c->pool.layers);
         snprintf(row_bytes, sizeof(row_bytes), "%zu", c->pool.row_bytes);
         comm_introduce(c, &welcome, own_facts);
-        if (r->same_host && !c->options.stream_only) {
+        if (c->ucx) {
+                welcome.ucx_address = ucx_address(c->ucx);
+                welcome.ucx_key = ucx_key(c->ucx);
+        }
+        if (r->same_host && c->options.way == COMM_WAY_BEST) {
                 welcome.pid = (uint64_t)getpid();
                 welcome.proof_at = (uintptr_t)c->proof;
                 memcpy(welcome.proof, c->proof, sizeof(c->proof));

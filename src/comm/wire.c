@@ -39,6 +39,8 @@ static void put_body(struct buf *b, const struct wire_message *m) {
                 put(b, m->pid, 8);
                 put(b, m->proof_at, 8);
                 buf_append(b, m->proof, sizeof(m->proof));
+                put_name(b, m->ucx_address);
+                put_name(b, m->ucx_key);
                 break;
         case WIRE_BEAT:
         case WIRE_RELEASE:
@@ -147,6 +149,8 @@ static void get_body(struct reader *r, struct wire_message *m) {
                 proof = take(r, sizeof(m->proof));
                 if (proof.len)
                         memcpy(m->proof, proof.ptr, proof.len);
+                m->ucx_address = get_name(r);
+                m->ucx_key = get_name(r);
                 break;
         case WIRE_BEAT:
         case WIRE_RELEASE:

@@ -5,8 +5,8 @@
  *     u32 body bytes   u8 kind   u8[3] 0   u64 tag     tag names a fetch on its connection
  *
  *     HELLO    u16 version, name engine, u16 n, n x (name fact, name value)
- *     WELCOME  the same, u32 block_tokens, u32 blocks, u64 base, u64 pid, u64 proof's address, u8[16] proof
- *              (pid 0: this host's memory is not to be read)
+ *     WELCOME  the same, u32 block_tokens, u32 blocks, u64 base, u64 pid, u64 proof's address, u8[16] proof, name UCX address,
+ *              name UCX key (pid 0: this host's memory is not to be read; empty names: there is no UCX)
  *     BEAT     name lease
  *     RELEASE  name lease
  *     FETCH    name lease, u32 first, u32 end, u32 group, u8 direct, u8 checksum
@@ -57,6 +57,7 @@ struct wire_message {
         uint32_t block_tokens, blocks;
         uint64_t base, pid, proof_at;
         uint8_t proof[WIRE_PROOF_BYTES];
+        struct slice ucx_address, ucx_key;
         struct slice lease;
         uint32_t first, end, group;
         bool direct, checksum_wanted;

@@ -22,8 +22,9 @@ struct engine_transfer {
         bool recompute;   /* consumes: a failed fetch is computed here; else it fails the request */
         bool
             give_up_preempted; /* consumes: FINISH_RECOMPUTED instead of preemption (vLLM-Ascend's recompute scheduler) */
-        bool stream_only, checksum; /* as in comm.h */
-        unsigned lease_ms;          /* 0: comm.h's */
+        enum comm_way way;
+        bool checksum;     /* as in comm.h */
+        unsigned lease_ms; /* 0: comm.h's */
 };
 
 struct engine_options {

@@ -34,7 +34,7 @@ int transfer_new(struct engine *g, struct error *e) {
         o.engine_id = t->engine_id;
         o.host = t->produces ? t->host : NULL;
         o.port = t->port;
-        o.stream_only = t->stream_only;
+        o.way = t->way;
         o.checksum = t->checksum;
         o.lease_ms = t->lease_ms;
         o.wake_context = g;

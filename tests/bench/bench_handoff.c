@@ -70,10 +70,14 @@ static struct comm_event *next_event(struct side *s) {
 }
 
 /* The producer: exports whatever it is asked for over a pipe. */
-static void produce(int commands, int answers) {
+static void produce(int commands, int answers, enum comm_way way) {
         struct side s = {.lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
-        struct comm_options o = {
-            .pool = pool_of(BLOCK_TOKENS), .engine_id = "p", .host = "127.0.0.1", .wake = on_wake, .wake_context = &s};
+        struct comm_options o = {.pool = pool_of(BLOCK_TOKENS),
+            .engine_id = "p",
+            .host = "127.0.0.1",
+            .way = way,
+            .wake = on_wake,
+            .wake_context = &s};
         uint32_t blocks[BLOCKS], tokens;
         struct error e;
         uint16_t port;
@@ -167,13 +171,31 @@ static double time_fetch(
         return median(times, n);
 }
 
-static void run_case(const char *what, struct producer *p, uint32_t block_tokens, bool stream, double seconds) {
+static pid_t start_producer(struct producer *p, enum comm_way way) {
+        int commands[2], answers[2];
+        pid_t child;
+
+        if (pipe(commands) < 0 || pipe(answers) < 0 || (child = fork()) < 0)
+                abort();
+        if (child == 0) {
+                close(commands[1]);
+                produce(commands[0], answers[1], way);
+                exit(0);
+        }
+        close(commands[0]);
+        close(answers[1]);
+        *p = (struct producer){.commands = commands[1], .answers = answers[0]};
+        if (read(p->answers, &p->port, sizeof(p->port)) != sizeof(p->port))
+                abort();
+        return child;
+}
+
+static void run_case(const char *what, uint32_t block_tokens, enum comm_way way, double seconds) {
+        struct producer p;
+        pid_t child = start_producer(&p, way);
         struct side s = {.lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
-        struct comm_options o = {.pool = pool_of(block_tokens),
-            .engine_id = "d",
-            .stream_only = stream,
-            .wake = on_wake,
-            .wake_context = &s};
+        struct comm_options o = {
+            .pool = pool_of(block_tokens), .engine_id = "d", .way = way, .wake = on_wake, .wake_context = &s};
         struct kv_pool other = pool_of(BLOCK_TOKENS);
         uint32_t *blocks = malloc(o.pool.blocks * sizeof(*blocks));
         struct error e;
@@ -185,7 +207,7 @@ static void run_case(const char *what, struct producer *p, uint32_t block_tokens
         for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++) {
                 size_t bytes = (size_t)lengths[i] * LAYERS * ROW;
                 double copy = time_memcpy(&other, &o.pool, bytes, seconds),
-                       fetch = time_fetch(&s, p, blocks, o.pool.blocks, lengths[i], seconds);
+                       fetch = time_fetch(&s, &p, blocks, o.pool.blocks, lengths[i], seconds);
 
                 printf("%-34s %6u tokens %8.2f MiB %8.2f GiB/s   %.2f of memcpy   %10.0f us\n", what, lengths[i],
                     (double)bytes / (1 << 20), (double)bytes / fetch * 1e9 / (1 << 30), copy / fetch, fetch / 1000);
@@ -194,32 +216,19 @@ static void run_case(const char *what, struct producer *p, uint32_t block_tokens
         munmap(o.pool.base, (size_t)o.pool.blocks * LAYERS * block_tokens * ROW);
         munmap(other.base, (size_t)other.blocks * LAYERS * BLOCK_TOKENS * ROW);
         free(blocks);
+        close(p.commands);
+        close(p.answers);
+        waitpid(child, NULL, 0);
 }
 
 int main(int argc, char **argv) {
         double seconds = argc > 1 ? atof(argv[1]) : 1;
-        int commands[2], answers[2];
-        struct producer p = {0};
-        pid_t child;
 
         setvbuf(stdout, NULL, _IOLBF, 0);
-        if (pipe(commands) < 0 || pipe(answers) < 0 || (child = fork()) < 0)
-                abort();
-        if (child == 0) {
-                close(commands[1]);
-                produce(commands[0], answers[1]);
-                return 0;
-        }
-        close(commands[0]);
-        p.commands = commands[1];
-        p.answers = answers[0];
-        if (read(p.answers, &p.port, sizeof(p.port)) != sizeof(p.port))
-                abort();
-        run_case("out of memory", &p, BLOCK_TOKENS, false, seconds);
-        run_case("over TCP (loopback)", &p, BLOCK_TOKENS, true, seconds);
-        run_case("out of memory, blocks 64 to 16", &p, 16, false, seconds);
-        run_case("over TCP, blocks 64 to 16", &p, 16, true, seconds);
-        close(p.commands);
-        waitpid(child, NULL, 0);
+        run_case("out of memory", BLOCK_TOKENS, COMM_WAY_BEST, seconds);
+        run_case("over TCP (loopback)", BLOCK_TOKENS, COMM_WAY_STREAM, seconds);
+        run_case("by UCX, without RDMA", BLOCK_TOKENS, COMM_WAY_UCX, seconds);
+        run_case("out of memory, blocks 64 to 16", 16, COMM_WAY_BEST, seconds);
+        run_case("over TCP, blocks 64 to 16", 16, COMM_WAY_STREAM, seconds);
         return 0;
 }

@@ -224,6 +224,21 @@ class Life(TestCase):
             self.assertEqual(r.status, 200, r.body)
             self.assertEqual(p.wait(), 0)
 
+    def test_ucx_and_tcp_bring_the_same_text(self):
+        prompt = [7, 9, 11] * 100
+        for way in ("ucx", "tcp", "auto"):
+            extra = {"transport": way, "checksum": True}
+            with Prefiller(kv_connector_extra_config=extra) as p, \
+                    Decoder("--log-level", "debug", kv_connector_extra_config=extra) as d:
+                body = {"prompt": prompt, "temperature": 0, "max_tokens": 9}
+                want = http(p.port, "POST", COMPLETIONS, body).json()["choices"]
+                for _ in range(3):
+                    got = http(d.port, "POST", COMPLETIONS, {**body, "kv_transfer_params": p.prefill(prompt)}).json()
+                    self.assertEqual(got["choices"], want)
+                self.assertIn({"ucx": "by UCX", "tcp": "over TCP", "auto": "out of its memory"}[way], d.output())
+                self.assertEqual(d.fetched(), 299 + 2 * 11)  # whole blocks are known then
+                at_rest(p)
+
     def test_one_engine_may_be_both(self):
         with Serve(*COMMON, *transfer("kv_both", free_port()), "--no-enable-prefix-caching") as e:
             r = http(e.port, "POST", COMPLETIONS, {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 1,

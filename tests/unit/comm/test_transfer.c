@@ -184,7 +184,7 @@ static void any_tokens_arrive_whatever_the_block_sizes(void **state) {
                 struct comm_options o = side_options(&p, "p", p_tokens);
 
                 o.host = "127.0.0.1";
-                o.stream_only = round % 2;
+                o.way = round % 2 ? COMM_WAY_STREAM : COMM_WAY_BEST;
                 side_open(&p, &o);
                 o = side_options(&d, "d", d_tokens);
                 o.checksum = round % 5 == 0;
@@ -214,7 +214,7 @@ static void many_fetches_share_a_connection(void **state) {
                 char name[8];
 
                 o.host = "127.0.0.1";
-                o.stream_only = stream;
+                o.way = stream ? COMM_WAY_STREAM : COMM_WAY_BEST;
                 side_open(&p, &o);
                 o = side_options(&d, "d", 2);
                 side_open(&d, &o);
@@ -264,6 +264,67 @@ static void a_lease_that_is_announced_outlives_its_time(void **state) {
         assert_released(&p, 0);
         side_close(&d);
         side_close(&p);
+}
+
+/* Through UCX, over whatever it finds on this machine. */
+static void ucx_moves_the_same_bytes(void **state) {
+        struct rng r;
+
+        rng_seed(&r, 6);
+        for (unsigned round = 0; round < 8; round++) {
+                uint32_t p_tokens = 1 + (uint32_t)rng_below(&r, 9), d_tokens = 1 + (uint32_t)rng_below(&r, 9);
+                uint32_t end = BLOCKS * (p_tokens < d_tokens ? p_tokens : d_tokens);
+                uint32_t from[BLOCKS], to[BLOCKS];
+                struct comm_source source;
+                struct side p, d;
+                struct comm_options o = side_options(&p, "p", p_tokens);
+
+                o.host = "127.0.0.1";
+                o.way = COMM_WAY_UCX;
+                side_open(&p, &o);
+                o = side_options(&d, "d", d_tokens);
+                o.way = COMM_WAY_UCX;
+                o.checksum = true;
+                side_open(&d, &o);
+                table_of(from, &r);
+                table_of(to, &r);
+                fill(&p, &r);
+                for (uint32_t i = 0; i < 2; i++) {
+                        assert_int_equal(comm_export(p.comm, SLICE_LIT("a"), from, BLOCKS, end, NULL), 0);
+                        source = source_at(&p, "a");
+                        comm_fetch(announce(&d, &source), to, BLOCKS, 0, end);
+                        assert_fetched(&d, 0, NULL);
+                        assert_released(&p, 0);
+                }
+                assert_moved(&p, from, &d, to, 0, end);
+                side_close(&d);
+                side_close(&p);
+        }
+}
+
+/* One of them has UCX: they meet over TCP. */
+static void one_side_with_ucx_is_no_obstacle(void **state) {
+        const uint32_t blocks[] = {1};
+
+        for (int which = 0; which < 2; which++) {
+                struct comm_source source;
+                struct side p, d;
+                struct comm_options o = side_options(&p, "p", 4);
+
+                o.host = "127.0.0.1";
+                o.way = which ? COMM_WAY_UCX : COMM_WAY_STREAM;
+                side_open(&p, &o);
+                o = side_options(&d, "d", 4);
+                o.way = which ? COMM_WAY_STREAM : COMM_WAY_UCX;
+                side_open(&d, &o);
+                source = source_at(&p, "a");
+                assert_int_equal(comm_export(p.comm, SLICE_LIT("a"), blocks, 1, 4, NULL), 0);
+                comm_fetch(announce(&d, &source), blocks, 1, 0, 4);
+                assert_fetched(&d, 0, NULL);
+                assert_released(&p, 0);
+                side_close(&d);
+                side_close(&p);
+        }
 }
 
 /* ---- ends -------------------------------------------------------------------------------------------------------------- */
@@ -500,6 +561,46 @@ static void a_producer_that_ends_ends_its_fetches(void **state) {
         free(p.pool.base);
 }
 
+/* Thirty megabytes take longer than it takes to leave, on most ways; either end is right, but there must be one. */
+static void a_side_that_ends_in_the_middle_leaves_a_clean_end(void **state) {
+        static const enum comm_way ways[] = {COMM_WAY_BEST, COMM_WAY_STREAM, COMM_WAY_UCX};
+        uint32_t blocks[BLOCKS];
+
+        for (uint32_t i = 0; i < BLOCKS; i++)
+                blocks[i] = i;
+        for (size_t i = 0; i < 6; i++) {
+                struct comm_source source;
+                struct side p, d;
+                struct comm_options o = side_options(&p, "p", 4096);
+                struct comm_event *e;
+
+                o.host = "127.0.0.1";
+                o.way = ways[i % 3];
+                o.lease_ms = 500; /* it may be that nobody has come */
+                side_open(&p, &o);
+                o = side_options(&d, "d", 4096);
+                o.way = ways[i % 3];
+                side_open(&d, &o);
+                source = source_at(&p, "a");
+                assert_int_equal(comm_export(p.comm, SLICE_LIT("a"), blocks, BLOCKS, BLOCKS * 4096, NULL), 0);
+                comm_fetch(announce(&d, &source), blocks, BLOCKS, 0, BLOCKS * 4096);
+                if (i < 3) {
+                        comm_free(p.comm);
+                        p.comm = NULL;
+                        e = next_event(&d);
+                        if (e->result < 0)
+                                assert_true(strlen(e->text) > 0);
+                        comm_event_free(e);
+                        side_close(&d);
+                } else {
+                        side_close(&d);
+                        comm_event_free(next_event(&p));
+                        comm_free(p.comm);
+                }
+                free(p.pool.base);
+        }
+}
+
 static void a_port_that_is_taken_is_said(void **state) {
         struct side p, other;
         struct comm_options o = side_options(&p, "p", 4);
@@ -542,6 +643,8 @@ int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(any_tokens_arrive_whatever_the_block_sizes),
             cmocka_unit_test(many_fetches_share_a_connection),
+            cmocka_unit_test(ucx_moves_the_same_bytes),
+            cmocka_unit_test(one_side_with_ucx_is_no_obstacle),
             cmocka_unit_test(a_lease_that_is_announced_outlives_its_time),
             cmocka_unit_test(a_lease_serves_one_fetch),
             cmocka_unit_test(more_tokens_than_were_kept_are_refused),
@@ -554,6 +657,7 @@ int main(void) {
             cmocka_unit_test(a_producer_that_talks_nonsense_is_given_up),
             cmocka_unit_test(a_reader_that_vanishes_frees_the_lease),
             cmocka_unit_test(a_producer_that_ends_ends_its_fetches),
+            cmocka_unit_test(a_side_that_ends_in_the_middle_leaves_a_clean_end),
             cmocka_unit_test(a_port_that_is_taken_is_said),
             cmocka_unit_test(names_that_are_none_are_refused),
         };

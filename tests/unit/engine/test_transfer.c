@@ -218,7 +218,8 @@ static void a_handed_over_text_is_one_engines(void **state) {
         pair_prepare(&t);
         check_pair(&t, 60, "out of memory of the same process");
         pair_prepare(&t);
-        t.p_transfer.stream_only = t.d_transfer.checksum = true;
+        t.p_transfer.way = COMM_WAY_STREAM;
+        t.d_transfer.checksum = true;
         check_pair(&t, 30, "over TCP");
         pair_prepare(&t);
         t.p_options.prefix_caching = t.d_options.prefix_caching = true;
@@ -240,7 +241,7 @@ static void block_sizes_may_differ(void **state) {
                         t.p_options.block_tokens = sizes[i][0];
                         t.d_options.block_tokens = sizes[i][1];
                         t.d_options.prefix_caching = true;
-                        t.d_transfer.stream_only = stream;
+                        t.d_transfer.way = stream ? COMM_WAY_STREAM : COMM_WAY_BEST;
                         check_pair(&t, 20, "other block sizes");
                 }
 }
