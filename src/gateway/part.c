@@ -574,12 +574,11 @@ static enum part_state end_cut(struct part *p, const char *why) {
 /* Everything of the choice is out: what is missing is the closing. */
 static enum part_state close_up(struct part *p, bool at_length) {
         struct request *r = p->request;
-        int64_t prompt = p->relay.usage_prompt, completion = p->relay.usage_completion;
 
         if (at_length)
                 relay_end_at_length(&p->relay, &r->pending);
-        else if (r->facts.include_usage && !p->relay.many && prompt >= 0)
-                relay_write_usage(&p->relay, prompt, completion, &r->pending);
+        else
+                relay_end_usage(&p->relay, p->handoff_tokens, &r->pending);
         request_send_pending(r);
         return finish(p);
 }

@@ -505,6 +505,7 @@ enum relay_verdict relay_event(struct relay *r, struct slice event, struct buf *
                 confirm(r, out);
                 write_chunk(r, event, &c, out);
                 r->any_sent = true;
+                r->usage_sent |= !openai_is_null(c.usage);
         }
         return buf_ok(out) && buf_ok(&r->ids) && buf_ok(&r->held) && buf_ok(&r->head) && buf_ok(&r->prompt_ids)
                    ? RELAY_MORE
@@ -531,10 +532,21 @@ void relay_end_at_length(struct relay *r, struct buf *out) {
         buf_add_str(out, r->facts->api == API_CHAT ? ",\"delta\":{\"content\":\"\"}" : ",\"text\":\"\"");
         buf_add_str(out, ",\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null}]}\n\n");
         r->finished = true;
-        r->usage_prompt = count_items(buf_slice(&r->prompt_ids));
-        r->usage_completion = r->ids_sent;
-        if (r->facts->include_usage && !r->many)
-                relay_write_usage(r, r->usage_prompt, r->usage_completion, out);
+        r->usage_prompt = r->usage_completion = -1; /* of the leg that was lost */
+        relay_end_usage(r, -1, out);
+}
+
+void relay_end_usage(struct relay *r, int64_t prompt_tokens, struct buf *out) {
+        if (r->usage_prompt < 0 && r->prompt_ids.len > 0)
+                r->usage_prompt = count_items(buf_slice(&r->prompt_ids));
+        if (r->usage_prompt < 0)
+                r->usage_prompt = prompt_tokens;
+        if (r->usage_completion < 0 && r->ids_sent > 0)
+                r->usage_completion = r->ids_sent;
+        if (!r->facts->include_usage || r->many || r->usage_sent || r->usage_prompt < 0 || r->usage_completion < 0)
+                return;
+        relay_write_usage(r, r->usage_prompt, r->usage_completion, out);
+        r->usage_sent = true;
 }
 
 void relay_write_error(struct buf *out, int status, const char *type, const char *message) {

@@ -346,6 +346,27 @@ class AfterTheFirstByte(GatewayCase):
                                 + str(len(end)).encode() + b"\r\n\r\n" + end})
         self.assertEqual(text_of(stream(self.g.port, COMPLETIONS, completion(stream=True))), "hi")
 
+    def test_cut_behind_its_finish_usage_comes_once(self):
+        for continuous in (False, True):
+            for make in (chat, completion):
+                body = make(stream=True, max_tokens=4, ignore_eos=True,
+                            stream_options={"include_usage": True, "continuous_usage_stats": continuous})
+                alone = Engine("decode")
+                want = stream(alone.port, CHAT if "messages" in body else COMPLETIONS, body)
+                alone.stop()
+                # Before the usage chunk, and between it and [DONE].
+                for at in (len(want) - 1, len(want)):
+                    self.fail_first({"close": at})
+                    got = stream(self.g.port, CHAT if "messages" in body else COMPLETIONS, body)
+                    closing = [[{k: v for k, v in e["usage"].items() if k != "prompt_tokens_details"}
+                                for e in events if not e["choices"]] for events in (got, want)]
+                    self.assertEqual(*closing, f"cut at {at}: {body}")
+                    self.assertEqual(text_of(got), text_of(want))
+        self.assertEqual(self.g.count("continuations_total"), 0)
+        wait_until(lambda: len(self.g.records()) == 8, "the access log has all of them")
+        self.assertEqual([r["completion_tokens"] for r in self.g.records()], [4] * 8)
+        self.assert_quiet(self.g)
+
     def test_a_plain_stream_goes_on_too(self):
         engines = [Engine("decode") for _ in range(2)]
         for e in engines:
@@ -355,6 +376,13 @@ class AfterTheFirstByte(GatewayCase):
             body = chat(stream=True, max_tokens=40)
             self.assertEqual(self.ask(g, body), expected(body))
             self.assertEqual(g.count("continuations_total"), 2)
+            # Behind the finish_reason: whole engines have no prefiller that counts.
+            for e in engines:
+                e.faults = [{"close": 5}]
+            body = chat(stream=True, max_tokens=4, ignore_eos=True, stream_options={"include_usage": True})
+            usage = [e["usage"] for e in stream(g.port, CHAT, body) if e.get("usage")]
+            count = len(encode_chat(body["messages"]))
+            self.assertEqual(usage, [{"prompt_tokens": count, "total_tokens": count + 4, "completion_tokens": 4}])
             self.assert_quiet(g)
 
 
