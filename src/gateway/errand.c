@@ -110,11 +110,12 @@ static void on_answer(void *context, int status, struct http_fields fields, stru
 }
 
 static void try_one(struct errand *e) {
-        const struct policy_facts facts = {.avoid = e->avoid, .avoid_count = e->avoid_count};
+        struct policy_facts facts = {.avoid = e->avoid, .no_leg = true};
         struct instance *i = NULL;
 
         e->request.body = buf_slice(&e->body);
         while (e->avoid_count < TRIES_MAX) {
+                facts.avoid_count = e->avoid_count;
                 i = pool_pick(e->g->pool, ROLE_DECODE, &facts);
                 if (!i)
                         i = pool_pick(e->g->pool, ROLE_PREFILL, &facts);

@@ -3,7 +3,7 @@
 #include <assert.h>
 
 bool policy_may_take(const struct policy_entry *e, const struct policy_facts *facts) {
-        if (e->cap > 0 && e->requests >= e->cap)
+        if (!facts->no_leg && e->cap > 0 && e->requests >= e->cap)
                 return false;
         for (size_t i = 0; i < facts->avoid_count; i++)
                 if (facts->avoid[i] == e->id)
@@ -126,6 +126,7 @@ size_t policy_pick(const struct policy *p, struct policy_entry *entries, size_t 
         if (at == POLICY_NONE)
                 return at;
         assert(at < count && policy_may_take(&entries[at], facts));
-        entries[at].last_pick = ++state->turn;
+        if (!facts->no_leg)
+                entries[at].last_pick = ++state->turn;
         return at;
 }

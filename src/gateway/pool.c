@@ -344,7 +344,7 @@ struct instance *pool_pick(struct pool *p, enum role role, const struct policy_f
                 at += t->healthy;
         }
         t->at[at]->last_pick = t->entries[at].last_pick;
-        t->at[at]->picks++;
+        t->at[at]->picks += !facts->no_leg;
         return t->at[at];
 }
 
