@@ -73,15 +73,21 @@ static struct slice random_id(struct request *r) {
         return slice_of(text, 32);
 }
 
-/* A client's id may name its legs when engines can take it as it is; else 128 random bits. */
 #define ID_MAX 128
+
+/* Ids stand in fields, in JSON strings and in log lines, here and at the engines: these bytes mean themselves in all. */
+static bool is_plain_id(struct slice id) {
+        for (size_t i = 0; i < id.len; i++)
+                if (id.ptr[i] <= ' ' || id.ptr[i] > '~' || id.ptr[i] == '"' || id.ptr[i] == '\\')
+                        return false;
+        return id.len > 0 && id.len <= ID_MAX;
+}
+
+/* A client's id may name its legs when it is one everywhere; else 128 random bits. */
 static int choose_id(struct request *r, struct http_fields fields) {
         struct slice id = http_field_value(fields, "x-request-id");
-        if (id.len > 0 && id.len <= ID_MAX && http_value_is_safe(id)) {
-                r->id = arena_copy(&r->arena, id);
-        } else {
-                r->id = random_id(r);
-        }
+
+        r->id = is_plain_id(id) ? arena_copy(&r->arena, id) : random_id(r);
         return r->id.ptr ? 0 : -ENOMEM;
 }
 

@@ -57,6 +57,15 @@ class Flow(GatewayCase):
         self.assertIn(r.header("X-Baton-Decode"), [e.url for e in self.d])
         self.assertEqual(r.header("x-worker"), r.header("X-Baton-Decode"))
 
+    def test_an_id_that_no_json_holds_as_it_is_is_replaced(self):
+        for given in ('say "hi"', "back\\slash", "caf\xc3\xa9", "t\tb", "x" * 129):
+            r = self.post(self.g, completion(["one", "two"], max_tokens=2), headers={"X-Request-Id": given})
+            self.assertRegex(r.header("X-Request-Id"), "^[0-9a-f]{32}$")
+            self.assertEqual(r.json()["id"], "cmpl-" + r.header("X-Request-Id"))
+        given = "!#$%&'()*+,-./0:;<=>?@A[]^_`a{|}~"
+        r = self.post(self.g, completion(["one", "two"], max_tokens=2), headers={"X-Request-Id": given})
+        self.assertEqual((r.header("X-Request-Id"), r.json()["id"]), (given, "cmpl-" + given))
+
     def test_the_clients_bytes_survive(self):
         raw = ('{"model":"fake", "messages":[{"role":"user","content":"caf\\u00e9 \\/ "}],\t"temperature":1e-7,'
                '"x":0.1000000000000000055,"seed":12345678901234567890,"max_tokens": 4}').encode()
@@ -169,6 +178,17 @@ class Flow(GatewayCase):
         self.assertEqual(http(g, "POST", "/reset_prefix_cache").json(), {"failed": [self.d[0].url]})
         self.d[0].health = 200
         self.assertEqual((http(g, "GET", "/nope").status, http(g, "GET", CHAT).status), (404, 405))
+
+    def test_small_calls_are_no_legs(self):
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d, "--instance-cap", "1") as g, Connection(g.port) as c:
+            d[0].token_time = 60
+            c.request("POST", CHAT, chat())
+            wait_until(lambda: d[0].running == 1, "the decoder has all it may")
+            self.assertEqual(http(g.port, "GET", "/v1/models").status, 200)
+            self.assertEqual(http(g.port, "GET", "/version").json(), {"version": "fake"})
+            self.assertEqual(http(g.port, "POST", "/detokenize", {"model": "fake", "tokens": [104]}).status, 200)
+            self.assertEqual(g.count("instance_picks_total"), 2)
 
     def test_membership_changes_at_run_time(self):
         more = Engine("decode", self.ledger)
