@@ -521,6 +521,38 @@ void request_stop(struct request *r) {
         request_settle(r);
 }
 
+/* Adds what is known (not negative); a sum of nothing known stays -1. */
+static void add_known(int64_t *sum, int64_t value) {
+        if (value >= 0)
+                *sum = (*sum < 0 ? 0 : *sum) + value;
+}
+
+/* Of all parts, as usage tells the client: each prompt once, whatever the number of its choices. */
+static struct join_usage sum_tokens(const struct request *r) {
+        struct join_usage sum = {-1, -1, -1};
+
+        for (size_t i = 0; i < r->part_count; i++) {
+                const struct part *p = &r->parts[i];
+
+                add_known(&sum.completion, p->completion_tokens);
+                if (p->index % r->facts.n != 0)
+                        continue;
+                add_known(&sum.prompt, p->prompt_counted);
+                add_known(&sum.cached, p->relay.cached_tokens);
+        }
+        return sum;
+}
+
+/* Parts wait side by side: the longest. */
+static uint64_t waited(const struct request *r) {
+        uint64_t longest = 0;
+
+        for (size_t i = 0; i < r->part_count; i++)
+                if (r->parts[i].waited > longest)
+                        longest = r->parts[i].waited;
+        return longest;
+}
+
 static void log_ms(struct json_writer *w, const char *name, uint64_t ns) {
         char text[32];
         int n = snprintf(
@@ -558,12 +590,13 @@ static void log_times(struct json_writer *w, const struct request *r) {
         if (r->first)
                 log_ms(w, "ttft_ms", r->first - r->begun);
         if (r->part_count > 0)
-                log_ms(w, "queue_ms", r->parts[0].waited);
+                log_ms(w, "queue_ms", waited(r));
 }
 
 static void log_access(struct request *r) {
         struct buf *out = access_begin(&r->g->access);
         struct json_writer w = {.out = out};
+        struct join_usage tokens = sum_tokens(r);
         char now[CLOCK_TEXT_MAX];
 
         if (!out)
@@ -594,10 +627,10 @@ static void log_access(struct request *r) {
         if (r->part_count > 0) {
                 log_leg(&w, "prefill", &r->parts[0].prefill);
                 log_leg(&w, "decode", &r->parts[0].decode);
-                log_count(&w, "prompt_tokens", r->parts[0].prompt_counted);
-                log_count(&w, "cached_tokens", r->parts[0].relay.cached_tokens);
-                log_count(&w, "completion_tokens", r->parts[0].completion_tokens);
         }
+        log_count(&w, "prompt_tokens", tokens.prompt);
+        log_count(&w, "cached_tokens", tokens.cached);
+        log_count(&w, "completion_tokens", tokens.completion);
         if (r->retries)
                 log_count(&w, "retries", r->retries);
         if (r->continued)
@@ -606,30 +639,27 @@ static void log_access(struct request *r) {
         access_end(&r->g->access);
 }
 
+static void count_known(struct stats *s, enum counter c, int64_t value) {
+        if (value > 0)
+                stats_count(s, c, (uint64_t)value);
+}
+
 static void count(struct request *r) {
         struct stats *s = &r->g->stats;
-        int64_t completion = 0;
+        struct join_usage tokens = sum_tokens(r);
 
         s->codes[r->status > 0 && r->status < 600 ? r->status : 499]++;
         if (r->part_count == 0)
                 return;
         stats_time(s, TIME_REQUEST, r->ended - r->begun);
-        stats_time(s, TIME_QUEUE, r->parts[0].waited);
+        stats_time(s, TIME_QUEUE, waited(r));
         if (r->first)
                 stats_time(s, TIME_TTFT, r->first - r->begun);
-        for (size_t i = 0; i < r->part_count; i++) {
-                const struct part *p = &r->parts[i];
-
-                if (p->prompt_counted > 0)
-                        stats_count(s, COUNT_PROMPT_TOKENS, (uint64_t)p->prompt_counted);
-                if (p->relay.cached_tokens > 0)
-                        stats_count(s, COUNT_CACHED_TOKENS, (uint64_t)p->relay.cached_tokens);
-                if (p->completion_tokens > 0)
-                        completion += p->completion_tokens;
-        }
-        stats_count(s, COUNT_COMPLETION_TOKENS, (uint64_t)completion);
-        if (r->stream && r->part_count == 1 && completion > 1 && r->first && r->ended > r->first)
-                stats_time(s, TIME_TPOT, (r->ended - r->first) / (uint64_t)(completion - 1));
+        count_known(s, COUNT_PROMPT_TOKENS, tokens.prompt);
+        count_known(s, COUNT_CACHED_TOKENS, tokens.cached);
+        count_known(s, COUNT_COMPLETION_TOKENS, tokens.completion);
+        if (r->stream && r->part_count == 1 && tokens.completion > 1 && r->first && r->ended > r->first)
+                stats_time(s, TIME_TPOT, (r->ended - r->first) / (uint64_t)(tokens.completion - 1));
 }
 
 static bool is_over(const struct request *r) {

@@ -115,6 +115,10 @@ class Flow(GatewayCase):
         two = self.post(self.g, chat(n=2, max_tokens=4)).json()
         self.assertEqual([c["index"] for c in two["choices"]], [0, 1])
         self.assertEqual(two["usage"]["prompt_tokens"], len(encode_chat(chat()["messages"])))
+        wait_until(lambda: len(self.g.records()) == 3, "the access log has three lines")
+        self.assertEqual([(r["parts"], r["prompt_tokens"], r["completion_tokens"], r["cached_tokens"])
+                          for r in self.g.records()],
+                         [(6, count, 36, 9), (2, 5, 10, 6), (2, two["usage"]["prompt_tokens"], 8, 3)])
         self.assert_quiet(self.g)
 
     def test_a_refusal_is_passed_on_verbatim(self):
