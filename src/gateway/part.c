@@ -415,13 +415,16 @@ static enum part_state give_up(struct part *p, const struct leg *l) {
         return PART_END;
 }
 
-/* Count a failed leg. False: no more attempts. An instance that could not be reached has seen nothing: trying another
- * costs nothing, and waiting has its own end. */
+/* Count a failed leg. False: no more attempts. An instance that could not be reached has seen nothing: others are tried
+ * for as long as an instance is waited for, connecting included. */
 static bool may_retry(struct part *p, const struct leg *l) {
         struct gateway *g = gateway_of(p);
 
         avoid(p, l);
-        if (p->last_end != LEG_UNSENT) {
+        if (p->last_end == LEG_UNSENT) {
+                if (now_of(p) >= p->deadline)
+                        return false;
+        } else {
                 reached(p);
                 if (++p->tries[l->role] >= (unsigned)g->options.max_retries)
                         return false;
@@ -516,9 +519,10 @@ static enum part_state retry_decode(struct part *p) {
                 stats_count(&gateway_of(p)->stats, COUNT_RECOMPUTED, 1);
                 if (++p->continuations > (unsigned)gateway_of(p)->options.max_continuations)
                         return give_up(p, &p->decode);
+                reached(p);
                 avoid(p, &p->decode);
         } else if (!may_retry(p, &p->decode)) {
-                if (overloaded)
+                if (unsent || overloaded)
                         settle_aside(p);
                 return give_up(p, &p->decode);
         }

@@ -2,6 +2,8 @@
 import json
 import random
 import signal
+import socket
+import threading
 import time
 import unittest
 
@@ -133,6 +135,19 @@ class BeforeTheFirstByte(GatewayCase):
 
 
 class Instances(GatewayCase):
+    def answer_no_connection(self, port):
+        """Listen with a queue that is full: the kernel answers nobody who connects."""
+        listener = socket.socket()
+        self.addCleanup(listener.close)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(0)
+        for _ in range(3):
+            guest = socket.socket()
+            self.addCleanup(guest.close)
+            guest.setblocking(False)
+            guest.connect_ex(("127.0.0.1", port))
+
     def test_a_dead_instance_costs_no_client_an_error(self):
         for role in ("prefill", "decode"):
             ledger, p, d = self.engines()
@@ -170,6 +185,42 @@ class Instances(GatewayCase):
             r = self.post(g, chat(), status=503)
             self.assertIn("prefill", r.json()["error"]["message"])
             self.assertEqual(g.count("queue_timeouts_total"), 1)
+            self.assert_quiet(g)
+
+    def test_connecting_counts_as_waiting(self):
+        ledger, p, d = self.engines(1, 3)
+        with Gateway(p, d, "--queue-timeout-secs", "0.2", "--connect-timeout", "0.4",
+                     "--health-check-interval-secs", "1000", "--kv-lease", "2") as g:
+            for e in d:
+                e.stop()
+                self.answer_no_connection(e.port)
+            self.assertIn("no connection within", self.post(g, chat(), status=503).json()["error"]["message"])
+            self.assertEqual(g.count("retries_total"), 0)
+            wait_until(lambda: g.count("stranded_total") == 1, "nobody could fetch the KV before its lease was over")
+
+    def test_a_leg_that_reached_an_instance_ends_the_waiting_for_it(self):
+        """Also one that was given up as "recomputed": the next instance is waited for anew."""
+        ledger, p, d = self.engines(1, 1)
+        decoding, prefilling = threading.Event(), threading.Event()
+        self.addCleanup(decoding.set)
+        self.addCleanup(prefilling.set)
+        d[0].faults = [{"recomputed": 3, "when": lambda r: decoding.wait()}]
+        with Gateway(p, d, "--instance-cap", "1", "--queue-timeout-secs", "1.5") as g:
+            def first():
+                self.assertEqual(self.ask(g, chat()), expected(chat()))
+
+            def others():
+                wait_until(lambda: d[0].requests, "the first is with the decoder")
+                p[0].faults = [{"params": lambda x: prefilling.wait() and x}]
+                with Connection(g.port) as c:
+                    c.request("POST", CHAT, chat())
+                    wait_until(lambda: p[0].running == 1, "the prefiller is taken")
+                    self.post(g, chat(), status=503)  # so long has passed that the first, too, could wait no more
+                    decoding.set()
+                    wait_until(lambda: g.count("requests_waiting") == 1, "the first waits for the prefiller")
+                    prefilling.set()
+                    self.assertEqual(c.response().status, 200)
+            in_threads([first, others])
             self.assert_quiet(g)
 
     def test_a_slow_health_route_does_not_cut_streams_that_flow(self):
