@@ -474,6 +474,8 @@ static void fetched(struct part *p) {
 }
 
 static enum part_state begin_relay(struct part *p) {
+        if (p->handoff.params.ptr)
+                stats_time(&gateway_of(p)->stats, TIME_HANDOFF, p->decode.times.first - p->decode.times.begun);
         fetched(p);
         reached(p);
         p->avoid_count = 0;

@@ -160,6 +160,7 @@ class Flow(GatewayCase):
         self.assertEqual(self.g.count("legs_total", role="prefill", end="done"), 2)
         self.assertEqual(self.g.count("legs_total", role="decode", end="done"), 2)
         self.assertEqual(self.g.count("completion_tokens_total"), 48)
+        self.assertEqual(self.g.count("handoff_seconds_count"), 1)  # a whole answer's first byte is its last token's
         wait_until(lambda: len(self.g.records()) == 2, "the access log has two lines")
         for r in self.g.records():
             self.assertEqual((r["status"], r["end"], r["completion_tokens"], r["cached_tokens"]), (200, "done", 24, 3))
