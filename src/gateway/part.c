@@ -532,6 +532,7 @@ static enum part_state retry_decode(struct part *p) {
          * taken the request in: for the next one they are as good. */
         if (!unsent && !overloaded)
                 drop_handoff(p);
+        relay_restart(&p->relay, p->relay.reframe); /* events without text may be held */
         return start_decode(p);
 }
 

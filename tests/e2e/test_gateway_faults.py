@@ -8,7 +8,7 @@ import time
 import unittest
 
 import fault_engine
-from fault_engine import Engine, Ledger, decode, encode_chat, generate
+from fault_engine import Engine, Ledger, decode, encode, encode_chat, generate
 from gateway_case import (CHAT, COMPLETIONS, Gateway, GatewayCase, answer_text, chat, completion, expected, in_threads,
                           text_of)
 from harness import Connection, answers, http, stream, wait_until
@@ -382,6 +382,16 @@ class AfterTheFirstByte(GatewayCase):
         self.assertEqual(self.g.count("streams_cut_total"), len(cases))
         self.assertEqual(self.g.count("continuations_total"), 0)
         self.assert_quiet(self.g)
+
+    def test_events_held_of_a_lost_leg_are_forgotten(self):
+        """A completion that begins with half a character, cut there: nothing has gone to the client yet."""
+        prompt = next(p for p in map(str, range(1000)) if decode(generate(encode(p), 1)[0]) == "\ufffd")
+        body = completion(prompt, stream=True, max_tokens=30, return_token_ids=True, ignore_eos=True)
+        self.fail_first({"reset": 1})
+        events = stream(self.g.port, COMPLETIONS, body)
+        self.assertEqual([t for e in events for c in e["choices"] for t in c["token_ids"]],
+                         generate(encode(prompt), 30, ignore_eos=True)[0])
+        self.assertEqual(text_of(events), expected(body))
 
     def test_an_answer_that_is_not_streamed_is_begun_anew(self):
         for kind in ({"reset": 40}, {"close": 40}, {"recomputed": 5}, {"hang": 40}):
