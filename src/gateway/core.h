@@ -10,6 +10,7 @@
 #include "gateway/connector.h"
 #include "gateway/continuation.h"
 #include "gateway/gateway.h"
+#include "gateway/join.h"
 #include "gateway/relay.h"
 #include "gateway/stats.h"
 #include "http/sse.h"
@@ -74,7 +75,7 @@ struct leg {
         int status;                /* of the answer, 0: no head */
         struct http_fields fields; /* end-to-end fields of the answer */
         bool event_stream;
-        bool cut; /* ended by leg_cut */
+        enum leg_end stopped_as; /* by leg_stop; LEG_DONE: not */
         uint64_t last_byte;
         const char *name; /* the instance's, in the request's arena */
         uint32_t instance_id;
@@ -91,14 +92,15 @@ struct leg_request {
 };
 
 void leg_init(struct leg *l, struct part *part, enum role role);
-/* Take the instance's load and start the call. 0, or -ENOMEM and nothing is taken. The answer comes in part_leg_head,
- * part_leg_data (streams) and part_leg_end, the last one exactly once. Not while the leg is in flight. */
+/* Take the instance's load and start the call. 0, or -ENOMEM and nothing is taken. The answer comes in part_leg_data
+ * (streams) and part_leg_end, the last one exactly once. Not while the leg is in flight. */
 int leg_start(struct leg *l, struct instance *i, const struct leg_request *request);
 static inline bool leg_in_flight(const struct leg *l) {
         return l->call != NULL;
 }
-void leg_abort(struct leg *l); /* part_leg_end follows with LEG_ABORTED; nothing when not in flight */
-void leg_cut(struct leg *l);   /* the same with LEG_BROKEN: it shows no life */
+/* End it: part_leg_end follows with `as`, LEG_ABORTED (nobody wants its answer), LEG_BROKEN (it shows no life) or LEG_ERROR
+ * (what it says is wrong). Nothing when it is not in flight or stopped already. */
+void leg_stop(struct leg *l, enum leg_end as);
 void leg_free(struct leg *l);
 /* Why it failed, for people; cut to fit. */
 void leg_say(struct leg *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -160,11 +162,10 @@ struct part {
         uint32_t avoid[PART_AVOID_MAX];
         size_t avoid_count;
         enum leg_end last_end;
-        struct list link;   /* of settlers */
-        bool bare;          /* the prefiller gave no params, and the decoder may compute the prompt itself */
-        bool settler;       /* not a choice of the answer: frees the KV of a handoff that is not used */
-        bool failed_inside; /* the decode leg's stream said so itself: an error event, "recomputed" */
-        bool recomputed;
+        struct list link;        /* of settlers */
+        bool bare;               /* the prefiller gave no params, and the decoder may compute the prompt itself */
+        bool settler;            /* not a choice of the answer: frees the KV of a handoff that is not used */
+        bool recomputed;         /* so the decoder said: it gave the request up for want of memory */
         struct slice request_id; /* of the attempt, the same on both legs */
         /* Waiting: in gateway.waiting. */
         struct list waiting;
@@ -172,7 +173,8 @@ struct part {
         uint64_t due, deadline, wait_begun, waited; /* ns */
         /* The last whole answer of an instance, good or bad: what the client gets when nothing better comes. */
         struct buf answer;
-        int answer_status; /* 0: none */
+        struct whole whole; /* a good one, taken apart */
+        int answer_status;  /* 0: none */
         struct http_fields answer_fields;
         int64_t completion_tokens, prompt_counted; /* -1: not known */
 };
@@ -185,8 +187,9 @@ static inline bool part_is_over(const struct part *p) {
         return p->state == PART_END && !leg_in_flight(&p->prefill) && !leg_in_flight(&p->decode);
 }
 /* Called by leg.c. */
-void part_leg_head(struct leg *l);
 void part_leg_data(struct leg *l, struct slice data);
+/* An answer that HTTP calls good is here whole: is it one? LEG_DONE, or LEG_ERROR or LEG_BROKEN with the reason said. */
+enum leg_end part_leg_judge(struct leg *l);
 void part_leg_end(struct leg *l, enum leg_end end);
 void part_pause(struct part *p);  /* the client takes no more for now */
 void part_resume(struct part *p); /* it does again */

@@ -103,9 +103,9 @@ static void tick_silence(struct gateway *g, uint64_t now) {
                         struct part *p = &r->parts[i];
 
                         if (is_lost(g, p, &p->prefill, now))
-                                leg_cut(&p->prefill);
+                                leg_stop(&p->prefill, LEG_BROKEN);
                         if (is_lost(g, p, &p->decode, now))
-                                leg_cut(&p->decode);
+                                leg_stop(&p->decode, LEG_BROKEN);
                 }
         }
 }

@@ -48,7 +48,8 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
         buf_reset(&l->body);
         l->status = 0;
         l->fields = (struct http_fields){0};
-        l->event_stream = l->cut = false;
+        l->event_stream = false;
+        l->stopped_as = LEG_DONE;
         l->why[0] = 0;
         l->times = (struct leg_times){.begun = gateway_now(g)};
         l->last_byte = l->times.begun;
@@ -67,14 +68,11 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
         return 0;
 }
 
-void leg_abort(struct leg *l) {
-        if (l->call)
-                http_call_abort(l->call);
-}
-
-void leg_cut(struct leg *l) {
-        l->cut = true;
-        leg_abort(l);
+void leg_stop(struct leg *l, enum leg_end as) {
+        if (!l->call || l->stopped_as != LEG_DONE)
+                return;
+        l->stopped_as = as;
+        http_call_abort(l->call);
 }
 
 /* ---- the answer ----------------------------------------------------------------------------------------------------- */
@@ -113,10 +111,8 @@ static void on_head(struct http_call *call, const struct http_response_head *hea
                           slice_is_icase(slice_sub(type, 0, sizeof("text/event-stream") - 1), "text/event-stream");
         if (keep_fields(l, head->fields) < 0) {
                 leg_say(l, "out of memory");
-                http_call_abort(call);
-                return;
+                leg_stop(l, LEG_ABORTED);
         }
-        part_leg_head(l);
 }
 
 static void on_body(struct http_call *call, struct slice data, void *user) {
@@ -131,8 +127,7 @@ static void on_body(struct http_call *call, struct slice data, void *user) {
         }
         if (l->body.len + data.len > LEG_BODY_MAX) {
                 leg_say(l, "the answer is longer than %u bytes", LEG_BODY_MAX);
-                l->cut = true;
-                http_call_abort(call);
+                leg_stop(l, LEG_ERROR);
                 return;
         }
         buf_add(&l->body, data);
@@ -158,7 +153,7 @@ static enum leg_end end_of(const struct leg *l, enum http_failure failure) {
         case HTTP_FAIL_TIMEOUT:
                 return LEG_TIMEOUT;
         case HTTP_FAIL_ABORTED:
-                return l->cut ? LEG_BROKEN : LEG_ABORTED;
+                return l->stopped_as != LEG_DONE ? l->stopped_as : LEG_ABORTED;
         default:
                 return LEG_BROKEN;
         }
@@ -188,7 +183,7 @@ static void report(const struct leg *l, struct instance *i, enum leg_end end, ui
         case LEG_ABORTED:
                 break;
         default:
-                if (!l->cut)
+                if (l->stopped_as == LEG_DONE) /* not what the pool had told us */
                         pool_report(i, HEALTH_LEG_BROKEN, now);
                 break;
         }
@@ -203,6 +198,8 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         assert(l->call == call);
         l->call = NULL;
         l->times.ended = now;
+        if (end == LEG_DONE)
+                end = part_leg_judge(l);
         if (failure != HTTP_OK && !l->why[0])
                 leg_say(l, "%s", why ? why : http_failure_text(failure));
         g->leg_count--;

@@ -335,7 +335,7 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
         };
         int r = 0;
 
-        p->failed_inside = p->recomputed = false;
+        p->recomputed = false;
         p->source.max_model_len = i->max_model_len;
         if (!p->request_id.ptr || g->connector->order == ORDER_ONE)
                 r = next_request_id(p);
@@ -461,7 +461,7 @@ static enum part_state leave_prefill(struct part *p) {
 }
 
 static enum part_state cut_prefill(struct part *p) {
-        leg_abort(&p->prefill);
+        leg_stop(&p->prefill, LEG_ABORTED);
         return PART_END;
 }
 
@@ -557,7 +557,7 @@ static enum part_state leave_decode(struct part *p) {
 }
 
 static enum part_state cut_decode(struct part *p) {
-        leg_abort(&p->decode);
+        leg_stop(&p->decode, LEG_ABORTED);
         return PART_END;
 }
 
@@ -691,8 +691,6 @@ static enum part_state waited_too_long(struct part *p) {
 
 /* ---- what legs say -------------------------------------------------------------------------------------------------- */
 
-void part_leg_head(struct leg *l) {}
-
 /* Keep an instance's whole answer: the client may get it. */
 static void keep_answer(struct part *p, struct leg *l) {
         struct buf before = p->answer;
@@ -740,77 +738,38 @@ static void end_prefill(struct part *p, struct leg *l, enum leg_end end) {
         part_step(p, end == LEG_REFUSED ? PART_PREFILL_REFUSED : PART_PREFILL_FAILED);
 }
 
-/* Did the decoder give a whole answer up ("recomputed")? */
-static bool is_recomputed(struct slice answer) {
-        struct openai_member m[OPENAI_MEMBERS_MAX], c[48];
-        struct slice choices, choice;
-        size_t n, at;
+enum leg_end part_leg_judge(struct leg *l) {
+        struct part *p = l->part;
 
-        if (openai_scan(answer, m, OPENAI_MEMBERS_MAX, &n, &at) < 0)
-                return false;
-        choices = openai_find(m, n, "choices");
-        while (openai_next_item(&choices, &choice))
-                if (openai_scan(choice, c, 48, &n, &at) == 0 &&
-                    slice_is(openai_find(c, n, "stop_reason"), "\"recomputed\""))
-                        return true;
-        return false;
-}
-
-static bool is_object(struct slice text) {
-        struct openai_member m[OPENAI_MEMBERS_MAX];
-        size_t n, at;
-
-        return openai_scan(text, m, OPENAI_MEMBERS_MAX, &n, &at) == 0;
-}
-
-static void end_whole(struct part *p, struct leg *l) {
-        if (p->state == PART_SETTLE || p->state == PART_LET_FETCH) {
-                part_step(p, PART_DECODED);
-                return;
+        /* A prefill answer is judged by what it commits; of a leg for nobody nothing is read. */
+        if (l->role == ROLE_PREFILL || p->state == PART_SETTLE || p->state == PART_LET_FETCH || p->state == PART_END)
+                return LEG_DONE;
+        if (l->event_stream) {
+                /* Complete framing without [DONE]: fine when the choice has its end. */
+                if (p->relay.done || p->relay.finished)
+                        return LEG_DONE;
+                leg_say(l, "the stream ended without a finish_reason");
+                return LEG_BROKEN;
         }
-        if (!is_object(buf_slice(&l->body))) {
-                snprintf(
-                    l->why, sizeof(l->why), l->body.len ? "the answer is not a JSON object" : "the answer is empty");
-                p->last_end = LEG_ERROR;
-                p->answer_status = 0;
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        if (is_recomputed(buf_slice(&l->body))) {
-                p->recomputed = true;
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        keep_answer(p, l);
-        part_step(p, PART_DECODED);
+        if (whole_read(buf_slice(&l->body), &p->whole) == 0)
+                return LEG_DONE;
+        leg_say(l, l->body.len ? "the answer is not a JSON object" : "the answer is empty");
+        return LEG_ERROR;
 }
 
 static void end_decode(struct part *p, struct leg *l, enum leg_end end) {
-        if (p->failed_inside) {
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        if (end == LEG_DONE && l->event_stream) {
-                /* Complete framing without [DONE]: fine when the choice has its end. */
-                if (p->relay.done || p->relay.finished) {
-                        part_step(p, PART_DECODED);
-                        return;
-                }
-                leg_say(l, "the stream ended without a finish_reason");
-                p->last_end = LEG_BROKEN;
-                p->answer_status = 0;
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        if (end == LEG_DONE) {
-                end_whole(p, l);
-                return;
-        }
-        if (l->status >= 400 && end != LEG_BROKEN)
+        bool whole = end == LEG_DONE && !l->event_stream && p->state == PART_DECODE;
+
+        if (whole && whole_is_recomputed(&p->whole))
+                p->recomputed = true;
+        else if (whole || (l->status >= 400 && end != LEG_BROKEN))
                 keep_answer(p, l);
         else
                 p->answer_status = 0;
-        part_step(p, end == LEG_REFUSED ? PART_DECODE_REFUSED : PART_DECODE_FAILED);
+        if (end == LEG_REFUSED)
+                part_step(p, PART_DECODE_REFUSED);
+        else
+                part_step(p, end == LEG_DONE && !p->recomputed ? PART_DECODED : PART_DECODE_FAILED);
 }
 
 void part_leg_end(struct leg *l, enum leg_end end) {
@@ -832,11 +791,10 @@ void part_leg_end(struct leg *l, enum leg_end end) {
 
 /* ---- the stream ----------------------------------------------------------------------------------------------------- */
 
-static void fail_inside(struct part *p, struct leg *l, const char *why) {
-        p->failed_inside = true;
+/* What the stream says ends its leg. */
+static void fail_inside(struct leg *l, enum leg_end end, const char *why) {
         leg_say(l, "%s", why);
-        p->last_end = LEG_ERROR;
-        leg_abort(l);
+        leg_stop(l, end);
 }
 
 /* `before`: how much of r->pending was there before this leg added to it. */
@@ -872,10 +830,6 @@ void part_resume(struct part *p) {
                 http_call_resume(p->decode.call);
 }
 
-static const char *error_words(const struct relay *r) {
-        return r->error.len > 0 ? "the engine sent an error event" : "the engine sent an error";
-}
-
 void part_leg_data(struct leg *l, struct slice data) {
         struct part *p = l->part;
         struct gateway *g = gateway_of(p);
@@ -888,10 +842,10 @@ void part_leg_data(struct leg *l, struct slice data) {
                 part_step(p, PART_DECODE_BEGAN);
                 return;
         }
-        if ((p->state != PART_DECODE && p->state != PART_RELAY) || p->failed_inside)
+        if ((p->state != PART_DECODE && p->state != PART_RELAY) || l->stopped_as != LEG_DONE)
                 return;
         request_take_buffer(p->request);
-        while (!p->failed_inside && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
+        while (l->stopped_as == LEG_DONE && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
                 stats_count(&g->stats, COUNT_EVENTS, 1);
                 switch (relay_event(&p->relay, event, out)) {
                 case RELAY_MORE:
@@ -899,22 +853,23 @@ void part_leg_data(struct leg *l, struct slice data) {
                         break;
                 case RELAY_RECOMPUTED:
                         p->recomputed = true;
-                        fail_inside(p, l, "the decoder gave the request up for want of memory");
+                        fail_inside(l, LEG_ABORTED, "the decoder gave the request up for want of memory");
                         break;
                 case RELAY_ERROR:
-                        fail_inside(p, l, error_words(&p->relay));
+                        leg_say(l, "the engine sent %.*s", SLICE_ARG(slice_trim(buf_slice(&p->relay.error))));
+                        leg_stop(l, LEG_ERROR);
                         break;
                 case RELAY_NO_MEMORY:
-                        fail_inside(p, l, "the gateway is out of memory");
+                        fail_inside(l, LEG_ABORTED, "the gateway is out of memory");
                         break;
                 }
         }
         if (r < 0)
-                fail_inside(p, l, "an event is too long");
-        if (p->relay.done && !p->relay.any_sent && !p->failed_inside)
-                fail_inside(p, l, "the stream ended without an answer");
+                fail_inside(l, LEG_ERROR, "an event is too long");
+        if (p->relay.done && !p->relay.any_sent)
+                fail_inside(l, LEG_ERROR, "the stream ended without an answer");
         pass_on(p, before);
-        if (p->relay.done && !p->failed_inside) {
+        if (p->relay.done && l->stopped_as == LEG_DONE) {
                 part_step(p, PART_DECODED);
                 /* The last bytes may have been too much for the client. What is left of the leg is framing: it does not
                  * wait for a client that may never take anything again. */

@@ -2,7 +2,6 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "gateway/core.h"
-#include "gateway/join.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -365,7 +364,7 @@ static void respond_joined(struct request *r) {
         struct buf out = {0};
 
         for (size_t i = 0; parts && i < r->part_count; i++)
-                parts[i] = (struct join_part){.answer = buf_slice(&r->parts[i].answer),
+                parts[i] = (struct join_part){.answer = &r->parts[i].whole,
                     .index = r->parts[i].index,
                     .counts_prompt = r->parts[i].index % r->facts.n == 0,
                     .cached_tokens = r->parts[i].relay.cached_tokens};
@@ -379,18 +378,18 @@ static void respond_joined(struct request *r) {
 static void respond_one(struct request *r, struct part *p) {
         struct buf out = {0};
 
-        join_one(buf_slice(&p->answer), p->relay.cached_tokens, &out);
+        join_one(&p->whole, p->relay.cached_tokens, &out);
         respond(r, p, p->answer_status, buf_ok(&out) ? buf_slice(&out) : buf_slice(&p->answer));
         buf_free(&out);
 }
 
 static void count_tokens(struct request *r, struct part *p) {
-        struct join_usage u = join_read_usage(buf_slice(&p->answer));
+        struct join_usage u = {.prompt = p->relay.usage_prompt, .completion = p->relay.usage_completion};
 
-        if (r->stream) {
-                u.prompt = p->relay.usage_prompt;
-                u.completion = p->relay.usage_completion >= 0 ? p->relay.usage_completion : (int64_t)p->relay.ids_sent;
-        }
+        if (!r->stream)
+                u = join_read_usage(&p->whole);
+        else if (u.completion < 0)
+                u.completion = p->relay.ids_sent;
         if (u.prompt < 0)
                 u.prompt = p->handoff_tokens;
         p->prompt_counted = u.prompt;
@@ -508,14 +507,14 @@ void request_stop(struct request *r) {
                 part_step(&r->parts[i], PART_STOP);
                 part_step(&r->parts[i], PART_GRACE_OVER);
                 part_step(&r->parts[i], PART_WAITED_TOO_LONG);
-                leg_abort(&r->parts[i].prefill);
-                leg_abort(&r->parts[i].decode);
+                leg_stop(&r->parts[i].prefill, LEG_ABORTED);
+                leg_stop(&r->parts[i].decode, LEG_ABORTED);
         }
         list_for_each (at, &r->settlers) {
                 struct part *p = list_item(at, struct part, link);
 
                 part_step(p, PART_WAITED_TOO_LONG);
-                leg_abort(&p->decode);
+                leg_stop(&p->decode, LEG_ABORTED);
         }
         /* A client that has left and parts that only waited: nothing else is to come that would end it. */
         request_settle(r);

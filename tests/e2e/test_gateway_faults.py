@@ -393,6 +393,22 @@ class AfterTheFirstByte(GatewayCase):
                          generate(encode(prompt), 30, ignore_eos=True)[0])
         self.assertEqual(text_of(events), expected(body))
 
+    def test_errors_inside_a_200_are_the_instances(self):
+        body = chat(stream=True, max_tokens=60)
+        end = b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 14\r\n\r\ndata: [DONE]\n\n'
+        page = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 6\r\n\r\nhello!"
+        for n, (fault, request) in enumerate((({"error": 5}, body), ({"raw": end}, body), ({"raw": page}, chat())), 1):
+            self.fail_first(fault)
+            self.assertEqual(self.ask(self.g, request), expected(request))
+            self.assertEqual(self.g.count("legs_total", role="decode", end="error"), n)
+            self.assertEqual(self.g.count("legs_total", role="decode", end="done"), n)
+        self.assertEqual(self.g.count("legs_total", role="decode", end="aborted"), 0)
+        self.fail_first({"error": 5})
+        with Connection(self.g.port) as c:
+            c.request("POST", COMPLETIONS, completion(stream=True, presence_penalty=1))
+            error = json.loads(list(c.events())[-2])["error"]
+        self.assertIn("Internal server error", error["message"])  # in the engine's own words
+
     def test_an_answer_that_is_not_streamed_is_begun_anew(self):
         for kind in ({"reset": 40}, {"close": 40}, {"recomputed": 5}, {"hang": 40}):
             for body in (chat(), completion()):

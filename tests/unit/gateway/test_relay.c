@@ -6,6 +6,7 @@
 #include "gateway/join.h"
 #include "gateway/relay.h"
 #include <dirent.h>
+#include <errno.h>
 #include <string.h>
 
 struct play {
@@ -388,16 +389,18 @@ static void answers_joined_are_vllms_own(void **state) {
                 struct openai_member m[48];
                 struct join_part parts[2] = {0};
                 struct buf halves[2] = {{0}}, out = {0};
+                struct whole answer, answers[2];
                 size_t n, at;
 
                 assert_int_equal(openai_scan(whole, m, 48, &n, &at), 0);
+                assert_int_equal(whole_read(whole, &answer), 0);
                 choices = openai_find(m, n, "choices");
                 id = openai_find(m, n, "id");
                 for (int k = 0; k < 2; k++) {
                         struct cuts cuts = {0};
                         struct slice rest = choices;
                         struct buf one = {0}, usage = {0};
-                        struct join_usage u = join_read_usage(whole);
+                        struct join_usage u = join_read_usage(&answer);
 
                         for (int x = 0; x <= k; x++)
                                 assert_true(openai_next_item(&rest, &choice));
@@ -409,7 +412,8 @@ static void answers_joined_are_vllms_own(void **state) {
                         cuts_add(&cuts, openai_find(m, n, "usage"), buf_slice(&usage));
                         cuts_add(&cuts, id, SLICE_LIT("\"other\""));
                         cuts_write(&cuts, whole, &halves[k]);
-                        parts[k] = (struct join_part){buf_slice(&halves[k]), (uint32_t)k, i == 0 || k == 0, -1};
+                        assert_int_equal(whole_read(buf_slice(&halves[k]), &answers[k]), 0);
+                        parts[k] = (struct join_part){&answers[k], (uint32_t)k, i == 0 || k == 0, -1};
                         buf_free(&one);
                         buf_free(&usage);
                 }
@@ -436,18 +440,38 @@ static void answers_joined_are_vllms_own(void **state) {
         }
 }
 
-static void cached_tokens_are_the_prefillers(void **state) {
+static void assert_joined(const char *text, const char *want) {
+        struct whole answer;
         struct buf out = {0};
 
-        join_one(
-            SLICE_LIT("{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 9}} }"),
-            4, &out);
-        assert_string_equal(buf_cstr(&out),
-            "{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 4}} }");
-        out.len = 0;
-        join_one(SLICE_LIT("{\"usage\":{\"prompt_tokens_details\":null}}"), 4, &out);
-        assert_string_equal(buf_cstr(&out), "{\"usage\":{\"prompt_tokens_details\":null}}");
+        assert_int_equal(whole_read(slice_str(text), &answer), 0);
+        join_one(&answer, 4, &out);
+        assert_string_equal(buf_cstr(&out), want);
         buf_free(&out);
+}
+
+static void cached_tokens_are_the_prefillers(void **state) {
+        assert_joined("{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 9}} }",
+            "{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 4}} }");
+        assert_joined("{\"usage\":{\"prompt_tokens_details\":null}}", "{\"usage\":{\"prompt_tokens_details\":null}}");
+        assert_joined("{}", "{}");
+}
+
+/* Anything but an object is no answer; whether it was given up stands in any of its choices. */
+static void whole_answers_are_taken_apart(void **state) {
+        static const char *const none[] = {"", " ", "x", "[]", "\"a\"", "{", "{\"a\":}"};
+        struct whole w = {0};
+
+        for (size_t i = 0; i < sizeof(none) / sizeof(*none); i++)
+                assert_int_equal(whole_read(slice_str(none[i]), &w), -EINVAL);
+        assert_null(w.text.ptr);
+        assert_int_equal(whole_read(SLICE_LIT("{\"id\":\"x\",\"choices\":[{\"stop_reason\":null},{}]}"), &w), 0);
+        assert_true(slice_is(w.id, "\"x\""));
+        assert_false(whole_is_recomputed(&w));
+        assert_int_equal(
+            whole_read(SLICE_LIT("{\"choices\":[{\"stop_reason\":7},{\"stop_reason\":\"recomputed\"}]}"), &w), 0);
+        assert_true(whole_is_recomputed(&w));
+        assert_null(w.usage.ptr);
 }
 
 int main(void) {
@@ -463,6 +487,7 @@ int main(void) {
             cmocka_unit_test(errors_and_strange_events_are_told_apart),
             cmocka_unit_test(answers_joined_are_vllms_own),
             cmocka_unit_test(cached_tokens_are_the_prefillers),
+            cmocka_unit_test(whole_answers_are_taken_apart),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
