@@ -27,8 +27,10 @@ struct gateway {
         struct access access;
         struct list requests;
         uint64_t request_count, leg_count;
-        struct list waiting; /* parts that need an instance or a moment, oldest first */
+        struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
         size_t waiting_count;
+        uint64_t waiting_at;        /* when one of them is due, UINT64_MAX: none waits */
+        bool freed[ROLE_COUNT];     /* an instance may take a leg that could not before */
         struct list unsent;         /* requests with bytes for their clients */
         unsigned char random[1024]; /* for ids, not used yet: the first random_left bytes */
         size_t random_left;
@@ -37,9 +39,10 @@ struct gateway {
         struct buf spare[16]; /* buffers that streams have emptied, for the next ones */
         size_t spare_count;
         uv_check_t flush; /* sends them once per turn of the loop, whatever came in during it */
-        uv_timer_t timer; /* waiting parts, probes, the access log */
+        uv_timer_t timer; /* waiting parts, and what is done again and again, each at its own time */
         bool timer_open, listening;
-        unsigned ticks, open_handles;
+        uint64_t periodic_at, silence_at;
+        unsigned open_handles;
         struct list calls; /* of call.c: probes and the like */
         /* The end, in this order. */
         bool draining, abort_now, stopped, server_drained, closing;
@@ -49,10 +52,10 @@ struct gateway {
 };
 
 uint64_t gateway_now(const struct gateway *g); /* ns, monotonic, of this turn of the loop */
-/* Look at the waiting parts on the next turn of the loop. */
-void gateway_wake(struct gateway *g);
-/* An instance may take a leg that could not before: those that wait for one try again. */
-void gateway_wake_waiting(struct gateway *g);
+/* A part waits: look at it at `due`, or earlier. */
+void gateway_wake_at(struct gateway *g, uint64_t due);
+/* An instance may take a leg that could not before: those that wait for one try again, the oldest first. */
+void gateway_wake_waiting(struct gateway *g, enum role role);
 void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
@@ -193,8 +196,9 @@ enum leg_end part_leg_judge(struct leg *l);
 void part_leg_end(struct leg *l, enum leg_end end);
 void part_pause(struct part *p);  /* the client takes no more for now */
 void part_resume(struct part *p); /* it does again */
-/* What the timer found: a moment has come, or waiting was too long. */
-void part_tick(struct part *p, uint64_t now);
+/* Of a waiting part: when a moment comes, or waiting will have been too long. */
+uint64_t part_due(const struct part *p);
+void part_tick(struct part *p, uint64_t now); /* what of it is so now */
 
 /* ---- requests ------------------------------------------------------------------------------------------------------- */
 
@@ -267,7 +271,7 @@ void call_abort_all(struct gateway *g);
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
-void health_probe(struct gateway *g);                           /* start the probes that are due */
+bool health_probe(struct gateway *g); /* start probes that are due; true: there are more of them */
 void route_request(struct gateway *g, struct http_exchange *x); /* admin.c: finds who answers */
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);

@@ -5,8 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* Probes started in one turn of the timer: ten thousand instances at start are no burst of connections. */
-#define PROBES_PER_TICK 64
+/* Probes started at once: ten thousand instances at start are no burst of connections. */
+#define PROBES_AT_ONCE 64
 
 struct probe {
         struct gateway *g;
@@ -17,7 +17,6 @@ struct probe {
 
 static void finish(struct probe *p) {
         pool_probe_done(p->i, p->seen, gateway_now(p->g));
-        gateway_wake(p->g);
         arena_free(&p->arena);
         free(p);
 }
@@ -76,20 +75,25 @@ static void on_health(void *context, int status, struct http_fields fields, stru
         finish(p);
 }
 
-void health_probe(struct gateway *g) {
+bool health_probe(struct gateway *g) {
         uint64_t now = gateway_now(g);
         struct instance *i;
 
         pool_tick(g->pool, now);
-        for (int n = 0; n < PROBES_PER_TICK && !g->draining && (i = pool_take_probe(g->pool, now)); n++) {
-                struct probe *p = calloc(1, sizeof(*p));
+        for (int n = 0; n < PROBES_AT_ONCE; n++) {
+                struct probe *p;
 
+                i = pool_take_probe(g->pool, now);
+                if (!i)
+                        return false;
+                p = calloc(1, sizeof(*p));
                 if (!p) {
                         pool_probe_done(i, HEALTH_PROBE_SLOW, now);
-                        return;
+                        return false;
                 }
                 *p = (struct probe){.g = g, .i = i, .seen = HEALTH_PROBE_SLOW};
                 if (!start(p, "/health", on_health))
                         finish(p);
         }
+        return true;
 }

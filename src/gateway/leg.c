@@ -211,7 +211,7 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         l->at = NULL;
         pool_give_back(&l->load);
         if (g->waiting_count > 0 && g->options.instance_cap > 0)
-                gateway_wake_waiting(g);
+                gateway_wake_waiting(g, l->role);
         part_leg_end(l, end);
 }
 

@@ -141,19 +141,27 @@ static bool is_let(enum part_state s) {
         return s == PART_LET_PREFILL || s == PART_LET_FETCH;
 }
 
+static enum role waits_for(enum part_state s) {
+        return s == PART_NEED_PREFILL || s == PART_LET_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
+}
+
+/* Into the list of its state, behind those that wait already; or out of all. */
 static void set_waiting(struct part *p, bool waits) {
         struct gateway *g = gateway_of(p);
 
-        if (waits == p->is_waiting)
-                return;
-        p->is_waiting = waits;
-        if (waits) {
-                list_push_back(&g->waiting, &p->waiting);
-                g->waiting_count++;
-        } else {
+        if (p->is_waiting) {
                 list_remove(&p->waiting);
                 g->waiting_count--;
         }
+        p->is_waiting = waits;
+        if (waits) {
+                list_push_back(&g->waiting[waits_for(p->state)], &p->waiting);
+                g->waiting_count++;
+        }
+}
+
+uint64_t part_due(const struct part *p) {
+        return is_let(p->state) || p->due < p->deadline ? p->due : p->deadline;
 }
 
 static void enter(struct part *p, enum part_state next) {
@@ -165,7 +173,10 @@ static void enter(struct part *p, enum part_state next) {
         if (!is_need(before) && is_need(next))
                 p->wait_begun = now;
         p->state = next;
-        set_waiting(p, is_need(next) || is_let(next));
+        if (next != before || !p->is_waiting)
+                set_waiting(p, is_need(next) || is_let(next));
+        if (p->is_waiting)
+                gateway_wake_at(gateway_of(p), part_due(p));
         if (next == PART_END && before != PART_END) {
                 pool_give_back(&p->held);
                 request_part_over(p->request, p);
@@ -225,7 +236,6 @@ static struct instance *pick(struct part *p, enum role role) {
                 p->avoid_count = 0;
                 p->due = now_of(p) + pause;
         }
-        gateway_wake(g);
         return NULL;
 }
 
@@ -456,7 +466,6 @@ static enum part_state leave_prefill(struct part *p) {
         p->due = l->times.head ? now + LET_PREFILL_MS * NS_PER_MS : grace;
         if (p->due <= now)
                 return cut_prefill(p);
-        gateway_wake(gateway_of(p));
         return PART_LET_PREFILL;
 }
 
@@ -552,7 +561,6 @@ static enum part_state leave_decode(struct part *p) {
         p->due = p->decode.times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
         if (p->due <= now)
                 return cut_decode(p);
-        gateway_wake(gateway_of(p));
         return PART_LET_FETCH;
 }
 

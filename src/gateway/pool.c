@@ -348,6 +348,16 @@ struct instance *pool_pick(struct pool *p, enum role role, const struct policy_f
         return t->at[at];
 }
 
+bool pool_has_room(const struct pool *p, enum role role) {
+        const struct table *t = &p->tables[role];
+        const struct policy_facts any = {0};
+
+        for (size_t k = 0; k < t->count; k++)
+                if (policy_may_take(&t->entries[k], &any))
+                        return true;
+        return false;
+}
+
 void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct load *ret_load) {
         assert(!ret_load->at);
         *ret_load = (struct load){.at = i, .kind = kind, .tokens = tokens};
@@ -484,21 +494,6 @@ void pool_probe_done(struct instance *i, enum health_event what, uint64_t now) {
         }
         apply(i, what, now);
         plan_probe(i, now);
-}
-
-uint64_t pool_next_due(const struct pool *p) {
-        uint64_t due = UINT64_MAX;
-
-        for (int r = 0; r < ROLE_COUNT; r++)
-                for (size_t k = 0; k < p->tables[r].all_count; k++) {
-                        const struct instance *i = p->tables[r].all[k];
-
-                        if (i->state != INSTANCE_LEAVING && i->next_probe < due)
-                                due = i->next_probe;
-                        if (i->busy_until > 0 && i->busy_until < due)
-                                due = i->busy_until;
-                }
-        return due;
 }
 
 void pool_tick(struct pool *p, uint64_t now) {

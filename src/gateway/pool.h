@@ -110,6 +110,7 @@ size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s
 /* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy.
  * NULL: none. */
 struct instance *pool_pick(struct pool *p, enum role role, const struct policy_facts *facts);
+bool pool_has_room(const struct pool *p, enum role role); /* whether there is one for a leg that avoids none */
 
 enum load_kind {
         LOAD_LEG,  /* a leg in flight */
@@ -135,7 +136,5 @@ void pool_stand_back(struct instance *i, uint64_t until);
  * pool_probe_done with what was seen; -ENOENT tells that the instance is leaving and nothing was made of it. */
 struct instance *pool_take_probe(struct pool *p, uint64_t now);
 void pool_probe_done(struct instance *i, enum health_event what, uint64_t now);
-/* When pool_take_probe or a stand-back has something to do next; UINT64_MAX: never. */
-uint64_t pool_next_due(const struct pool *p);
 /* Bring back those whose stand-back is over. */
 void pool_tick(struct pool *p, uint64_t now);

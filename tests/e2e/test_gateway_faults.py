@@ -187,6 +187,26 @@ class Instances(GatewayCase):
             self.assertEqual(g.count("queue_timeouts_total"), 1)
             self.assert_quiet(g)
 
+    def test_those_that_wait_under_the_cap_take_their_turns(self):
+        """Prefill and decode are full: whoever came first is served first, one for each leg that ends."""
+        ledger, p, d = self.engines(1, 1)
+        full = threading.Event()
+        self.addCleanup(full.set)
+        p[0].faults = [{"params": lambda x: full.wait() and x}]
+        prompts = [f"number {i}" for i in range(12)]
+        with Gateway(p, d, "--instance-cap", "1") as g:
+            clients = [Connection(g.port) for _ in prompts]
+            for n, c in enumerate(clients):
+                c.request("POST", COMPLETIONS, completion(prompts[n]))
+                wait_until(lambda: p[0].requests and g.count("requests_waiting") == n, f"{n} wait")
+            full.set()
+            for c in clients:
+                with c:
+                    self.assertEqual(c.response().status, 200)
+            for e in p + d:
+                self.assertEqual([r["body"]["prompt"] for r in e.requests], prompts)
+            self.assert_quiet(g)
+
     def test_connecting_counts_as_waiting(self):
         ledger, p, d = self.engines(1, 3)
         with Gateway(p, d, "--queue-timeout-secs", "0.2", "--connect-timeout", "0.4",

@@ -45,8 +45,11 @@ static struct instance *healthy(struct pool *p, enum role role, const char *key)
 
 static struct instance *pick(struct pool *p, enum role role) {
         const struct policy_facts facts = {0};
+        bool room = pool_has_room(p, role);
+        struct instance *i = pool_pick(p, role, &facts);
 
-        return pool_pick(p, role, &facts);
+        assert_int_equal(room, i != NULL);
+        return i;
 }
 
 /* Send probes as a loop would, all seeing the same, until `until`. Returns how many of `i` there were. */
