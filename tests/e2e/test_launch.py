@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 
+from fault_engine import Engine, Ledger
 from harness import BATON, MODEL, Process, TestCase, baton, free_port, http, wait_until
 
 FILE = """\
@@ -198,6 +199,19 @@ class Launch(TestCase):
             for api in c.status()[1]["processes"][:2]:
                 port = int(api["url"].rsplit(":", 1)[1])
                 self.assertIn(b"vllm:request_success_total", http(port, "GET", "/metrics").body)
+
+    def test_warmup_hands_params_over_as_they_came(self):
+        ledger = Ledger()
+        p, d = Engine("prefill", ledger), Engine("decode", ledger)
+        self.addCleanup(p.stop)
+        self.addCleanup(d.stop)
+        code, out, said = baton("warmup", "--prefill", f"http://{p.url}", "--decode", f"http://{d.url}", "--steady",
+                                "100000", "--max-prompt", "64", "--quiet")
+        self.assertEqual(code, 0, said)
+        self.assertIn("1 of 1 P→D pairs", out)
+        # Its legs carry no X-Request-Id, of which the ledger complains.
+        self.assertEqual([v for v in ledger.violations if not v.startswith("decode leg")], [])
+        self.assertEqual(ledger.stranded(), [])
 
     def test_foreground_ends_with_ctrl_c_and_leaves_nothing(self):
         with Cluster() as c, Process([BATON, "up", c.file, "--foreground"]) as p:
