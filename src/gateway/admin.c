@@ -161,7 +161,7 @@ static int change_one(struct gateway *g, bool prefill, struct slice text, bool a
                         r = gateway_add_member(g, &m, true, e);
                         r = r == -EEXIST ? 0 : r;
                 } else if (i) {
-                        pool_remove(g->pool, i, gateway_now(g));
+                        pool_remove(g->pool, i);
                 } else {
                         r = error_set(
                             e, -ENOENT, "%s is not among the %s instances", key, prefill ? "prefill" : "decode");

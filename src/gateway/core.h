@@ -124,7 +124,6 @@ enum part_state {
         PART_END,
         PART_STATES,
 };
-const char *part_state_name(enum part_state s);
 
 enum part_event {
         PART_TRY, /* an instance may be there, a pause is over */
@@ -215,7 +214,6 @@ struct request {
         struct facts facts;
         struct http_fields fields; /* end-to-end fields of the client, less those that each leg sets */
         struct slice id;           /* X-Request-Id of the first attempt */
-        struct slice authorization;
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */

@@ -30,20 +30,6 @@ bool gateway_is_ready(const struct gateway *g) {
         return pool_routable(g->pool, ROLE_DECODE) > 0;
 }
 
-void gateway_stats(const struct gateway *g, struct gateway_stats *ret_stats) {
-        *ret_stats =
-            (struct gateway_stats){.requests = g->request_count, .legs = g->leg_count, .waiting = g->waiting_count};
-        for (int role = 0; role < ROLE_COUNT; role++)
-                for (size_t k = 0; k < pool_count(g->pool, (enum role)role); k++) {
-                        const struct instance *i = pool_at(g->pool, (enum role)role, k);
-
-                        ret_stats->load_requests += i->requests;
-                        ret_stats->load_tokens += i->tokens;
-                        ret_stats->held_requests += i->held_requests;
-                        ret_stats->held_tokens += i->held_tokens;
-                }
-}
-
 /* ---- the timer ------------------------------------------------------------------------------------------------------ */
 
 static void on_timer(uv_timer_t *timer);
@@ -264,7 +250,6 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
         struct http_endpoint endpoint, *copy;
         struct instance *i;
         struct instance_spec spec = {.role = m->prefill ? ROLE_PREFILL : ROLE_DECODE,
-            .url = m->url,
             .name = m->name,
             .dp_rank = m->dp_rank,
             .added_later = later};

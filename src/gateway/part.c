@@ -17,7 +17,6 @@
 
 typedef enum part_state (*action)(struct part *p);
 
-static enum part_state begin(struct part *p);
 static enum part_state start_prefill(struct part *p);
 static enum part_state retry_prefill(struct part *p);
 static enum part_state refuse_prefill(struct part *p);
@@ -43,7 +42,7 @@ static enum part_state end(struct part *p);
 static const action table[PART_STATES][PART_EVENTS] = {
     [PART_IDLE] =
         {
-            [PART_TRY] = begin,
+            [PART_TRY] = start_prefill,
             [PART_STOP] = end,
         },
     [PART_NEED_PREFILL] =
@@ -107,13 +106,6 @@ static const action table[PART_STATES][PART_EVENTS] = {
             [PART_DECODE_REFUSED] = strand,
         },
 };
-
-const char *part_state_name(enum part_state s) {
-        static const char *const names[PART_STATES] = {"idle", "need_prefill", "prefill", "need_decode", "decode",
-            "relay", "let_prefill", "let_fetch", "need_settle", "settle", "end"};
-
-        return names[s];
-}
 
 static struct gateway *gateway_of(const struct part *p) {
         return p->request->g;
@@ -389,10 +381,6 @@ static enum part_state start_decode(struct part *p) {
         if (!p->sse || send_decode(p, i, DECODE_ANSWER) < 0)
                 return out_of_memory(p);
         return PART_DECODE;
-}
-
-static enum part_state begin(struct part *p) {
-        return start_prefill(p);
 }
 
 /* ---- prefill leg ---------------------------------------------------------------------------------------------------- */

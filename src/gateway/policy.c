@@ -96,11 +96,11 @@ static size_t pick_power_of_two(
 }
 
 const struct policy policy_table[] = {
-    {"least_load", "the one with the fewest tokens in flight; ties rotate", pick_least_load},
-    {"round_robin", "the one whose turn was longest ago", pick_round_robin},
-    {"random", "any, evenly", pick_random},
-    {"power_of_two", "the less loaded of two drawn at random", pick_power_of_two},
-    {NULL, NULL, NULL},
+    {"least_load", pick_least_load},
+    {"round_robin", pick_round_robin},
+    {"random", pick_random},
+    {"power_of_two", pick_power_of_two},
+    {NULL, NULL},
 };
 
 static char fold(char c) {

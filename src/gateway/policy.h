@@ -36,7 +36,6 @@ struct policy_state {
 
 struct policy {
         const char *name; /* as on the command line */
-        const char *help;
         /* The index of the chosen entry, or POLICY_NONE when each is avoided or at its cap. */
         size_t (*pick)(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
             struct policy_state *state);

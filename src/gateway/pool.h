@@ -51,10 +51,8 @@ struct instance {
         int dp_rank;      /* sent as X-data-parallel-rank; -1: none */
         const char *name; /* for people: the given name, or the key */
         const char *key;  /* "host:port" or "host:port@rank": unique within the role */
-        struct slice url; /* as given, without rank */
         void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
         enum instance_state state;
-        uint64_t since;      /* when the state began */
         uint64_t busy_until; /* stands back until then */
         uint64_t next_probe; /* UINT64_MAX while a probe is under way */
         unsigned streak[HEALTH_EVENTS], backoff;
@@ -87,19 +85,19 @@ struct pool_options {
 int pool_new(const struct pool_options *options, struct pool **ret_pool); /* 0 or -ENOMEM */
 void pool_free(struct pool *p);                                           /* no load may be out; NULL is fine */
 
-/* Add an instance; it is JOINING and due for a probe at once. `key`, `url` and `name` (NULL: the key) are copied;
+/* Add an instance; it is JOINING and due for a probe at once. `key` and `name` (NULL: the key) are copied;
  * `endpoint` is given over with free() at the end. Adding one that is leaving takes it back in.
  * Returns 0, -EEXIST, -ENOSPC (POOL_INSTANCES_MAX) or -ENOMEM; on failure `endpoint` stays the caller's. */
 struct instance_spec {
         enum role role;
-        const char *key, *url, *name;
+        const char *key, *name;
         int dp_rank;
         void *endpoint;
         bool added_later;
 };
 int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, struct instance **ret_instance);
-/* Let it finish its legs and go. NULL-safe by contract of pool_find. */
-void pool_remove(struct pool *p, struct instance *i, uint64_t now);
+/* Let it finish its legs and go. */
+void pool_remove(struct pool *p, struct instance *i);
 struct instance *pool_find(struct pool *p, enum role role, struct slice key); /* NULL: none */
 
 size_t pool_count(const struct pool *p, enum role role);

@@ -59,7 +59,6 @@ void relay_init(struct relay *r, const struct facts *facts) {
         *r = (struct relay){
             .facts = facts,
             .cached_tokens = -1,
-            .prompt_tokens = -1,
             .usage_prompt = -1,
             .usage_completion = -1,
         };
@@ -460,7 +459,6 @@ static void take_choice(struct relay *r, struct slice event, const struct chunk 
 enum relay_verdict relay_event(struct relay *r, struct slice event, struct buf *out) {
         struct chunk c = {0};
 
-        r->events++;
         buf_reset(&r->scratch);
         if (!buf_reserve(&r->scratch, event.len))
                 return RELAY_NO_MEMORY;

@@ -46,10 +46,8 @@ struct relay {
         bool reframe;    /* this leg is a completions leg that continues a chat */
         uint32_t ids_before; /* sent by legs before this one */
         uint64_t chars_before;
-        int64_t prompt_tokens;                  /* of the first leg, -1: not seen */
         int64_t usage_prompt, usage_completion; /* the last usage seen, as shown to the client; -1: none */
-        uint64_t events;
-        struct buf scratch, error; /* `error`: the data of an error event */
+        struct buf scratch, error;              /* `error`: the data of an error event */
 };
 
 void relay_init(struct relay *r, const struct facts *facts);
