@@ -1,5 +1,6 @@
 /* policy.c - see policy.h. */
 #include "gateway/policy.h"
+#include "base/slice.h"
 #include <assert.h>
 
 bool policy_may_take(const struct policy_entry *e, const struct policy_facts *facts) {
@@ -103,19 +104,10 @@ const struct policy policy_table[] = {
     {NULL, NULL},
 };
 
-static char fold(char c) {
-        return c == '-' ? '_' : c;
-}
-
 const struct policy *policy_find(const char *name) {
-        for (const struct policy *p = policy_table; p->name; p++) {
-                size_t i = 0;
-
-                while (p->name[i] && fold(name[i]) == p->name[i])
-                        i++;
-                if (!p->name[i] && !name[i])
+        for (const struct policy *p = policy_table; p->name; p++)
+                if (slice_is_name(slice_str(p->name), name))
                         return p;
-        }
         return NULL;
 }
 

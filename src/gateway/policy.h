@@ -41,7 +41,7 @@ struct policy {
             struct policy_state *state);
 };
 
-/* "least_load", "round_robin", "random", "power_of_two"; '-' and '_' are the same. NULL: no such policy. */
+/* "least_load", "round_robin", "random", "power_of_two"; case aside, '-' and '_' are the same. NULL: no such policy. */
 const struct policy *policy_find(const char *name);
 /* All of them, ended by a row without name. */
 extern const struct policy policy_table[];
