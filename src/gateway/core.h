@@ -25,6 +25,8 @@ struct gateway {
         struct pool *pool;
         struct stats stats;
         struct access access;
+        struct http_field key_field;   /* "Authorization: Bearer API_KEY" */
+        struct http_fields key_fields; /* it, or none */
         struct list requests;
         uint64_t request_count, leg_count;
         struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
@@ -51,7 +53,7 @@ struct gateway {
         void *drained_context;
 };
 
-uint64_t gateway_now(const struct gateway *g); /* ns, monotonic, of this turn of the loop */
+uint64_t gateway_now(const struct gateway *g); /* ns, monotonic */
 /* A part waits: look at it at `due`, or earlier. */
 void gateway_wake_at(struct gateway *g, uint64_t due);
 /* An instance may take a leg that could not before: those that wait for one try again, the oldest first. */
@@ -60,7 +62,6 @@ void gateway_request_gone(struct gateway *g); /* a request was freed: a drain ma
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
 
-/* Kept of an instance after it may be gone. */
 struct leg_times {
         uint64_t begun, head, first, ended; /* ns, 0: not */
 };
@@ -95,7 +96,7 @@ struct leg_request {
 };
 
 void leg_init(struct leg *l, struct part *part, enum role role);
-/* Take the instance's load and start the call. 0, or -ENOMEM and nothing is taken. The answer comes in part_leg_data
+/* Take the instance's load and start the call. 0, or a negative errno and nothing is taken. The answer comes in part_leg_data
  * (streams) and part_leg_end, the last one exactly once. Not while the leg is in flight. */
 int leg_start(struct leg *l, struct instance *i, const struct leg_request *request);
 static inline bool leg_in_flight(const struct leg *l) {
@@ -181,7 +182,7 @@ struct part {
         int64_t completion_tokens, prompt_counted; /* -1: not known */
 };
 
-int part_init(struct part *p, struct request *r, uint32_t index); /* 0 or -ENOMEM */
+void part_init(struct part *p, struct request *r, uint32_t index);
 void part_free(struct part *p);
 /* Every step of a part goes through here. */
 void part_step(struct part *p, enum part_event event);
@@ -254,8 +255,9 @@ void request_part_failed(struct request *r, struct part *p, int status, const ch
 
 struct call;
 typedef void (*call_done)(void *context, int status, struct http_fields fields, struct slice body, const char *why);
-/* One request to an instance, its answer gathered (at most 16 MiB). `done` is called once, with status 0 when there was
- * no answer. The instance is not kept; the caller does. NULL when memory is out (done is not called). */
+/* One request to an instance, its answer gathered (at most 16 MiB). `done` is called once, with status 0 and a reason when
+ * there was no whole answer. The instance may go meanwhile: who needs it then holds a reference, as a probe does. NULL
+ * when the call could not be started (`done` is not called). */
 struct call_request {
         enum http_method method;
         const char *target;
@@ -266,6 +268,14 @@ struct call_request {
 struct call *call_start(
     struct gateway *g, const struct instance *i, const struct call_request *request, call_done done, void *context);
 void call_abort_all(struct gateway *g);
+
+/* ---- header fields (fields.c) ---------------------------------------------------------------------------------------- */
+
+/* Copies in `arena` of the end-to-end fields of an instance's answer, less those that our framing sets; or of a client's
+ * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization. 0 or -ENOMEM. */
+int fields_of_answer(struct http_fields from, struct arena *arena, struct http_fields *ret_fields);
+int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without, struct arena *arena,
+    struct http_fields *ret_fields);
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 

@@ -282,6 +282,18 @@ static void on_request(void *context, struct http_exchange *x) {
         route_request(context, x);
 }
 
+static int make_key_field(struct gateway *g) {
+        char *value;
+
+        if (!g->options.api_key)
+                return 0;
+        if (asprintf(&value, "Bearer %s", g->options.api_key) < 0)
+                return -ENOMEM;
+        g->key_field = (struct http_field){SLICE_LIT("Authorization"), slice_str(value)};
+        g->key_fields = (struct http_fields){&g->key_field, 1};
+        return 0;
+}
+
 static int make_pool(struct gateway *g) {
         const struct gateway_options *o = &g->options;
         struct pool_options options = {
@@ -343,6 +355,8 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         list_init(&g->unsent);
         assert(g->connector);
         r = stats_init(&g->stats);
+        if (r == 0)
+                r = make_key_field(g);
         if (r == 0)
                 r = make_pool(g);
         if (r == 0)
@@ -459,6 +473,7 @@ void gateway_free(struct gateway *g) {
         pool_free(g->pool);
         access_close(&g->access);
         stats_free(&g->stats);
+        free((char *)g->key_field.value.ptr);
         while (g->spare_arena_count > 0)
                 arena_free(&g->spare_arenas[--g->spare_arena_count]);
         while (g->spare_count > 0)

@@ -11,31 +11,18 @@
 struct probe {
         struct gateway *g;
         struct instance *i;
-        struct arena arena;
         enum health_event seen;
 };
 
 static void finish(struct probe *p) {
         pool_probe_done(p->i, p->seen, gateway_now(p->g));
-        arena_free(&p->arena);
         free(p);
-}
-
-static struct http_fields fields_of(struct probe *p) {
-        struct http_field *field = ARENA_NEW(&p->arena, struct http_field);
-        const char *key = p->g->options.api_key;
-        char *value = key ? arena_printf(&p->arena, "Bearer %s", key) : NULL;
-
-        if (!field || !value)
-                return (struct http_fields){0};
-        *field = (struct http_field){SLICE_LIT("Authorization"), slice_str(value)};
-        return (struct http_fields){field, 1};
 }
 
 static bool start(struct probe *p, const char *target, call_done done) {
         const struct call_request request = {.method = HTTP_METHOD_GET,
             .target = target,
-            .fields = fields_of(p),
+            .fields = p->g->key_fields,
             .timeout_ms = (unsigned)(p->g->options.probe_timeout * 1000)};
 
         return call_start(p->g, p->i, &request, done, p) != NULL;

@@ -77,30 +77,6 @@ void leg_stop(struct leg *l, enum leg_end as) {
 
 /* ---- the answer ----------------------------------------------------------------------------------------------------- */
 
-/* Keep the fields that concern the client: hop-by-hop ones and those that our own framing sets are left out. */
-static int keep_fields(struct leg *l, struct http_fields from) {
-        struct arena *arena = &l->part->request->arena;
-        struct http_field *items = arena_array(arena, from.count, sizeof(*items));
-        size_t n = 0;
-
-        if (!items)
-                return -ENOMEM;
-        for (size_t k = 0; k < from.count; k++) {
-                struct http_field f = from.items[k];
-
-                if (http_field_is_hop_by_hop(from, f.name) || slice_is_icase(f.name, "content-length") ||
-                    slice_is_icase(f.name, "date"))
-                        continue;
-                items[n].name = arena_copy(arena, f.name);
-                items[n].value = arena_copy(arena, f.value);
-                if (!items[n].name.ptr || !items[n].value.ptr)
-                        return -ENOMEM;
-                n++;
-        }
-        l->fields = (struct http_fields){items, n};
-        return 0;
-}
-
 static void on_head(struct http_call *call, const struct http_response_head *head, void *user) {
         struct leg *l = user;
         struct slice type = http_field_value(head->fields, "content-type");
@@ -109,7 +85,7 @@ static void on_head(struct http_call *call, const struct http_response_head *hea
         l->times.head = l->last_byte = gateway_now(gateway_of(l));
         l->event_stream = head->status == 200 &&
                           slice_is_icase(slice_sub(type, 0, sizeof("text/event-stream") - 1), "text/event-stream");
-        if (keep_fields(l, head->fields) < 0) {
+        if (fields_of_answer(head->fields, &l->part->request->arena, &l->fields) < 0) {
                 leg_say(l, "out of memory");
                 leg_stop(l, LEG_ABORTED);
         }

@@ -490,8 +490,9 @@ static void settle_aside(struct part *p) {
         if (!p->handoff.params.ptr || !params_are_fresh(p))
                 return;
         s = ARENA_NEW(&r->arena, struct part);
-        if (!s || part_init(s, r, p->index) < 0)
+        if (!s)
                 return;
+        part_init(s, r, p->index);
         s->settler = true;
         s->source = p->source;
         s->path = p->path;
@@ -875,7 +876,7 @@ void part_leg_data(struct leg *l, struct slice data) {
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */
 
-int part_init(struct part *p, struct request *r, uint32_t index) {
+void part_init(struct part *p, struct request *r, uint32_t index) {
         *p = (struct part){
             .request = r, .index = index, .completion_tokens = -1, .prompt_counted = -1, .handoff_tokens = -1};
         list_init(&p->waiting);
@@ -884,7 +885,6 @@ int part_init(struct part *p, struct request *r, uint32_t index) {
         leg_init(&p->decode, p, ROLE_DECODE);
         relay_init(&p->relay, &r->facts);
         p->relay.index = index;
-        return 0;
 }
 
 void part_free(struct part *p) {

@@ -192,15 +192,6 @@ static bool is_id_list(struct slice v) {
         return any;
 }
 
-static uint32_t count_items(struct slice list) {
-        struct slice item;
-        uint32_t n = 0;
-
-        while (openai_next_item(&list, &item))
-                n++;
-        return n;
-}
-
 static bool read_choice(struct slice choice, struct chunk *c) {
         struct openai_member m[MEMBERS];
         size_t n, at;
@@ -212,7 +203,7 @@ static bool read_choice(struct slice choice, struct chunk *c) {
         if (!c->text.ptr)
                 read_delta(c->delta, c);
         read_logprobs(c);
-        c->id_count = is_id_list(c->ids) ? count_items(c->ids) : 0;
+        c->id_count = is_id_list(c->ids) ? (uint32_t)openai_count_items(c->ids) : 0;
         return true;
 }
 
@@ -536,7 +527,7 @@ void relay_end_at_length(struct relay *r, struct buf *out) {
 
 void relay_end_usage(struct relay *r, int64_t prompt_tokens, struct buf *out) {
         if (r->usage_prompt < 0 && r->prompt_ids.len > 0)
-                r->usage_prompt = count_items(buf_slice(&r->prompt_ids));
+                r->usage_prompt = (int64_t)openai_count_items(buf_slice(&r->prompt_ids));
         if (r->usage_prompt < 0)
                 r->usage_prompt = prompt_tokens;
         if (r->usage_completion < 0 && r->ids_sent > 0)
@@ -545,13 +536,4 @@ void relay_end_usage(struct relay *r, int64_t prompt_tokens, struct buf *out) {
                 return;
         relay_write_usage(r, r->usage_prompt, r->usage_completion, out);
         r->usage_sent = true;
-}
-
-void relay_write_error(struct buf *out, int status, const char *type, const char *message) {
-        struct openai_error e = {.status = status, .type = type};
-
-        snprintf(e.message, sizeof(e.message), "%s", message);
-        buf_add_str(out, "data: ");
-        openai_write_error(out, &e);
-        buf_add_str(out, "\n\n");
 }

@@ -78,9 +78,6 @@ void relay_end_usage(struct relay *r, int64_t prompt_tokens, struct buf *out);
 /* The closing usage chunk of an answer of many parts. */
 void relay_write_usage(const struct relay *first, int64_t prompt_tokens, int64_t completion_tokens, struct buf *out);
 
-/* Write an SSE error event in vLLM's shape. */
-void relay_write_error(struct buf *out, int status, const char *type, const char *message);
-
 /* ---- replacing values in a text, shared with whole answers ---------------------------------------------------------- */
 
 #define CUTS_MAX 24

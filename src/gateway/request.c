@@ -14,42 +14,9 @@ static const struct http_exchange_callbacks callbacks;
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
 
-/* Fields that each leg sets itself, or that concern this hop: the body is sent anew, and read back as plain text. */
-static bool is_for_us(struct slice name) {
-        static const char *const names[] = {
-            "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", "authorization"};
-
-        for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
-                if (slice_is_icase(name, names[i]))
-                        return true;
-        return false;
-}
-
-static int keep_fields(struct request *r, struct http_fields from) {
-        struct http_field *items = arena_array(&r->arena, from.count + 1, sizeof(*items));
-        struct slice authorization = http_field_value(from, "authorization");
-        size_t n = 0;
-
-        if (!items)
-                return -ENOMEM;
-        for (size_t i = 0; i < from.count; i++) {
-                if (is_for_us(from.items[i].name) || http_field_is_hop_by_hop(from, from.items[i].name))
-                        continue;
-                items[n].name = arena_copy(&r->arena, from.items[i].name);
-                items[n].value = arena_copy(&r->arena, from.items[i].value);
-                if (!items[n].name.ptr || !items[n].value.ptr)
-                        return -ENOMEM;
-                n++;
-        }
-        if (authorization.ptr)
-                authorization = arena_copy(&r->arena, authorization);
-        else if (r->g->options.api_key)
-                authorization = slice_str(arena_printf(&r->arena, "Bearer %s", r->g->options.api_key));
-        if (authorization.ptr)
-                items[n++] = (struct http_field){SLICE_LIT("Authorization"), authorization};
-        r->fields = (struct http_fields){items, n};
-        return 0;
-}
+/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. */
+static const char *const for_us[] = {
+    "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", NULL};
 
 /* 128 bits from the kernel as hex digits: nobody can guess an id. They are fetched in batches. */
 static struct slice random_id(struct request *r) {
@@ -116,7 +83,8 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
         list_push_back(&g->requests, &r->link);
         g->request_count++;
         http_exchange_watch(x, &callbacks, r);
-        if (!r->peer || keep_fields(r, head->fields) < 0 || choose_id(r, head->fields) < 0) {
+        if (!r->peer || fields_of_client(g, head->fields, for_us, &r->arena, &r->fields) < 0 ||
+            choose_id(r, head->fields) < 0) {
                 gateway_respond_error(x, 500, "InternalServerError", "the gateway is out of memory");
                 return;
         }
@@ -179,10 +147,10 @@ static int make_parts(struct request *r) {
         if (!r->parts)
                 return -ENOMEM;
         for (size_t i = 0; i < r->part_count; i++) {
-                int e = part_init(&r->parts[i], r, (uint32_t)i);
+                int e;
 
-                if (e == 0)
-                        e = fill_source(r, &r->parts[i]);
+                part_init(&r->parts[i], r, (uint32_t)i);
+                e = fill_source(r, &r->parts[i]);
                 if (e < 0)
                         return e;
         }
@@ -323,7 +291,7 @@ void request_flush(struct request *r) {
 }
 
 static void end_stream(struct request *r) {
-        buf_add(&r->pending, SLICE_LIT("data: [DONE]\n\n"));
+        buf_add(&r->pending, OPENAI_DONE);
         request_flush(r);
         r->answer = ANSWER_ENDED;
         if (r->x)
@@ -426,9 +394,8 @@ static void stop_parts(struct request *r, const struct part *but) {
                         part_step(&r->parts[i], PART_STOP);
 }
 
-static void respond_failure(struct request *r, struct part *p, int status, const char *type, const char *message) {
+static void respond_failure(struct request *r, struct part *p, const struct openai_error *e) {
         struct http_field json = {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
-        struct openai_error e = {.status = status, .type = type};
         struct buf body = {0};
 
         /* The instance's own words, when it had some. */
@@ -436,28 +403,29 @@ static void respond_failure(struct request *r, struct part *p, int status, const
                 respond(r, p, p->answer_status, buf_slice(&p->answer));
                 return;
         }
-        snprintf(e.message, sizeof(e.message), "%s", message ? message : "the request failed");
-        openai_write_error(&body, &e);
+        openai_write_error(&body, e);
         p->answer_fields = (struct http_fields){&json, 1};
-        respond(r, p, status, buf_slice(&body));
+        respond(r, p, e->status, buf_slice(&body));
         p->answer_fields = (struct http_fields){0};
         buf_free(&body);
 }
 
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message) {
+        struct openai_error e;
+
         if (r->failed || r->answer == ANSWER_ENDED)
                 return;
         r->failed = true;
         r->end = "failed";
         if (message)
                 log_warn(r->g->log, "request %.*s: %s", SLICE_ARG(r->id), message);
+        openai_fail(&e, status, type ? type : "BadGateway", NULL, "%s", message ? message : "the request failed");
         if (r->answer == ANSWER_NONE) {
-                respond_failure(r, p, status, type, message);
+                respond_failure(r, p, &e);
         } else {
                 stats_count(&r->g->stats, COUNT_CUT, 1);
                 r->end = "cut";
-                relay_write_error(
-                    &r->pending, status, type ? type : "BadGateway", message ? message : "the request failed");
+                openai_write_error_event(&r->pending, &e);
                 end_stream(r);
         }
         stop_parts(r, p);
