@@ -487,11 +487,13 @@ static void settle_aside(struct part *p) {
         struct request *r = p->request;
         struct part *s;
 
-        if (!p->handoff.params.ptr || !params_are_fresh(p))
+        if (!p->handoff.params.ptr)
                 return;
-        s = ARENA_NEW(&r->arena, struct part);
-        if (!s)
+        s = params_are_fresh(p) ? ARENA_NEW(&r->arena, struct part) : NULL;
+        if (!s) {
+                strand(p);
                 return;
+        }
         part_init(s, r, p->index);
         s->settler = true;
         s->source = p->source;

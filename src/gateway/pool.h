@@ -96,7 +96,7 @@ struct instance_spec {
         bool added_later;
 };
 int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, struct instance **ret_instance);
-/* Let it finish its legs and go. */
+/* Let it finish its legs and go; freed at once when it has none. */
 void pool_remove(struct pool *p, struct instance *i);
 struct instance *pool_find(struct pool *p, enum role role, struct slice key); /* NULL: none */
 
@@ -123,15 +123,16 @@ struct load {
  * example proxy uses). */
 #define POOL_HELD_WEIGHT_TENTHS 3
 void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct load *ret_load);
-void pool_give_back(struct load *l); /* twice is harmless */
+/* Twice is harmless. Frees the instance when it was leaving and this was the last that pointed to it. */
+void pool_give_back(struct load *l);
 
-/* What was seen of an instance. May change its state, and free it when it is leaving and idle. */
+/* What was seen of an instance; may change its state. Nothing when it is leaving. */
 void pool_report(struct instance *i, enum health_event what, uint64_t now);
 /* It answered 429 or 503: prefer others until then. */
 void pool_stand_back(struct instance *i, uint64_t until);
 
 /* The next instance whose probe is due, marked as being probed and referenced; NULL: none now. After the probe call
- * pool_probe_done with what was seen; -ENOENT tells that the instance is leaving and nothing was made of it. */
+ * pool_probe_done with what was seen: it may free the instance, which may be leaving or be given up now (join_tries). */
 struct instance *pool_take_probe(struct pool *p, uint64_t now);
 void pool_probe_done(struct instance *i, enum health_event what, uint64_t now);
 /* Bring back those whose stand-back is over. */

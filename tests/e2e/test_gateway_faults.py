@@ -108,6 +108,20 @@ class BeforeTheFirstByte(GatewayCase):
         self.assertEqual(sum(len(e.requests) for e in self.d), 0)
         self.assert_quiet(self.g)
 
+    def test_a_decoder_may_be_let_compute_the_prompt(self):
+        for e in self.p:
+            e.faults = [{"no_params": True, "always": True}]
+        with Gateway(self.p, self.d, "--prefill-on-decode") as g:
+            for body in (chat(), chat(stream=True), completion()):
+                self.assertEqual(self.ask(g, body), expected(body))
+            self.assertEqual(g.count("prefill_without_params_total"), 3)
+            self.assertTrue(all("kv_transfer_params" not in r["body"] for e in self.d for r in e.requests))
+            # One that answers with an error gave no parameters either, but says why.
+            for e in self.p:
+                e.faults = [{"status": 500, "always": True}]
+            self.post(g, chat(), status=500)
+            self.assert_quiet(g)
+
     def test_when_all_fail_the_last_word_is_passed_on(self):
         words = b'{"error":{"message":"boom","type":"InternalServerError","param":null,"code":500}}'
         for engines in (self.p, self.d):
@@ -242,6 +256,16 @@ class Instances(GatewayCase):
                     self.assertEqual(c.response().status, 200)
             in_threads([first, others])
             self.assert_quiet(g)
+
+    def test_kv_that_outlived_its_lease_in_the_queue_is_counted(self):
+        ledger, p, d = self.engines(1, 1, token_time=60)
+        with Gateway(p, d, "--kv-lease", "0.2", "--instance-cap", "1", "--queue-timeout-secs", "0.5") as g:
+            with Connection(g.port) as c:
+                c.request("POST", CHAT, chat())
+                wait_until(lambda: d[0].running == 1, "the decoder is taken")
+                self.post(g, chat(), status=503)
+                self.assertEqual(g.count("stranded_total"), 1)
+            self.assert_quiet(g, stranded=1)
 
     def test_a_slow_health_route_does_not_cut_streams_that_flow(self):
         ledger, p, d = self.engines(1, 2, token_time=0.02)
@@ -463,6 +487,24 @@ class AfterTheFirstByte(GatewayCase):
         wait_until(lambda: len(self.g.records()) == 8, "the access log has all of them")
         self.assertEqual([r["completion_tokens"] for r in self.g.records()], [4] * 8)
         self.assert_quiet(self.g)
+
+    def test_continuations_have_a_limit(self):
+        def answer(request):
+            return request["max_tokens"] != 1
+        body = chat(stream=True, max_tokens=60)
+        for limit in (0, 1):
+            ledger, p, d = self.engines(1, 1)
+            d[0].faults = [{"close": 9, "when": answer} for _ in range(limit + 1)]
+            with Gateway(p, d, "--max-continuations", limit) as g:
+                with Connection(g.port) as c:
+                    c.request("POST", CHAT, body)
+                    events = list(c.events())
+                self.assertEqual(events[-1], "[DONE]")
+                self.assertEqual(json.loads(events[-2])["error"]["code"], 502)
+                self.assertTrue(expected(body).startswith(text_of([json.loads(e) for e in events[:-2]])))
+                self.assertEqual((g.count("continuations_total"), g.count("streams_cut_total")), (limit, 1))
+                self.assertEqual(any("return_token_ids" in r["body"] for r in d[0].requests), limit > 0)
+                self.assert_quiet(g)
 
     def test_a_plain_stream_goes_on_too(self):
         engines = [Engine("decode") for _ in range(2)]
