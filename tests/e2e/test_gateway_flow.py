@@ -329,11 +329,20 @@ class Life(GatewayCase):
             self.assertEqual(self.post(g, chat()).status, 200)
 
     def test_the_key_of_the_environment_goes_where_a_client_sends_none(self):
+        for args, env in ((["--api-key", "k1"], {"OPENAI_API_KEY": "k2"}), ([], {"OPENAI_API_KEY": "k1"})):
+            ledger, p, d = self.engines(1, 1)
+            probes = []
+            d[0].health = lambda a, seen=probes: (seen.append(a.fields.get("authorization")), a.answer(200, b""))
+            with Gateway(p, d, *args, env=env) as g:
+                self.post(g, chat())
+                self.post(g, chat(), headers={"Authorization": "Bearer mine"})
+                http(g.port, "GET", "/v1/models")
+            self.assertEqual([r["fields"]["authorization"] for r in d[0].requests], ["Bearer k1", "Bearer mine"])
+            self.assertEqual(set(probes), {"Bearer k1"})
         ledger, p, d = self.engines(1, 1)
-        with Gateway(p, d, "--api-key", "k1") as g:
+        with Gateway(p, d, env={"OPENAI_API_KEY": ""}) as g:
             self.post(g, chat())
-            self.post(g, chat(), headers={"Authorization": "Bearer mine"})
-        self.assertEqual([r["fields"]["authorization"] for r in d[0].requests], ["Bearer k1", "Bearer mine"])
+        self.assertNotIn("authorization", d[0].requests[0]["fields"])
 
     def test_sigterm_lets_streams_end(self):
         ledger, p, d = self.engines(1, 1, token_time=0.03)
@@ -351,6 +360,19 @@ class Life(GatewayCase):
         self.assertEqual(g.wait(10), 0)
         self.assertEqual(ledger.stranded() + ledger.violations, [])
         wait_until(lambda: not d[0].connections and not p[0].connections, "every connection is closed")
+
+    def test_what_outlives_the_drain_timeout_is_cut(self):
+        ledger, p, d = self.engines(1, 1, token_time=60)
+        g = Gateway(p, d, "--drain-timeout", "0.3")
+        self.addCleanup(g.stop)
+        with Connection(g.port) as c:
+            c.request("POST", CHAT, chat(stream=True))
+            wait_until(lambda: d[0].running == 1, "decoding")
+            g.signal(signal.SIGTERM)
+            self.assertEqual(g.wait(10), 0)
+            with self.assertRaises((EOFError, OSError)):
+                list(c.events()), c.read_exactly(1)
+        wait_until(lambda: d[0].running == 0, "the decoder is free")
 
     def test_a_second_sigterm_ends_at_once(self):
         ledger, p, d = self.engines(1, 1, token_time=10)
