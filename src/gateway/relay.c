@@ -81,6 +81,8 @@ const char *relay_obstacle(const struct relay *r) {
                        "choices)";
         if (!r->track || r->prompt_ids.len == 0 || r->ids_sent == 0)
                 return "the engine returned no token ids";
+        if (!r->model.ptr) /* chunks of our own, and those of a chat that goes on, need a frame */
+                return "the engine's chunks lack id, created or model";
         if (r->facts->stop.ptr)
                 return "stop";
         return r->facts->bound;
@@ -532,7 +534,8 @@ void relay_end_usage(struct relay *r, int64_t prompt_tokens, struct buf *out) {
                 r->usage_prompt = prompt_tokens;
         if (r->usage_completion < 0 && r->ids_sent > 0)
                 r->usage_completion = r->ids_sent;
-        if (!r->facts->include_usage || r->many || r->usage_sent || r->usage_prompt < 0 || r->usage_completion < 0)
+        if (!r->facts->include_usage || r->many || r->usage_sent || r->usage_prompt < 0 || r->usage_completion < 0 ||
+            !r->model.ptr)
                 return;
         relay_write_usage(r, r->usage_prompt, r->usage_completion, out);
         r->usage_sent = true;

@@ -302,6 +302,47 @@ static void offsets_and_usage_count_from_the_begin(void **state) {
         arena_free(&arena);
 }
 
+/* With the engines' word, or our own count, or not at all when there is neither or no frame for it. */
+static void the_closing_usage_is_written_once(void **state) {
+        static const char *const request =
+            "{\"prompt\":\"x\",\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
+        static const char *const usage = "\"usage\":{\"prompt_tokens\":2,\"total_tokens\":3,\"completion_tokens\":1}";
+        struct arena arena = {0};
+        struct buf out = {0};
+        struct facts f;
+        struct relay r;
+
+        begin(&f, &arena, &r, API_COMPLETIONS, request);
+        feed(&r, &out, COMPLETION, "a", "null", "\"length\"", "null", "[1,2]", "11", "");
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_non_null(strstr(buf_cstr(&out), usage));
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_int_equal(out.len, 0);
+        relay_free(&r);
+
+        begin(&f, &arena, &r, API_COMPLETIONS, request);
+        feed(&r, &out, COMPLETION, "a", "null", "\"length\"", "null", "[1,2]", "11", "");
+        feed(&r, &out, "{\"id\":\"cmpl-1\",\"created\":7,\"model\":\"m\",\"choices\":[],%s}", usage);
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_int_equal(out.len, 0);
+        relay_free(&r);
+
+        begin(&f, &arena, &r, API_COMPLETIONS, request);
+        feed(&r, &out,
+            "{\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":\"stop\",\"token_ids\":[1],"
+            "\"prompt_token_ids\":[2]}]}");
+        assert_non_null(relay_obstacle(&r));
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_int_equal(out.len, 0);
+        relay_free(&r);
+        buf_free(&out);
+        arena_free(&arena);
+}
+
 static void what_another_engine_cannot_take_up_is_an_obstacle(void **state) {
         static const char *const bodies[] = {"{\"messages\":[],\"tools\":[{}]}",
             "{\"messages\":[],\"response_format\":{\"type\":\"json_object\"}}",
@@ -482,6 +523,7 @@ int main(void) {
             cmocka_unit_test(silence_has_a_bound),
             cmocka_unit_test(a_chat_goes_on_in_its_own_frame),
             cmocka_unit_test(offsets_and_usage_count_from_the_begin),
+            cmocka_unit_test(the_closing_usage_is_written_once),
             cmocka_unit_test(what_another_engine_cannot_take_up_is_an_obstacle),
             cmocka_unit_test(reasoning_and_tool_calls_are_an_obstacle),
             cmocka_unit_test(errors_and_strange_events_are_told_apart),
