@@ -333,7 +333,8 @@ class AfterTheFirstByte(GatewayCase):
             def offsets(es):
                 return [o for e in es for c in e["choices"] if c.get("logprobs") for o in c["logprobs"]["text_offset"]]
             self.assertEqual(offsets(events), offsets(want))
-        self.assertEqual(self.g.count("continuations_total"), continued)
+        # A reset may take away what the gateway has not read yet: then the leg is one that failed before its first byte.
+        self.assertEqual(self.g.count("continuations_total") + self.g.count("retries_total"), continued)
 
     BODIES = [chat(stream=True, max_tokens=60), completion(stream=True, max_tokens=60),
               completion([500, 65, 66], stream=True, max_tokens=60, echo=False, logprobs=1),
@@ -416,7 +417,7 @@ class AfterTheFirstByte(GatewayCase):
                  completion(stream=True, max_tokens=60, presence_penalty=0.5),
                  chat(stream=True, max_tokens=60, logprobs=True)]
         for body in cases:
-            self.fail_first({"reset": 10})
+            self.fail_first({"close": 10})
             with Connection(self.g.port) as c:
                 c.request("POST", CHAT if "messages" in body else COMPLETIONS, body)
                 events = list(c.events())
@@ -431,7 +432,7 @@ class AfterTheFirstByte(GatewayCase):
         """A completion that begins with half a character, cut there: nothing has gone to the client yet."""
         prompt = next(p for p in map(str, range(1000)) if decode(generate(encode(p), 1)[0]) == "\ufffd")
         body = completion(prompt, stream=True, max_tokens=30, return_token_ids=True, ignore_eos=True)
-        self.fail_first({"reset": 1})
+        self.fail_first({"close": 1})
         events = stream(self.g.port, COMPLETIONS, body)
         self.assertEqual([t for e in events for c in e["choices"] for t in c["token_ids"]],
                          generate(encode(prompt), 30, ignore_eos=True)[0])
@@ -510,7 +511,7 @@ class AfterTheFirstByte(GatewayCase):
         engines = [Engine("decode") for _ in range(2)]
         for e in engines:
             self.addCleanup(e.stop)
-            e.faults = [{"reset": 7}]
+            e.faults = [{"close": 7}]
         with Gateway([], engines) as g:
             body = chat(stream=True, max_tokens=40)
             self.assertEqual(self.ask(g, body), expected(body))
