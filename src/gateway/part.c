@@ -599,8 +599,7 @@ static enum part_state go_on_elsewhere(struct part *p) {
 
         if (p->recomputed)
                 stats_count(&g->stats, COUNT_RECOMPUTED, 1);
-        else
-                avoid(p, &p->decode);
+        avoid(p, &p->decode);
         if (p->relay.finished)
                 return close_up(p, false);
         if (obstacle)

@@ -489,6 +489,19 @@ class AfterTheFirstByte(GatewayCase):
         self.assertEqual([r["completion_tokens"] for r in self.g.records()], [4] * 8)
         self.assert_quiet(self.g)
 
+    def test_a_decoder_that_gave_a_stream_up_is_not_asked_again_at_once(self):
+        """It wants memory: also when the other one is busier."""
+        self.d[0].token_time = self.d[1].token_time = 0.03
+        body = chat(stream=True, max_tokens=20)
+        with Connection(self.g.port) as other:
+            other.request("POST", CHAT, chat(stream=True, max_tokens=300))
+            busy = other.events()
+            next(busy)
+            gives_up, busier = sorted(self.d, key=lambda e: e.running)
+            gives_up.faults = [{"recomputed": 5}]
+            self.assertEqual(self.ask(self.g, body), expected(body))
+            self.assertEqual((len(gives_up.requests), len(busier.requests)), (1, 2))
+
     def test_continuations_have_a_limit(self):
         def answer(request):
             return request["max_tokens"] != 1
