@@ -31,9 +31,9 @@ struct gateway {
         uint64_t request_count, leg_count;
         struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
         size_t waiting_count;
-        uint64_t waiting_at;        /* when one of them is due, UINT64_MAX: none waits */
-        bool freed[ROLE_COUNT];     /* an instance may take a leg that could not before */
-        struct list unsent;         /* requests with bytes for their clients */
+        uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
+        bool freed[ROLE_COUNT]; /* an instance may take a leg that could not before: the oldest's, on the next turn */
+        struct list unsent;     /* requests with bytes for their clients */
         unsigned char random[1024]; /* for ids, not used yet: the first random_left bytes */
         size_t random_left;
         struct arena spare_arenas[16]; /* of requests that have ended */

@@ -43,7 +43,7 @@ static uint64_t ms_until(uint64_t when, uint64_t now) {
         return when <= now ? 0 : (when - now + NS_PER_MS - 1) / NS_PER_MS;
 }
 
-/* Nothing but the timer's own time is decided here: what it finds to do stands in the gateway. */
+/* Let the timer look on the next turn of the loop; what it is to do stands in the gateway. */
 static void wake(struct gateway *g) {
         if (g->timer_open && uv_timer_get_due_in(&g->timer) > 0)
                 arm(g, 0);
@@ -61,6 +61,8 @@ void gateway_wake_at(struct gateway *g, uint64_t due) {
 }
 
 void gateway_wake_waiting(struct gateway *g, enum role role) {
+        if (list_empty(&g->waiting[role]))
+                return;
         g->freed[role] = true;
         wake(g);
 }
@@ -166,6 +168,12 @@ static void periodic(struct gateway *g, uint64_t now) {
         access_flush(&g->access);
 }
 
+static uint64_t next_look(const struct gateway *g) {
+        if (g->freed[ROLE_PREFILL] || g->freed[ROLE_DECODE])
+                return 0;
+        return g->waiting_at < g->periodic_at ? g->waiting_at : g->periodic_at;
+}
+
 static void on_timer(uv_timer_t *timer) {
         struct gateway *g = timer->data;
         uint64_t now = gateway_now(g);
@@ -181,7 +189,7 @@ static void on_timer(uv_timer_t *timer) {
         if (now >= g->periodic_at)
                 periodic(g, now);
         maybe_drained(g);
-        arm(g, ms_until(g->waiting_at < g->periodic_at ? g->waiting_at : g->periodic_at, gateway_now(g)));
+        arm(g, ms_until(next_look(g), gateway_now(g)));
 }
 
 /* ---- membership ----------------------------------------------------------------------------------------------------- */

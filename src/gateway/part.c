@@ -210,13 +210,16 @@ static void begin_waiting(struct part *p) {
 static struct instance *pick(struct part *p, enum role role) {
         struct gateway *g = gateway_of(p);
         struct policy_facts facts = {.avoid = p->avoid, .avoid_count = p->avoid_count};
-        struct instance *i = pool_pick(g->pool, role, &facts);
+        struct instance *i;
         uint64_t pause;
 
         begin_waiting(p);
+        p->due = UINT64_MAX; /* until the pool changes */
+        if (g->freed[role])  /* there is room, for those that have waited for it */
+                return NULL;
+        i = pool_pick(g->pool, role, &facts);
         if (i)
                 return i;
-        p->due = UINT64_MAX; /* until the pool changes */
         if (p->avoid_count > 0) {
                 /* Each has failed this request: once more from the start, after a pause. */
                 pause = from_seconds(g->options.retry_delay);
