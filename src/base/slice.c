@@ -21,6 +21,20 @@ bool slice_is_icase(struct slice a, const char *text) {
         return slice_eq_icase(a, slice_str(text));
 }
 
+static char fold_name(char c) {
+        if (c >= 'A' && c <= 'Z')
+                return (char)(c - 'A' + 'a');
+        return c == '-' ? '_' : c;
+}
+
+bool slice_is_name(struct slice a, const char *name) {
+        size_t i = 0;
+
+        while (i < a.len && name[i] && fold_name(a.ptr[i]) == fold_name(name[i]))
+                i++;
+        return i == a.len && !name[i];
+}
+
 bool slice_starts(struct slice s, struct slice prefix) {
         return s.len >= prefix.len && slice_eq(slice_of(s.ptr, prefix.len), prefix);
 }

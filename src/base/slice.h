@@ -39,6 +39,8 @@ static inline bool slice_is(struct slice a, const char *text) {
 /* ASCII letters compare equal in either case; the locale plays no part. */
 bool slice_eq_icase(struct slice a, struct slice b);
 bool slice_is_icase(struct slice a, const char *text);
+/* The same, and '-' and '_' compare equal too: names that people write either way. */
+bool slice_is_name(struct slice a, const char *name);
 
 bool slice_starts(struct slice s, struct slice prefix);
 bool slice_ends(struct slice s, struct slice suffix);

@@ -65,3 +65,5 @@ int cli_plan_read(const char *path, struct cli_plan *ret_plan);
 /* Findings to stderr, sorted, as they are for people; none print nothing. */
 void cli_say_findings(struct findings *findings, const char *path);
 void cli_plan_free(struct cli_plan *p);
+/* So long an ordered stop may take: gateway, decode and prefill ranks one after the other, each with its own grace. */
+unsigned cli_stop_ms(const struct cluster *c);

@@ -81,7 +81,7 @@ int cmd_down(int argc, char **argv) {
                         r = EXIT_FINE;
                 } else if (r < 0)
                         r = cli_fail(r, &e);
-                else if (wait_unlocked(f.paths.lock, (unsigned)(3 * f.cluster->supervise.stop_seconds + 10) * 1000))
+                else if (wait_unlocked(f.paths.lock, cli_stop_ms(f.cluster)))
                         r = EXIT_FINE;
                 else {
                         fprintf(stderr, "baton down: the supervisor has not ended in time; see %s\n",

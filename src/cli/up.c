@@ -26,7 +26,8 @@ struct up {
 
 /* ---- the supervisor's process ----------------------------------------------------------------------------------------- */
 
-/* Start `baton supervise FILE`. In the foreground it ends when this process does; otherwise it has a session of its own. */
+/* Start `baton supervise FILE`, in a process group of its own: a Ctrl-C here does not reach it. In the foreground it ends
+ * when this process does. */
 static int start_supervisor(const char *file, const struct launch_paths *paths, bool foreground, struct arena *arena,
     struct os_child *ret_child, struct error *e) {
         const char *argv[] = {cli_self(arena), "supervise", file, NULL};
@@ -42,15 +43,27 @@ static int start_supervisor(const char *file, const struct launch_paths *paths, 
         return r;
 }
 
-/* What the supervisor said last, when it ended before it answered. */
-static void explain_end(const struct launch_paths *paths, int code) {
+/* What the supervisor has said since it was started. */
+static void say_its_words(const struct launch_paths *paths) {
         struct buf b = {0};
 
-        if (file_read_whole(paths->supervisor_log, 1 << 20, &b, NULL) == 0 && b.len)
+        if (file_read_whole(paths->supervisor_log, 1 << 20, &b, NULL) == 0)
                 file_write_fd(STDERR_FILENO, buf_slice(&b));
-        else
-                fprintf(stderr, "baton up: the supervisor ended with status %d without a word\n", code);
         buf_free(&b);
+}
+
+/* The supervisor has ended by itself. Says how, when that was not in order, and returns the exit code: its own when it is
+ * one of ours. */
+static int explain_end(struct up *up) {
+        struct os_child_exit ended;
+        char how[64];
+
+        os_child_reap(&up->supervisor, true, &ended);
+        if (!ended.signaled && ended.code == EXIT_FINE)
+                return EXIT_FINE; /* `baton down` */
+        os_child_exit_text(&ended, how, sizeof(how));
+        fprintf(stderr, "baton up: the supervisor ended (%s); see %s\n", how, up->paths.supervisor_log);
+        return ended.signaled || ended.code > EXIT_UNKNOWN ? EXIT_NOT_FINE : ended.code;
 }
 
 /* ---- progress --------------------------------------------------------------------------------------------------------- */
@@ -156,20 +169,33 @@ static int block_signals(void) {
         return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-/* Wait for the supervisor to end by itself or by a signal to us; then stop it in order. */
-static void stay(struct os_child *supervisor, int signal_fd) {
-        struct pollfd fds[2] = {{supervisor->pidfd, POLLIN, 0}, {signal_fd, POLLIN, 0}};
-
-        while (poll(fds, 2, -1) < 0 && errno == EINTR)
-                ;
-}
-
-/* Ordered stop; returns when the supervisor has ended. */
-static void stop(struct os_child *supervisor) {
+/* Ordered stop; returns when the supervisor has ended: `code`, or EXIT_UNKNOWN when it had to be killed (which its
+ * children do not outlive). */
+static int stop(struct os_child *supervisor, const struct cluster *c, int code) {
+        struct pollfd fd = {supervisor->pidfd, POLLIN, 0};
         struct os_child_exit ended;
 
         os_child_signal(supervisor, SIGTERM);
+        if (poll(&fd, 1, (int)cli_stop_ms(c)) == 0) {
+                fprintf(stderr, "baton up: the supervisor does not stop and is killed\n");
+                os_child_signal(supervisor, SIGKILL);
+                code = EXIT_UNKNOWN;
+        }
         os_child_reap(supervisor, true, &ended);
+        return code;
+}
+
+/* Until the supervisor ends by itself, or a signal to us, after which it is stopped in order. Returns the exit code. */
+static int stay(struct up *up, const struct cluster *c) {
+        struct pollfd fds[2] = {{up->supervisor.pidfd, POLLIN, 0}, {up->signal_fd, POLLIN, 0}};
+
+        while (poll(fds, 2, -1) < 0 && errno == EINTR)
+                ;
+        if (fds[1].revents) {
+                fprintf(stderr, "stopping\n");
+                return stop(&up->supervisor, c, EXIT_FINE);
+        }
+        return explain_end(up);
 }
 
 static bool runs_already(const struct launch_paths *paths) {
@@ -184,7 +210,6 @@ static bool runs_already(const struct launch_paths *paths) {
  * code, everything stopped and explained. `foreground`: the supervisor ends when this process does. */
 static int up_start(const char *file, const struct cli_plan *p, bool foreground, bool quiet, struct up *ret_up) {
         struct up up = {.signal_fd = -1};
-        struct os_child_exit ended = {0};
         struct error e = {0};
         int r = launch_paths(p->cluster, true, &up.paths, &e);
 
@@ -205,10 +230,10 @@ static int up_start(const char *file, const struct cli_plan *p, bool foreground,
                 *ret_up = up;
                 return -1;
         case ARRIVAL_GONE:
-                os_child_reap(&up.supervisor, true, &ended);
-                explain_end(&up.paths, ended.code);
+                say_its_words(&up.paths);
+                r = explain_end(&up);
                 close(up.signal_fd);
-                return ended.code ? ended.code : EXIT_NOT_FINE;
+                return r == EXIT_FINE ? EXIT_NOT_FINE : r; /* stopped from elsewhere before it was up */
         case ARRIVAL_INTERRUPTED:
                 fprintf(stderr, "stopping\n");
                 break;
@@ -216,9 +241,9 @@ static int up_start(const char *file, const struct cli_plan *p, bool foreground,
                 fprintf(stderr, "stopping what was started\n");
                 break;
         }
-        stop(&up.supervisor);
+        r = stop(&up.supervisor, p->cluster, EXIT_NOT_FINE);
         close(up.signal_fd);
-        return EXIT_NOT_FINE;
+        return r;
 }
 
 struct up_options {
@@ -251,11 +276,8 @@ int cmd_up(int argc, char **argv) {
                 r = EXIT_FINE;
                 if (p.plan->gateway_argv && !o.quiet)
                         fprintf(stderr, "serving on %.*s\n", SLICE_ARG(p.plan->gateway_url));
-                if (o.foreground) {
-                        stay(&up.supervisor, up.signal_fd);
-                        fprintf(stderr, "stopping\n");
-                        stop(&up.supervisor);
-                }
+                if (o.foreground)
+                        r = stay(&up, p.cluster);
                 close(up.signal_fd);
         }
         cli_plan_free(&p);

@@ -1,11 +1,9 @@
 /* cluster.c - the cluster file's schema as tables, and reading it. What must hold between values is in plan.c. */
 #include "base/buf.h"
+#include "base/file.h"
 #include "cluster/tree.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 static const char *const engine_kinds[] = {"embedded", "vllm-ascend", "vllm", "template", NULL};
 static const char *const platforms[] = {"cpu", "ascend-a2", "ascend-a3", "ascend-a5", "cuda", NULL};
@@ -112,12 +110,6 @@ static bool name_is_good(struct slice s) {
         return true;
 }
 
-/* Names sorted for look-up: 1,024 nodes named in groups must not cost a million comparisons. */
-struct node_index {
-        const struct cluster_node *nodes;
-        uint32_t *order;
-};
-
 static int compare_names(const void *a, const void *b, void *nodes) {
         const struct cluster_node *n = nodes;
 
@@ -178,6 +170,7 @@ static void read_nodes(struct reader *r, yaml_node_t *value, void *target) {
         c->node_count = count;
 }
 
+/* Nodes sorted by name for look-up: 1,024 named in groups must not cost a million comparisons. */
 static uint32_t *index_nodes(struct reader *r) {
         struct cluster *c = r->cluster;
         uint32_t *order = arena_array(r->arena, c->node_count + 1, sizeof(*order));
@@ -413,42 +406,10 @@ out:
         return 0;
 }
 
-static int read_file(const char *path, struct buf *text, struct error *e) {
-        struct stat st;
-        int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY), r = 0;
-        ssize_t n = 0;
-
-        if (fd < 0)
-                return error_set(e, -errno, "cannot read %s: %s", path, strerror(errno));
-        if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode))
-                r = error_set(e, -EISDIR, "%s is a directory, not a cluster file", path);
-        while (r == 0) {
-                char *to = buf_reserve(text, 65536);
-
-                if (!to) {
-                        r = -ENOMEM;
-                        break;
-                }
-                n = read(fd, to, 65536);
-                if (n < 0 && errno == EINTR)
-                        continue;
-                if (n <= 0)
-                        break;
-                buf_commit(text, (size_t)n);
-                if (text->len > CLUSTER_FILE_MAX)
-                        r = error_set(
-                            e, -EFBIG, "%s is larger than %u MiB: not a cluster file", path, CLUSTER_FILE_MAX >> 20);
-        }
-        if (r == 0 && n < 0)
-                r = error_set(e, -errno, "cannot read %s: %s", path, strerror(errno));
-        close(fd);
-        return r;
-}
-
 int cluster_read(
     const char *path, struct arena *arena, struct cluster **ret_cluster, struct findings *findings, struct error *e) {
         struct buf text = {0};
-        int r = read_file(path, &text, e);
+        int r = file_read_whole(path, CLUSTER_FILE_MAX, &text, e);
 
         if (r == 0)
                 r = cluster_parse(path, buf_slice(&text), arena, ret_cluster, findings);

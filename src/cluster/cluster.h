@@ -23,7 +23,7 @@ struct place {
 
 struct finding {
         enum severity severity;
-        const char *code; /* "Y02": Y the file's form, D devices and ranks, P ports, C connectors, M model, G gateway */
+        const char *code; /* "Y02": Y the file's form, D devices and ranks, P ports, M model and engine */
         struct place at;
         const char *cause; /* one line; more lines give the evidence */
         const char *cure;  /* NULL: the cause says it */

@@ -164,9 +164,6 @@ static const struct rule rules[] = {
     {"D03", "a node has devices for its ranks", "Every rank takes tp devices: local ranks x tp must not exceed them."},
     {"D04", "prefill tp is a multiple of decode tp",
         "A decode rank pulls the latent KV cache from one prefill TP rank: P_tp >= D_tp and P_tp % D_tp == 0."},
-    {"D05", "both roles are there, or neither",
-        "Prefillers without decoders (or the reverse) answer nobody; for engines "
-        "without P/D give `decode` alone."},
     {"P01", "no port is used twice at one address",
         "The second process to bind it fails, often minutes into the start."},
     {"P02", "every port lies in 1..65535", "Ports of later ranks are counted up from the first."},
@@ -176,7 +173,6 @@ static const struct rule rules[] = {
         "by chance. Reserve it (net.ipv4.ip_local_reserved_ports) or choose another."},
     {"M01", "the drafts are few enough", "num_speculative_tokens beyond 8 costs more steps than it saves."},
     {"M02", "the engine kind can be launched", "Plans are made by a profile per engine kind."},
-    {"G01", "the gateway's node exists and its port is free", "The gateway runs beside the ranks of its node."},
 };
 
 const struct rule *rule_list(size_t *ret_count) {

@@ -286,22 +286,12 @@ static const struct api_route *find_route(struct slice path) {
         return NULL;
 }
 
-/* Whether one of the keys was given as "Bearer KEY" (the scheme in any case, one space). All keys are compared to their ends,
- * so that time does not tell how much of one was right. */
-static bool has_key(const struct api *a, struct slice given) {
-        struct slice scheme;
+/* All keys are compared, whichever is right: time does not tell. */
+static bool has_key(const struct api *a, struct http_fields fields) {
         bool right = false;
 
-        if (!slice_split(&given, ' ', &scheme) || !slice_is_icase(scheme, "bearer"))
-                return false;
-        for (size_t i = 0; i < a->options.api_key_count; i++) {
-                struct slice key = slice_str(a->options.api_keys[i]);
-                unsigned char difference = key.len != given.len;
-
-                for (size_t k = 0; k < given.len; k++)
-                        difference |= (unsigned char)(given.ptr[k] ^ key.ptr[key.len ? k % key.len : 0]);
-                right |= difference == 0;
-        }
+        for (size_t i = 0; i < a->options.api_key_count; i++)
+                right |= http_bearer_is(fields, a->options.api_keys[i]);
         return right;
 }
 
@@ -310,8 +300,7 @@ static bool check_key(struct api_call *call, const struct http_request_head *hea
         size_t n;
 
         if (call->api->options.api_key_count == 0 || call->method == HTTP_METHOD_OPTIONS ||
-            !slice_starts(head->path, SLICE_LIT("/v1/")) ||
-            has_key(call->api, http_field_value(head->fields, "Authorization")))
+            !slice_starts(head->path, SLICE_LIT("/v1/")) || has_key(call->api, head->fields))
                 return true;
         n = common_fields(call, fields, "application/json"); /* vLLM's key check stands in front of its CORS rules */
         respond(call, 401, fields, n, SLICE_LIT("{\"error\":\"Unauthorized\"}"));

@@ -31,25 +31,10 @@ void access_close(struct access *a) {
         a->own = false;
 }
 
-int access_reopen(struct access *a, const char *path, struct error *e) {
-        struct access fresh;
-        int r;
-
-        if (!a->own)
-                return 0;
-        r = access_open(&fresh, path, e);
-        if (r < 0)
-                return r;
-        access_close(a);
-        *a = fresh;
-        return 0;
-}
-
 void access_flush(struct access *a) {
         if (a->lines.len == 0)
                 return;
-        if (file_write_fd(a->fd, buf_slice(&a->lines)) < 0)
-                a->lost++;
+        file_write_fd(a->fd, buf_slice(&a->lines)); /* what a full disk does not take is lost */
         buf_reset(&a->lines);
 }
 
@@ -59,10 +44,8 @@ struct buf *access_begin(struct access *a) {
 
 void access_end(struct access *a) {
         buf_add_char(&a->lines, '\n');
-        if (!buf_ok(&a->lines)) {
+        if (!buf_ok(&a->lines))
                 buf_reset(&a->lines);
-                a->lost++;
-        }
         if (a->lines.len >= FLUSH_BYTES)
                 access_flush(a);
 }

@@ -10,7 +10,6 @@ struct access {
         int fd; /* -1: off */
         bool own;
         struct buf lines;
-        uint64_t lost;
 };
 
 /* NULL path: off; "-": standard output. 0 or a negative errno with a text. */
@@ -20,5 +19,3 @@ void access_flush(struct access *a);
 /* Begin a line: returns the buffer to write one JSON object into, or NULL when off. End it with access_end. */
 struct buf *access_begin(struct access *a);
 void access_end(struct access *a);
-/* The path was rotated: open it again. */
-int access_reopen(struct access *a, const char *path, struct error *e);

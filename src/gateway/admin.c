@@ -17,10 +17,10 @@ static void respond_json(struct http_exchange *x, int status, struct buf *body) 
 }
 
 void gateway_respond_error(struct http_exchange *x, int status, const char *type, const char *message) {
-        struct openai_error e = {.status = status, .type = type};
+        struct openai_error e;
         struct buf body = {0};
 
-        snprintf(e.message, sizeof(e.message), "%s", message);
+        openai_fail(&e, status, type, NULL, "%s", message);
         openai_write_error(&body, &e);
         respond_json(x, status, &body);
 }
@@ -161,7 +161,7 @@ static int change_one(struct gateway *g, bool prefill, struct slice text, bool a
                         r = gateway_add_member(g, &m, true, e);
                         r = r == -EEXIST ? 0 : r;
                 } else if (i) {
-                        pool_remove(g->pool, i, gateway_now(g));
+                        pool_remove(g->pool, i);
                 } else {
                         r = error_set(
                             e, -ENOENT, "%s is not among the %s instances", key, prefill ? "prefill" : "decode");
@@ -276,25 +276,6 @@ static const struct route {
     {HTTP_METHOD_POST, "/reset_prefix_cache", ADMIN, errand_broadcast},
 };
 
-/* In time that does not tell how much of the key is right. */
-static bool same_key(struct slice given, struct slice key) {
-        unsigned char differs = given.len != key.len;
-
-        for (size_t i = 0; i < key.len; i++)
-                differs |= (unsigned char)(key.ptr[i] ^ (i < given.len ? given.ptr[i] : 0));
-        return !differs;
-}
-
-static bool may_enter(const struct gateway *g, const struct http_request_head *head) {
-        struct slice given = http_field_value(head->fields, "authorization");
-
-        if (!g->options.admin_key)
-                return true;
-        if (!slice_is_icase(slice_sub(given, 0, 7), "bearer "))
-                return false;
-        return same_key(slice_trim(slice_sub(given, 7, given.len)), slice_str(g->options.admin_key));
-}
-
 static bool fits(const struct route *r, struct slice path) {
         size_t len = strlen(r->path);
 
@@ -313,7 +294,7 @@ void route_request(struct gateway *g, struct http_exchange *x) {
                 known = true;
                 if (r->method != head->method && !(r->method == HTTP_METHOD_GET && head->method == HTTP_METHOD_HEAD))
                         continue;
-                if (r->guard == ADMIN && !may_enter(g, head))
+                if (r->guard == ADMIN && g->options.admin_key && !http_bearer_is(head->fields, g->options.admin_key))
                         gateway_respond_error(x, 401, "AuthenticationError", "this route wants the admin key");
                 else
                         r->run(g, x);

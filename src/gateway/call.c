@@ -21,21 +21,10 @@ struct call {
 
 static void on_head(struct http_call *http, const struct http_response_head *head, void *user) {
         struct call *c = user;
-        struct http_field *items = arena_array(&c->arena, head->fields.count, sizeof(*items));
-        size_t n = 0;
 
         c->status = head->status;
-        for (size_t i = 0; items && i < head->fields.count; i++) {
-                struct http_field f = head->fields.items[i];
-
-                if (http_field_is_hop_by_hop(head->fields, f.name) || slice_is_icase(f.name, "content-length") ||
-                    slice_is_icase(f.name, "date"))
-                        continue;
-                f = (struct http_field){arena_copy(&c->arena, f.name), arena_copy(&c->arena, f.value)};
-                if (f.name.ptr && f.value.ptr)
-                        items[n++] = f;
-        }
-        c->fields = (struct http_fields){items, n};
+        if (fields_of_answer(head->fields, &c->arena, &c->fields) < 0)
+                http_call_abort(http);
 }
 
 static void on_body(struct http_call *http, struct slice data, void *user) {

@@ -5,26 +5,12 @@
 
 static const struct connector *const connectors[] = {&connector_pull, &connector_plain};
 
-static char fold(char c) {
-        if (c >= 'A' && c <= 'Z')
-                return (char)(c - 'A' + 'a');
-        return c == '-' ? '_' : c;
-}
-
-static bool same_name(const char *a, const char *b) {
-        while (*a && fold(*a) == fold(*b)) {
-                a++;
-                b++;
-        }
-        return !*a && !*b;
-}
-
 const struct connector *connector_find(const char *name) {
         for (size_t i = 0; i < sizeof(connectors) / sizeof(*connectors); i++) {
-                if (same_name(connectors[i]->name, name))
+                if (slice_is_name(slice_str(connectors[i]->name), name))
                         return connectors[i];
                 for (const char *const *alias = connectors[i]->aliases; *alias; alias++)
-                        if (same_name(*alias, name))
+                        if (slice_is_name(slice_str(*alias), name))
                                 return connectors[i];
         }
         return NULL;

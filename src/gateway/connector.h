@@ -50,7 +50,7 @@ enum decode_purpose {
 };
 
 struct connector {
-        const char *name, *help;
+        const char *name;
         const char *const *aliases; /* the engines' names for it, ended by NULL */
         enum connector_order order;
         /* Add what the leg's body needs. 0 or -ENOMEM. */

@@ -13,7 +13,6 @@ static const char *const aliases[] = {"none", "null", NULL};
 
 const struct connector connector_plain = {
     .name = "plain",
-    .help = "whole engines, one leg",
     .aliases = aliases,
     .order = ORDER_ONE,
     .edit_decode = edit_decode,

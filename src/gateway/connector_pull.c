@@ -173,7 +173,6 @@ static const char *const aliases[] = {"nixl", "llmdatadist", "LLMDataDistCMgrCon
 
 const struct connector connector_pull = {
     .name = "pull",
-    .help = "prefill first, the decoder pulls the KV",
     .aliases = aliases,
     .order = ORDER_PREFILL_FIRST,
     .edit_prefill = edit_prefill,

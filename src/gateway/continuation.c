@@ -5,17 +5,8 @@
 /* vLLM's default for completions. */
 #define COMPLETIONS_DEFAULT 16
 
-static int64_t count_ids(struct slice list) {
-        struct slice item;
-        int64_t n = 0;
-
-        while (openai_next_item(&list, &item))
-                n++;
-        return n;
-}
-
 int64_t continuation_limit(const struct facts *f, const struct relay *r, int64_t max_model_len) {
-        int64_t room = max_model_len > 0 ? max_model_len - count_ids(buf_slice(&r->prompt_ids)) : -1;
+        int64_t room = max_model_len > 0 ? max_model_len - (int64_t)openai_count_items(buf_slice(&r->prompt_ids)) : -1;
         int64_t limit = f->max_tokens;
 
         if (limit < 0)

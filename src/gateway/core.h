@@ -10,6 +10,7 @@
 #include "gateway/connector.h"
 #include "gateway/continuation.h"
 #include "gateway/gateway.h"
+#include "gateway/join.h"
 #include "gateway/relay.h"
 #include "gateway/stats.h"
 #include "http/sse.h"
@@ -24,11 +25,15 @@ struct gateway {
         struct pool *pool;
         struct stats stats;
         struct access access;
+        struct http_field key_field;   /* "Authorization: Bearer API_KEY" */
+        struct http_fields key_fields; /* it, or none */
         struct list requests;
         uint64_t request_count, leg_count;
-        struct list waiting; /* parts that need an instance or a moment, oldest first */
+        struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
         size_t waiting_count;
-        struct list unsent;         /* requests with bytes for their clients */
+        uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
+        bool freed[ROLE_COUNT]; /* an instance may take a leg that could not before: the oldest's, on the next turn */
+        struct list unsent;     /* requests with bytes for their clients */
         unsigned char random[1024]; /* for ids, not used yet: the first random_left bytes */
         size_t random_left;
         struct arena spare_arenas[16]; /* of requests that have ended */
@@ -36,9 +41,10 @@ struct gateway {
         struct buf spare[16]; /* buffers that streams have emptied, for the next ones */
         size_t spare_count;
         uv_check_t flush; /* sends them once per turn of the loop, whatever came in during it */
-        uv_timer_t timer; /* waiting parts, probes, the access log */
+        uv_timer_t timer; /* waiting parts, and what is done again and again, each at its own time */
         bool timer_open, listening;
-        unsigned ticks, open_handles;
+        uint64_t periodic_at, silence_at;
+        unsigned open_handles;
         struct list calls; /* of call.c: probes and the like */
         /* The end, in this order. */
         bool draining, abort_now, stopped, server_drained, closing;
@@ -47,16 +53,15 @@ struct gateway {
         void *drained_context;
 };
 
-uint64_t gateway_now(const struct gateway *g); /* ns, monotonic, of this turn of the loop */
-/* Look at the waiting parts on the next turn of the loop. */
-void gateway_wake(struct gateway *g);
-/* An instance may take a leg that could not before: those that wait for one try again. */
-void gateway_wake_waiting(struct gateway *g);
+uint64_t gateway_now(const struct gateway *g); /* ns, monotonic */
+/* A part waits: look at it at `due`, or earlier. */
+void gateway_wake_at(struct gateway *g, uint64_t due);
+/* An instance may take a leg that could not before: those that wait for one try again, the oldest first. */
+void gateway_wake_waiting(struct gateway *g, enum role role);
 void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
 
-/* Kept of an instance after it may be gone. */
 struct leg_times {
         uint64_t begun, head, first, ended; /* ns, 0: not */
 };
@@ -74,7 +79,7 @@ struct leg {
         int status;                /* of the answer, 0: no head */
         struct http_fields fields; /* end-to-end fields of the answer */
         bool event_stream;
-        bool cut; /* ended by leg_cut */
+        enum leg_end stopped_as; /* by leg_stop; LEG_DONE: not */
         uint64_t last_byte;
         const char *name; /* the instance's, in the request's arena */
         uint32_t instance_id;
@@ -91,14 +96,15 @@ struct leg_request {
 };
 
 void leg_init(struct leg *l, struct part *part, enum role role);
-/* Take the instance's load and start the call. 0, or -ENOMEM and nothing is taken. The answer comes in part_leg_head,
- * part_leg_data (streams) and part_leg_end, the last one exactly once. Not while the leg is in flight. */
+/* Take the instance's load and start the call. 0, or a negative errno and nothing is taken. The answer comes in part_leg_data
+ * (streams) and part_leg_end, the last one exactly once. Not while the leg is in flight. */
 int leg_start(struct leg *l, struct instance *i, const struct leg_request *request);
 static inline bool leg_in_flight(const struct leg *l) {
         return l->call != NULL;
 }
-void leg_abort(struct leg *l); /* part_leg_end follows with LEG_ABORTED; nothing when not in flight */
-void leg_cut(struct leg *l);   /* the same with LEG_BROKEN: it shows no life */
+/* End it: part_leg_end follows with `as`, LEG_ABORTED (nobody wants its answer), LEG_BROKEN (it shows no life) or LEG_ERROR
+ * (what it says is wrong). Nothing when it is not in flight or stopped already. */
+void leg_stop(struct leg *l, enum leg_end as);
 void leg_free(struct leg *l);
 /* Why it failed, for people; cut to fit. */
 void leg_say(struct leg *l, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -119,7 +125,6 @@ enum part_state {
         PART_END,
         PART_STATES,
 };
-const char *part_state_name(enum part_state s);
 
 enum part_event {
         PART_TRY, /* an instance may be there, a pause is over */
@@ -160,11 +165,10 @@ struct part {
         uint32_t avoid[PART_AVOID_MAX];
         size_t avoid_count;
         enum leg_end last_end;
-        struct list link;   /* of settlers */
-        bool bare;          /* the prefiller gave no params, and the decoder may compute the prompt itself */
-        bool settler;       /* not a choice of the answer: frees the KV of a handoff that is not used */
-        bool failed_inside; /* the decode leg's stream said so itself: an error event, "recomputed" */
-        bool recomputed;
+        struct list link;        /* of settlers */
+        bool bare;               /* the prefiller gave no params, and the decoder may compute the prompt itself */
+        bool settler;            /* not a choice of the answer: frees the KV of a handoff that is not used */
+        bool recomputed;         /* so the decoder said: it gave the request up for want of memory */
         struct slice request_id; /* of the attempt, the same on both legs */
         /* Waiting: in gateway.waiting. */
         struct list waiting;
@@ -172,12 +176,13 @@ struct part {
         uint64_t due, deadline, wait_begun, waited; /* ns */
         /* The last whole answer of an instance, good or bad: what the client gets when nothing better comes. */
         struct buf answer;
-        int answer_status; /* 0: none */
+        struct whole whole; /* a good one, taken apart */
+        int answer_status;  /* 0: none */
         struct http_fields answer_fields;
         int64_t completion_tokens, prompt_counted; /* -1: not known */
 };
 
-int part_init(struct part *p, struct request *r, uint32_t index); /* 0 or -ENOMEM */
+void part_init(struct part *p, struct request *r, uint32_t index);
 void part_free(struct part *p);
 /* Every step of a part goes through here. */
 void part_step(struct part *p, enum part_event event);
@@ -185,13 +190,15 @@ static inline bool part_is_over(const struct part *p) {
         return p->state == PART_END && !leg_in_flight(&p->prefill) && !leg_in_flight(&p->decode);
 }
 /* Called by leg.c. */
-void part_leg_head(struct leg *l);
 void part_leg_data(struct leg *l, struct slice data);
+/* An answer that HTTP calls good is here whole: is it one? LEG_DONE, or LEG_ERROR or LEG_BROKEN with the reason said. */
+enum leg_end part_leg_judge(struct leg *l);
 void part_leg_end(struct leg *l, enum leg_end end);
 void part_pause(struct part *p);  /* the client takes no more for now */
 void part_resume(struct part *p); /* it does again */
-/* What the timer found: a moment has come, or waiting was too long. */
-void part_tick(struct part *p, uint64_t now);
+/* Of a waiting part: when a moment comes, or waiting will have been too long. */
+uint64_t part_due(const struct part *p);
+void part_tick(struct part *p, uint64_t now); /* what of it is so now */
 
 /* ---- requests ------------------------------------------------------------------------------------------------------- */
 
@@ -208,7 +215,6 @@ struct request {
         struct facts facts;
         struct http_fields fields; /* end-to-end fields of the client, less those that each leg sets */
         struct slice id;           /* X-Request-Id of the first attempt */
-        struct slice authorization;
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */
@@ -249,8 +255,9 @@ void request_part_failed(struct request *r, struct part *p, int status, const ch
 
 struct call;
 typedef void (*call_done)(void *context, int status, struct http_fields fields, struct slice body, const char *why);
-/* One request to an instance, its answer gathered (at most 16 MiB). `done` is called once, with status 0 when there was
- * no answer. The instance is not kept; the caller does. NULL when memory is out (done is not called). */
+/* One request to an instance, its answer gathered (at most 16 MiB). `done` is called once, with status 0 and a reason when
+ * there was no whole answer. The instance may go meanwhile: who needs it then holds a reference, as a probe does. NULL
+ * when the call could not be started (`done` is not called). */
 struct call_request {
         enum http_method method;
         const char *target;
@@ -262,9 +269,17 @@ struct call *call_start(
     struct gateway *g, const struct instance *i, const struct call_request *request, call_done done, void *context);
 void call_abort_all(struct gateway *g);
 
+/* ---- header fields (fields.c) ---------------------------------------------------------------------------------------- */
+
+/* Copies in `arena` of the end-to-end fields of an instance's answer, less those that our framing sets; or of a client's
+ * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization. 0 or -ENOMEM. */
+int fields_of_answer(struct http_fields from, struct arena *arena, struct http_fields *ret_fields);
+int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without, struct arena *arena,
+    struct http_fields *ret_fields);
+
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
-void health_probe(struct gateway *g);                           /* start the probes that are due */
+bool health_probe(struct gateway *g); /* start probes that are due; true: there are more of them */
 void route_request(struct gateway *g, struct http_exchange *x); /* admin.c: finds who answers */
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);

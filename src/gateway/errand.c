@@ -45,34 +45,14 @@ static void on_body(struct http_exchange *x, struct slice data, void *user) {
 }
 
 static int read_head(struct errand *e, const struct http_request_head *head) {
-        struct http_field *items = arena_array(&e->arena, head->fields.count + 1, sizeof(*items));
-        const char *target = arena_copy(&e->arena, head->target).ptr, *key = e->g->options.api_key;
-        size_t n = 0;
+        static const char *const for_us[] = {"host", "content-length", "expect", NULL};
 
-        if (!items || !target)
-                return -ENOMEM;
-        for (size_t i = 0; i < head->fields.count; i++) {
-                struct http_field f = head->fields.items[i];
-
-                if (http_field_is_hop_by_hop(head->fields, f.name) || slice_is_icase(f.name, "host") ||
-                    slice_is_icase(f.name, "content-length") || slice_is_icase(f.name, "expect"))
-                        continue;
-                items[n] = (struct http_field){arena_copy(&e->arena, f.name), arena_copy(&e->arena, f.value)};
-                if (!items[n].name.ptr || !items[n].value.ptr)
-                        return -ENOMEM;
-                n++;
-        }
-        if (key && !http_field_find(head->fields, "authorization")) {
-                key = arena_printf(&e->arena, "Bearer %s", key);
-                if (!key)
-                        return -ENOMEM;
-                items[n++] = (struct http_field){SLICE_LIT("Authorization"), slice_str(key)};
-        }
         e->request = (struct call_request){.method = head->method == HTTP_METHOD_HEAD ? HTTP_METHOD_GET : head->method,
-            .target = target,
-            .fields = {items, n},
+            .target = arena_copy(&e->arena, head->target).ptr,
             .timeout_ms = TIMEOUT_MS};
-        return 0;
+        if (!e->request.target)
+                return -ENOMEM;
+        return fields_of_client(e->g, head->fields, for_us, &e->arena, &e->request.fields);
 }
 
 /* Gather the body, then call `run` (an on_body_end). */
@@ -110,11 +90,12 @@ static void on_answer(void *context, int status, struct http_fields fields, stru
 }
 
 static void try_one(struct errand *e) {
-        const struct policy_facts facts = {.avoid = e->avoid, .avoid_count = e->avoid_count};
+        struct policy_facts facts = {.avoid = e->avoid, .no_leg = true};
         struct instance *i = NULL;
 
         e->request.body = buf_slice(&e->body);
         while (e->avoid_count < TRIES_MAX) {
+                facts.avoid_count = e->avoid_count;
                 i = pool_pick(e->g->pool, ROLE_DECODE, &facts);
                 if (!i)
                         i = pool_pick(e->g->pool, ROLE_PREFILL, &facts);

@@ -183,7 +183,6 @@ int facts_read(
         read_stream(&f);
         f.return_token_ids = facts_true(openai_find(members, f.member_count, "return_token_ids"));
         f.echo = facts_true(openai_find(members, f.member_count, "echo"));
-        f.include_stop = facts_true(openai_find(members, f.member_count, "include_stop_str_in_output"));
         f.beam_search = facts_true(openai_find(members, f.member_count, "use_beam_search"));
         n = openai_find(members, f.member_count, "n");
         if (!openai_is_null(n) && facts_integer(n, &number) == 0 && number > 0 && number <= UINT32_MAX)

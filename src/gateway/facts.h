@@ -15,7 +15,7 @@ struct facts {
         size_t member_count;
 
         struct slice model; /* between the quotes, for logs; empty when absent */
-        bool stream, include_usage, return_token_ids, echo, include_stop;
+        bool stream, include_usage, return_token_ids, echo;
         /* Prompts of their own when the prompt is a list of strings or of id lists (one item for each), else one part
          * whose prompt is what the body says. */
         const struct slice *prompts; /* NULL: not a list */

@@ -8,10 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* The timer's pace when nothing waits: probes, the access log, streams that have gone silent. */
-#define TICK_MS 100
-/* Legs are looked through once a second. */
-#define SILENCE_TICKS 10
+/* Between looks at what changes by itself: probes that are due, lines of the access log, waiting parts. */
+#define PACE (100 * NS_PER_MS)
+/* The same, when more probes are due than are started at once. */
+#define PACE_OF_MANY (10 * NS_PER_MS)
+/* Between looks for legs that have gone silent. */
+#define PACE_OF_SILENCE NS_PER_S
 /* A leg whose instance was ejected is cut when it has shown no life for so long; one that still talks is left alone, for
  * a health route may fail where the engine works. */
 #define SILENT_WHEN_EJECTED (2 * NS_PER_S)
@@ -28,20 +30,6 @@ bool gateway_is_ready(const struct gateway *g) {
         return pool_routable(g->pool, ROLE_DECODE) > 0;
 }
 
-void gateway_stats(const struct gateway *g, struct gateway_stats *ret_stats) {
-        *ret_stats =
-            (struct gateway_stats){.requests = g->request_count, .legs = g->leg_count, .waiting = g->waiting_count};
-        for (int role = 0; role < ROLE_COUNT; role++)
-                for (size_t k = 0; k < pool_count(g->pool, (enum role)role); k++) {
-                        const struct instance *i = pool_at(g->pool, (enum role)role, k);
-
-                        ret_stats->load_requests += i->requests;
-                        ret_stats->load_tokens += i->tokens;
-                        ret_stats->held_requests += i->held_requests;
-                        ret_stats->held_tokens += i->held_tokens;
-                }
-}
-
 /* ---- the timer ------------------------------------------------------------------------------------------------------ */
 
 static void on_timer(uv_timer_t *timer);
@@ -51,34 +39,84 @@ static void arm(struct gateway *g, uint64_t ms) {
                 uv_timer_start(&g->timer, on_timer, ms, 0);
 }
 
-void gateway_wake(struct gateway *g) {
+static uint64_t ms_until(uint64_t when, uint64_t now) {
+        return when <= now ? 0 : (when - now + NS_PER_MS - 1) / NS_PER_MS;
+}
+
+/* Let the timer look on the next turn of the loop; what it is to do stands in the gateway. */
+static void wake(struct gateway *g) {
         if (g->timer_open && uv_timer_get_due_in(&g->timer) > 0)
                 arm(g, 0);
 }
 
-void gateway_wake_waiting(struct gateway *g) {
-        list_for_each (at, &g->waiting) {
+void gateway_wake_at(struct gateway *g, uint64_t due) {
+        uint64_t ms;
+
+        if (due >= g->waiting_at)
+                return;
+        g->waiting_at = due;
+        ms = ms_until(due, gateway_now(g));
+        if (g->timer_open && uv_timer_get_due_in(&g->timer) > ms)
+                arm(g, ms);
+}
+
+void gateway_wake_waiting(struct gateway *g, enum role role) {
+        if (list_empty(&g->waiting[role]))
+                return;
+        g->freed[role] = true;
+        wake(g);
+}
+
+/* Probe what is due now, not at the next pace. */
+static void probe_soon(struct gateway *g) {
+        g->periodic_at = 0;
+        wake(g);
+}
+
+/* The oldest that waits for an instance (not for a moment). NULL: none. */
+static struct part *first_in_need(struct gateway *g, enum role role) {
+        list_for_each (at, &g->waiting[role]) {
                 struct part *p = list_item(at, struct part, waiting);
 
                 if (p->due == UINT64_MAX)
-                        p->due = 0;
+                        return p;
         }
-        gateway_wake(g);
+        return NULL;
+}
+
+/* Only as many are looked at as there is room for: thousands may wait for each leg that ends. One that avoids whoever has
+ * the room then waits for a moment, and the next one is asked. */
+static void fill_freed(struct gateway *g, enum role role) {
+        struct part *p;
+
+        g->freed[role] = false;
+        while (pool_has_room(g->pool, role) && (p = first_in_need(g, role))) {
+                struct request *r = p->request;
+
+                part_step(p, PART_TRY);
+                request_settle(r);
+        }
 }
 
 /* Look at each waiting part once; those that are moved on may end their requests. New ones come behind the mark. */
-static void tick_waiting(struct gateway *g, uint64_t now) {
-        size_t count = g->waiting_count;
+static void tick_waiting(struct gateway *g, struct list *waiting, uint64_t now) {
+        struct list mark;
 
-        for (size_t n = 0; n < count && !list_empty(&g->waiting); n++) {
-                struct part *p = list_item(g->waiting.next, struct part, waiting);
+        list_push_back(waiting, &mark);
+        while (waiting->next != &mark) {
+                struct part *p = list_item(waiting->next, struct part, waiting);
                 struct request *r = p->request;
 
                 list_remove(&p->waiting);
-                list_push_back(&g->waiting, &p->waiting);
+                list_push_back(waiting, &p->waiting);
+                if (part_due(p) > now) {
+                        gateway_wake_at(g, part_due(p));
+                        continue;
+                }
                 part_tick(p, now);
                 request_settle(r);
         }
+        list_remove(&mark);
 }
 
 /* Is this leg to be given up? A stream that says nothing for too long hangs, also behind its [DONE]; and so does, sooner, a
@@ -103,23 +141,11 @@ static void tick_silence(struct gateway *g, uint64_t now) {
                         struct part *p = &r->parts[i];
 
                         if (is_lost(g, p, &p->prefill, now))
-                                leg_cut(&p->prefill);
+                                leg_stop(&p->prefill, LEG_BROKEN);
                         if (is_lost(g, p, &p->decode, now))
-                                leg_cut(&p->decode);
+                                leg_stop(&p->decode, LEG_BROKEN);
                 }
         }
-}
-
-static uint64_t next_tick_ms(struct gateway *g, uint64_t now) {
-        uint64_t due = now + TICK_MS * NS_PER_MS;
-
-        list_for_each (at, &g->waiting) {
-                const struct part *p = list_item(at, struct part, waiting);
-
-                if (p->due < due)
-                        due = p->due;
-        }
-        return due <= now ? 1 : (due - now + NS_PER_MS - 1) / NS_PER_MS;
 }
 
 static void on_flush(uv_check_t *check) {
@@ -131,18 +157,39 @@ static void on_flush(uv_check_t *check) {
 
 static void maybe_drained(struct gateway *g);
 
+static void periodic(struct gateway *g, uint64_t now) {
+        g->periodic_at = now + PACE;
+        if (!g->draining && health_probe(g))
+                g->periodic_at = now + PACE_OF_MANY;
+        if (now >= g->silence_at) {
+                g->silence_at = now + PACE_OF_SILENCE;
+                tick_silence(g, now);
+        }
+        access_flush(&g->access);
+}
+
+static uint64_t next_look(const struct gateway *g) {
+        if (g->freed[ROLE_PREFILL] || g->freed[ROLE_DECODE])
+                return 0;
+        return g->waiting_at < g->periodic_at ? g->waiting_at : g->periodic_at;
+}
+
 static void on_timer(uv_timer_t *timer) {
         struct gateway *g = timer->data;
         uint64_t now = gateway_now(g);
 
-        tick_waiting(g, now);
-        if (!g->draining)
-                health_probe(g);
-        if (++g->ticks % SILENCE_TICKS == 0)
-                tick_silence(g, now);
-        access_flush(&g->access);
+        for (int role = 0; role < ROLE_COUNT; role++)
+                if (g->freed[role])
+                        fill_freed(g, (enum role)role);
+        if (now >= g->waiting_at) {
+                g->waiting_at = g->waiting_count > 0 ? now + PACE : UINT64_MAX;
+                for (int role = 0; role < ROLE_COUNT; role++)
+                        tick_waiting(g, &g->waiting[role], now);
+        }
+        if (now >= g->periodic_at)
+                periodic(g, now);
         maybe_drained(g);
-        arm(g, next_tick_ms(g, now));
+        arm(g, ms_until(next_look(g), gateway_now(g)));
 }
 
 /* ---- membership ----------------------------------------------------------------------------------------------------- */
@@ -161,7 +208,9 @@ static void on_change(void *context, struct instance *i, enum instance_state bef
                 log_info(g->log, "%s %s is %s (was %s)", pool_role_name(i->role), i->name,
                     instance_state_name(i->state), instance_state_name(before));
         if (i->state == INSTANCE_HEALTHY)
-                gateway_wake_waiting(g);
+                gateway_wake_waiting(g, i->role);
+        if (i->state == INSTANCE_SUSPECT)
+                probe_soon(g);
 }
 
 int gateway_member_key(struct arena *arena, const struct gateway_member *m, struct http_endpoint *ret_endpoint,
@@ -209,7 +258,6 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
         struct http_endpoint endpoint, *copy;
         struct instance *i;
         struct instance_spec spec = {.role = m->prefill ? ROLE_PREFILL : ROLE_DECODE,
-            .url = m->url,
             .name = m->name,
             .dp_rank = m->dp_rank,
             .added_later = later};
@@ -230,7 +278,7 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
                         error_set(e, r, "%s is given twice as %s instance", spec.key, pool_role_name(spec.role));
                 goto out;
         }
-        gateway_wake(g);
+        probe_soon(g);
 out:
         arena_free(&arena);
         return r;
@@ -240,6 +288,18 @@ out:
 
 static void on_request(void *context, struct http_exchange *x) {
         route_request(context, x);
+}
+
+static int make_key_field(struct gateway *g) {
+        char *value;
+
+        if (!g->options.api_key)
+                return 0;
+        if (asprintf(&value, "Bearer %s", g->options.api_key) < 0)
+                return -ENOMEM;
+        g->key_field = (struct http_field){SLICE_LIT("Authorization"), slice_str(value)};
+        g->key_fields = (struct http_fields){&g->key_field, 1};
+        return 0;
 }
 
 static int make_pool(struct gateway *g) {
@@ -296,11 +356,15 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         g->connector = connector_find(options->connector ? options->connector : "pull");
         g->access.fd = -1;
         list_init(&g->requests);
-        list_init(&g->waiting);
+        for (int role = 0; role < ROLE_COUNT; role++)
+                list_init(&g->waiting[role]);
+        g->waiting_at = UINT64_MAX;
         list_init(&g->calls);
         list_init(&g->unsent);
         assert(g->connector);
         r = stats_init(&g->stats);
+        if (r == 0)
+                r = make_key_field(g);
         if (r == 0)
                 r = make_pool(g);
         if (r == 0)
@@ -358,7 +422,7 @@ static void on_server_drained(void *context) {
         struct gateway *g = context;
 
         g->server_drained = true;
-        gateway_wake(g);
+        wake(g);
 }
 
 static void stop_all(struct gateway *g) {
@@ -384,7 +448,7 @@ static void maybe_drained(struct gateway *g) {
 
 void gateway_request_gone(struct gateway *g) {
         if (g->draining)
-                gateway_wake(g);
+                wake(g);
 }
 
 void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *context) {
@@ -392,7 +456,7 @@ void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *c
 
         if (g->draining) {
                 g->abort_now = true;
-                gateway_wake(g);
+                wake(g);
                 return;
         }
         g->draining = true;
@@ -417,6 +481,7 @@ void gateway_free(struct gateway *g) {
         pool_free(g->pool);
         access_close(&g->access);
         stats_free(&g->stats);
+        free((char *)g->key_field.value.ptr);
         while (g->spare_arena_count > 0)
                 arena_free(&g->spare_arenas[--g->spare_arena_count]);
         while (g->spare_count > 0)

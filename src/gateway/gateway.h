@@ -2,14 +2,14 @@
  *
  * One gateway serves OpenAI's completions and chat completions from any number of instances that keep prefill and
  * decode apart (or from one pool of whole engines), on one libuv loop. A request runs through one state machine
- * (request.h): the prefill leg, the hand-off, the decode leg, the relay of its events; a leg is an instance, its load
- * and its upstream call, taken and given back as one (leg.h). A connector (connector.h) says what the bodies gain and
+ * (part.c): the prefill leg, the hand-off, the decode leg, the relay of its events; a leg is an instance, its load
+ * and its upstream call, taken and given back as one (leg.c). A connector (connector.h) says what the bodies gain and
  * lose on the way, a policy (policy.h) says who takes a leg, the pool (pool.h) who may.
  *
  * What a caller may rely on:
  *  - Status 200 is promised only when an upstream's first event (or whole body) is here; a failure after that is an SSE
  *    error event and [DONE], unless the stream could be continued elsewhere with the exact tokens.
- *  - Whatever ends a request, load, legs and connections are given back exactly once; gateway_stats() is zero again.
+ *  - Whatever ends a request, load, legs and connections are given back exactly once: the gauges are zero again.
  *  - Once a prefill has committed its KV, its decode leg is issued: with one token when the client has left.
  *
  * Everything belongs to the loop's thread. */
@@ -89,9 +89,3 @@ int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e);
  * call aborts what is left at once. */
 void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *context);
 void gateway_free(struct gateway *g); /* after on_drained; NULL is fine */
-
-/* What must be zero when nothing is going on. */
-struct gateway_stats {
-        uint64_t requests, legs, load_requests, load_tokens, held_requests, held_tokens, waiting;
-};
-void gateway_stats(const struct gateway *g, struct gateway_stats *ret_stats);

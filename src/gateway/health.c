@@ -5,38 +5,24 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* Probes started in one turn of the timer: ten thousand instances at start are no burst of connections. */
-#define PROBES_PER_TICK 64
+/* Probes started at once: ten thousand instances at start are no burst of connections. */
+#define PROBES_AT_ONCE 64
 
 struct probe {
         struct gateway *g;
         struct instance *i;
-        struct arena arena;
         enum health_event seen;
 };
 
 static void finish(struct probe *p) {
         pool_probe_done(p->i, p->seen, gateway_now(p->g));
-        gateway_wake(p->g);
-        arena_free(&p->arena);
         free(p);
-}
-
-static struct http_fields fields_of(struct probe *p) {
-        struct http_field *field = ARENA_NEW(&p->arena, struct http_field);
-        const char *key = p->g->options.api_key;
-        char *value = key ? arena_printf(&p->arena, "Bearer %s", key) : NULL;
-
-        if (!field || !value)
-                return (struct http_fields){0};
-        *field = (struct http_field){SLICE_LIT("Authorization"), slice_str(value)};
-        return (struct http_fields){field, 1};
 }
 
 static bool start(struct probe *p, const char *target, call_done done) {
         const struct call_request request = {.method = HTTP_METHOD_GET,
             .target = target,
-            .fields = fields_of(p),
+            .fields = p->g->key_fields,
             .timeout_ms = (unsigned)(p->g->options.probe_timeout * 1000)};
 
         return call_start(p->g, p->i, &request, done, p) != NULL;
@@ -76,20 +62,25 @@ static void on_health(void *context, int status, struct http_fields fields, stru
         finish(p);
 }
 
-void health_probe(struct gateway *g) {
+bool health_probe(struct gateway *g) {
         uint64_t now = gateway_now(g);
         struct instance *i;
 
         pool_tick(g->pool, now);
-        for (int n = 0; n < PROBES_PER_TICK && !g->draining && (i = pool_take_probe(g->pool, now)); n++) {
-                struct probe *p = calloc(1, sizeof(*p));
+        for (int n = 0; n < PROBES_AT_ONCE; n++) {
+                struct probe *p;
 
+                i = pool_take_probe(g->pool, now);
+                if (!i)
+                        return false;
+                p = calloc(1, sizeof(*p));
                 if (!p) {
                         pool_probe_done(i, HEALTH_PROBE_SLOW, now);
-                        return;
+                        return false;
                 }
                 *p = (struct probe){.g = g, .i = i, .seen = HEALTH_PROBE_SLOW};
                 if (!start(p, "/health", on_health))
                         finish(p);
         }
+        return true;
 }

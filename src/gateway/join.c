@@ -3,19 +3,46 @@
 #include <errno.h>
 #include <stdio.h>
 
+#define CHOICE_MEMBERS 48
+
 static int64_t number(const struct openai_member *m, size_t n, const char *name) {
         int64_t value;
 
         return facts_integer(openai_find(m, n, name), &value) < 0 ? -1 : value;
 }
 
-static struct join_usage read_usage(struct slice usage) {
+int whole_read(struct slice text, struct whole *ret_whole) {
+        struct openai_member m[OPENAI_MEMBERS_MAX];
+        size_t n, at;
+
+        if (openai_scan(text, m, OPENAI_MEMBERS_MAX, &n, &at) < 0)
+                return -EINVAL;
+        *ret_whole = (struct whole){.text = text,
+            .id = openai_find(m, n, "id"),
+            .choices = openai_find(m, n, "choices"),
+            .usage = openai_find(m, n, "usage")};
+        return 0;
+}
+
+bool whole_is_recomputed(const struct whole *w) {
+        struct slice rest = w->choices, choice;
+        struct openai_member m[CHOICE_MEMBERS];
+        size_t n, at;
+
+        while (openai_next_item(&rest, &choice))
+                if (openai_scan(choice, m, CHOICE_MEMBERS, &n, &at) == 0 &&
+                    slice_is(openai_find(m, n, "stop_reason"), "\"recomputed\""))
+                        return true;
+        return false;
+}
+
+struct join_usage join_read_usage(const struct whole *answer) {
         struct join_usage u = {-1, -1, -1};
         struct openai_member m[32];
         struct slice details;
         size_t n, at;
 
-        if (openai_is_null(usage) || openai_scan(usage, m, 32, &n, &at) < 0)
+        if (openai_is_null(answer->usage) || openai_scan(answer->usage, m, 32, &n, &at) < 0)
                 return u;
         u.prompt = number(m, n, "prompt_tokens");
         u.completion = number(m, n, "completion_tokens");
@@ -25,36 +52,29 @@ static struct join_usage read_usage(struct slice usage) {
         return u;
 }
 
-static struct slice member(struct slice answer, const char *name) {
-        struct openai_member m[OPENAI_MEMBERS_MAX];
-        size_t n, at;
-
-        return openai_scan(answer, m, OPENAI_MEMBERS_MAX, &n, &at) == 0 ? openai_find(m, n, name) : SLICE_NONE;
-}
-
-struct join_usage join_read_usage(struct slice answer) {
-        return read_usage(member(answer, "usage"));
-}
-
-void join_one(struct slice answer, int64_t cached_tokens, struct buf *out) {
+void join_one(const struct whole *answer, int64_t cached_tokens, struct buf *out) {
         struct cuts cuts = {0};
         char text[24];
 
-        relay_fix_cached(member(answer, "usage"), cached_tokens, text, &cuts);
-        cuts_write(&cuts, answer, out);
+        relay_fix_cached(answer->usage, cached_tokens, text, &cuts);
+        cuts_write(&cuts, answer->text, out);
 }
 
 /* The one choice of a part's answer with its index in the whole. */
 static int add_choice(const struct join_part *p, bool first, struct buf *out) {
-        struct slice choices = member(p->answer, "choices"), choice;
+        struct slice choices = p->answer->choices, choice;
+        struct openai_member m[CHOICE_MEMBERS];
         struct cuts cuts = {0};
+        size_t n, at;
         char text[24];
 
-        if (choices.len == 0 || choices.ptr[0] != '[' || !openai_next_item(&choices, &choice))
+        if (choices.len == 0 || choices.ptr[0] != '[' || !openai_next_item(&choices, &choice) ||
+            openai_scan(choice, m, CHOICE_MEMBERS, &n, &at) < 0)
                 return -EINVAL;
         if (!first)
                 buf_add_char(out, ',');
-        cuts_add(&cuts, member(choice, "index"), slice_of(text, (size_t)snprintf(text, sizeof(text), "%u", p->index)));
+        cuts_add(
+            &cuts, openai_find(m, n, "index"), slice_of(text, (size_t)snprintf(text, sizeof(text), "%u", p->index)));
         cuts_write(&cuts, choice, out);
         return 0;
 }
@@ -90,11 +110,11 @@ static struct join_usage sum_usage(const struct join_part *parts, size_t count) 
 }
 
 int join_many(const struct join_part *parts, size_t count, struct slice id, struct buf *out) {
-        struct slice frame = parts[0].answer, choices = member(frame, "choices"), usage = member(frame, "usage");
+        const struct whole *frame = parts[0].answer;
         struct join_usage sum = sum_usage(parts, count);
         struct buf all = {0}, usage_text = {0};
         struct cuts cuts = {0};
-        int r = choices.ptr ? 0 : -EINVAL;
+        int r = 0;
 
         buf_add_char(&all, '[');
         for (size_t i = 0; r == 0 && i < count; i++)
@@ -102,11 +122,11 @@ int join_many(const struct join_part *parts, size_t count, struct slice id, stru
         buf_add_char(&all, ']');
         if (r == 0) {
                 add_usage(&sum, &usage_text);
-                cuts_add(&cuts, member(frame, "id"), id);
-                cuts_add(&cuts, choices, buf_slice(&all));
-                if (!openai_is_null(usage))
-                        cuts_add(&cuts, usage, buf_slice(&usage_text));
-                cuts_write(&cuts, frame, out);
+                cuts_add(&cuts, frame->id, id);
+                cuts_add(&cuts, frame->choices, buf_slice(&all));
+                if (!openai_is_null(frame->usage))
+                        cuts_add(&cuts, frame->usage, buf_slice(&usage_text));
+                cuts_write(&cuts, frame->text, out);
         }
         buf_free(&all);
         buf_free(&usage_text);

@@ -3,11 +3,20 @@
 #pragma once
 #include "gateway/relay.h"
 
+/* An engine's whole answer, taken apart; slices of its text, SLICE_NONE where absent. */
+struct whole {
+        struct slice text, id, choices, usage;
+};
+/* 0, or -EINVAL when the text is not a JSON object. */
+int whole_read(struct slice text, struct whole *ret_whole);
+/* Did the decoder give it up for want of memory (stop_reason "recomputed")? */
+bool whole_is_recomputed(const struct whole *w);
+
 /* Append the answer with usage's cached_tokens as the prefiller said (-1: as it is). */
-void join_one(struct slice answer, int64_t cached_tokens, struct buf *out);
+void join_one(const struct whole *answer, int64_t cached_tokens, struct buf *out);
 
 struct join_part {
-        struct slice answer;
+        const struct whole *answer;
         uint32_t index;     /* of its choice */
         bool counts_prompt; /* the first of the n choices of a prompt: usage counts each prompt once, as vLLM does */
         int64_t cached_tokens;
@@ -20,4 +29,4 @@ int join_many(const struct join_part *parts, size_t count, struct slice id, stru
 struct join_usage {
         int64_t prompt, completion, cached;
 };
-struct join_usage join_read_usage(struct slice answer);
+struct join_usage join_read_usage(const struct whole *answer);

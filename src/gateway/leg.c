@@ -48,7 +48,8 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
         buf_reset(&l->body);
         l->status = 0;
         l->fields = (struct http_fields){0};
-        l->event_stream = l->cut = false;
+        l->event_stream = false;
+        l->stopped_as = LEG_DONE;
         l->why[0] = 0;
         l->times = (struct leg_times){.begun = gateway_now(g)};
         l->last_byte = l->times.begun;
@@ -67,41 +68,14 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
         return 0;
 }
 
-void leg_abort(struct leg *l) {
-        if (l->call)
-                http_call_abort(l->call);
-}
-
-void leg_cut(struct leg *l) {
-        l->cut = true;
-        leg_abort(l);
+void leg_stop(struct leg *l, enum leg_end as) {
+        if (!l->call || l->stopped_as != LEG_DONE)
+                return;
+        l->stopped_as = as;
+        http_call_abort(l->call);
 }
 
 /* ---- the answer ----------------------------------------------------------------------------------------------------- */
-
-/* Keep the fields that concern the client: hop-by-hop ones and those that our own framing sets are left out. */
-static int keep_fields(struct leg *l, struct http_fields from) {
-        struct arena *arena = &l->part->request->arena;
-        struct http_field *items = arena_array(arena, from.count, sizeof(*items));
-        size_t n = 0;
-
-        if (!items)
-                return -ENOMEM;
-        for (size_t k = 0; k < from.count; k++) {
-                struct http_field f = from.items[k];
-
-                if (http_field_is_hop_by_hop(from, f.name) || slice_is_icase(f.name, "content-length") ||
-                    slice_is_icase(f.name, "date"))
-                        continue;
-                items[n].name = arena_copy(arena, f.name);
-                items[n].value = arena_copy(arena, f.value);
-                if (!items[n].name.ptr || !items[n].value.ptr)
-                        return -ENOMEM;
-                n++;
-        }
-        l->fields = (struct http_fields){items, n};
-        return 0;
-}
 
 static void on_head(struct http_call *call, const struct http_response_head *head, void *user) {
         struct leg *l = user;
@@ -111,12 +85,10 @@ static void on_head(struct http_call *call, const struct http_response_head *hea
         l->times.head = l->last_byte = gateway_now(gateway_of(l));
         l->event_stream = head->status == 200 &&
                           slice_is_icase(slice_sub(type, 0, sizeof("text/event-stream") - 1), "text/event-stream");
-        if (keep_fields(l, head->fields) < 0) {
+        if (fields_of_answer(head->fields, &l->part->request->arena, &l->fields) < 0) {
                 leg_say(l, "out of memory");
-                http_call_abort(call);
-                return;
+                leg_stop(l, LEG_ABORTED);
         }
-        part_leg_head(l);
 }
 
 static void on_body(struct http_call *call, struct slice data, void *user) {
@@ -131,8 +103,7 @@ static void on_body(struct http_call *call, struct slice data, void *user) {
         }
         if (l->body.len + data.len > LEG_BODY_MAX) {
                 leg_say(l, "the answer is longer than %u bytes", LEG_BODY_MAX);
-                l->cut = true;
-                http_call_abort(call);
+                leg_stop(l, LEG_ERROR);
                 return;
         }
         buf_add(&l->body, data);
@@ -158,7 +129,7 @@ static enum leg_end end_of(const struct leg *l, enum http_failure failure) {
         case HTTP_FAIL_TIMEOUT:
                 return LEG_TIMEOUT;
         case HTTP_FAIL_ABORTED:
-                return l->cut ? LEG_BROKEN : LEG_ABORTED;
+                return l->stopped_as != LEG_DONE ? l->stopped_as : LEG_ABORTED;
         default:
                 return LEG_BROKEN;
         }
@@ -188,7 +159,7 @@ static void report(const struct leg *l, struct instance *i, enum leg_end end, ui
         case LEG_ABORTED:
                 break;
         default:
-                if (!l->cut)
+                if (l->stopped_as == LEG_DONE) /* not what the pool had told us */
                         pool_report(i, HEALTH_LEG_BROKEN, now);
                 break;
         }
@@ -203,6 +174,8 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         assert(l->call == call);
         l->call = NULL;
         l->times.ended = now;
+        if (end == LEG_DONE)
+                end = part_leg_judge(l);
         if (failure != HTTP_OK && !l->why[0])
                 leg_say(l, "%s", why ? why : http_failure_text(failure));
         g->leg_count--;
@@ -214,7 +187,7 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         l->at = NULL;
         pool_give_back(&l->load);
         if (g->waiting_count > 0 && g->options.instance_cap > 0)
-                gateway_wake_waiting(g);
+                gateway_wake_waiting(g, l->role);
         part_leg_end(l, end);
 }
 

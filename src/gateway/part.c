@@ -17,7 +17,6 @@
 
 typedef enum part_state (*action)(struct part *p);
 
-static enum part_state begin(struct part *p);
 static enum part_state start_prefill(struct part *p);
 static enum part_state retry_prefill(struct part *p);
 static enum part_state refuse_prefill(struct part *p);
@@ -43,7 +42,7 @@ static enum part_state end(struct part *p);
 static const action table[PART_STATES][PART_EVENTS] = {
     [PART_IDLE] =
         {
-            [PART_TRY] = begin,
+            [PART_TRY] = start_prefill,
             [PART_STOP] = end,
         },
     [PART_NEED_PREFILL] =
@@ -108,13 +107,6 @@ static const action table[PART_STATES][PART_EVENTS] = {
         },
 };
 
-const char *part_state_name(enum part_state s) {
-        static const char *const names[PART_STATES] = {"idle", "need_prefill", "prefill", "need_decode", "decode",
-            "relay", "let_prefill", "let_fetch", "need_settle", "settle", "end"};
-
-        return names[s];
-}
-
 static struct gateway *gateway_of(const struct part *p) {
         return p->request->g;
 }
@@ -141,19 +133,27 @@ static bool is_let(enum part_state s) {
         return s == PART_LET_PREFILL || s == PART_LET_FETCH;
 }
 
+static enum role waits_for(enum part_state s) {
+        return s == PART_NEED_PREFILL || s == PART_LET_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
+}
+
+/* Into the list of its state, behind those that wait already; or out of all. */
 static void set_waiting(struct part *p, bool waits) {
         struct gateway *g = gateway_of(p);
 
-        if (waits == p->is_waiting)
-                return;
-        p->is_waiting = waits;
-        if (waits) {
-                list_push_back(&g->waiting, &p->waiting);
-                g->waiting_count++;
-        } else {
+        if (p->is_waiting) {
                 list_remove(&p->waiting);
                 g->waiting_count--;
         }
+        p->is_waiting = waits;
+        if (waits) {
+                list_push_back(&g->waiting[waits_for(p->state)], &p->waiting);
+                g->waiting_count++;
+        }
+}
+
+uint64_t part_due(const struct part *p) {
+        return is_let(p->state) || p->due < p->deadline ? p->due : p->deadline;
 }
 
 static void enter(struct part *p, enum part_state next) {
@@ -165,7 +165,10 @@ static void enter(struct part *p, enum part_state next) {
         if (!is_need(before) && is_need(next))
                 p->wait_begun = now;
         p->state = next;
-        set_waiting(p, is_need(next) || is_let(next));
+        if (next != before || !p->is_waiting)
+                set_waiting(p, is_need(next) || is_let(next));
+        if (p->is_waiting)
+                gateway_wake_at(gateway_of(p), part_due(p));
         if (next == PART_END && before != PART_END) {
                 pool_give_back(&p->held);
                 request_part_over(p->request, p);
@@ -207,13 +210,16 @@ static void begin_waiting(struct part *p) {
 static struct instance *pick(struct part *p, enum role role) {
         struct gateway *g = gateway_of(p);
         struct policy_facts facts = {.avoid = p->avoid, .avoid_count = p->avoid_count};
-        struct instance *i = pool_pick(g->pool, role, &facts);
+        struct instance *i;
         uint64_t pause;
 
         begin_waiting(p);
+        p->due = UINT64_MAX; /* until the pool changes */
+        if (g->freed[role])  /* there is room, for those that have waited for it */
+                return NULL;
+        i = pool_pick(g->pool, role, &facts);
         if (i)
                 return i;
-        p->due = UINT64_MAX; /* until the pool changes */
         if (p->avoid_count > 0) {
                 /* Each has failed this request: once more from the start, after a pause. */
                 pause = from_seconds(g->options.retry_delay);
@@ -225,7 +231,6 @@ static struct instance *pick(struct part *p, enum role role) {
                 p->avoid_count = 0;
                 p->due = now_of(p) + pause;
         }
-        gateway_wake(g);
         return NULL;
 }
 
@@ -335,7 +340,7 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
         };
         int r = 0;
 
-        p->failed_inside = p->recomputed = false;
+        p->recomputed = false;
         p->source.max_model_len = i->max_model_len;
         if (!p->request_id.ptr || g->connector->order == ORDER_ONE)
                 r = next_request_id(p);
@@ -381,10 +386,6 @@ static enum part_state start_decode(struct part *p) {
         return PART_DECODE;
 }
 
-static enum part_state begin(struct part *p) {
-        return start_prefill(p);
-}
-
 /* ---- prefill leg ---------------------------------------------------------------------------------------------------- */
 
 /* A leg has reached an instance: waiting starts anew. */
@@ -415,13 +416,16 @@ static enum part_state give_up(struct part *p, const struct leg *l) {
         return PART_END;
 }
 
-/* Count a failed leg. False: no more attempts. An instance that could not be reached has seen nothing: trying another
- * costs nothing, and waiting has its own end. */
+/* Count a failed leg. False: no more attempts. An instance that could not be reached has seen nothing: others are tried
+ * for as long as an instance is waited for, connecting included. */
 static bool may_retry(struct part *p, const struct leg *l) {
         struct gateway *g = gateway_of(p);
 
         avoid(p, l);
-        if (p->last_end != LEG_UNSENT) {
+        if (p->last_end == LEG_UNSENT) {
+                if (now_of(p) >= p->deadline)
+                        return false;
+        } else {
                 reached(p);
                 if (++p->tries[l->role] >= (unsigned)g->options.max_retries)
                         return false;
@@ -453,12 +457,11 @@ static enum part_state leave_prefill(struct part *p) {
         p->due = l->times.head ? now + LET_PREFILL_MS * NS_PER_MS : grace;
         if (p->due <= now)
                 return cut_prefill(p);
-        gateway_wake(gateway_of(p));
         return PART_LET_PREFILL;
 }
 
 static enum part_state cut_prefill(struct part *p) {
-        leg_abort(&p->prefill);
+        leg_stop(&p->prefill, LEG_ABORTED);
         return PART_END;
 }
 
@@ -471,6 +474,8 @@ static void fetched(struct part *p) {
 }
 
 static enum part_state begin_relay(struct part *p) {
+        if (p->handoff.params.ptr)
+                stats_time(&gateway_of(p)->stats, TIME_HANDOFF, p->decode.times.first - p->decode.times.begun);
         fetched(p);
         reached(p);
         p->avoid_count = 0;
@@ -485,11 +490,14 @@ static void settle_aside(struct part *p) {
         struct request *r = p->request;
         struct part *s;
 
-        if (!p->handoff.params.ptr || !params_are_fresh(p))
+        if (!p->handoff.params.ptr)
                 return;
-        s = ARENA_NEW(&r->arena, struct part);
-        if (!s || part_init(s, r, p->index) < 0)
+        s = params_are_fresh(p) ? ARENA_NEW(&r->arena, struct part) : NULL;
+        if (!s) {
+                strand(p);
                 return;
+        }
+        part_init(s, r, p->index);
         s->settler = true;
         s->source = p->source;
         s->path = p->path;
@@ -516,9 +524,10 @@ static enum part_state retry_decode(struct part *p) {
                 stats_count(&gateway_of(p)->stats, COUNT_RECOMPUTED, 1);
                 if (++p->continuations > (unsigned)gateway_of(p)->options.max_continuations)
                         return give_up(p, &p->decode);
+                reached(p);
                 avoid(p, &p->decode);
         } else if (!may_retry(p, &p->decode)) {
-                if (overloaded)
+                if (unsent || overloaded)
                         settle_aside(p);
                 return give_up(p, &p->decode);
         }
@@ -526,6 +535,7 @@ static enum part_state retry_decode(struct part *p) {
          * taken the request in: for the next one they are as good. */
         if (!unsent && !overloaded)
                 drop_handoff(p);
+        relay_restart(&p->relay, p->relay.reframe); /* events without text may be held */
         return start_decode(p);
 }
 
@@ -545,12 +555,11 @@ static enum part_state leave_decode(struct part *p) {
         p->due = p->decode.times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
         if (p->due <= now)
                 return cut_decode(p);
-        gateway_wake(gateway_of(p));
         return PART_LET_FETCH;
 }
 
 static enum part_state cut_decode(struct part *p) {
-        leg_abort(&p->decode);
+        leg_stop(&p->decode, LEG_ABORTED);
         return PART_END;
 }
 
@@ -574,12 +583,11 @@ static enum part_state end_cut(struct part *p, const char *why) {
 /* Everything of the choice is out: what is missing is the closing. */
 static enum part_state close_up(struct part *p, bool at_length) {
         struct request *r = p->request;
-        int64_t prompt = p->relay.usage_prompt, completion = p->relay.usage_completion;
 
         if (at_length)
                 relay_end_at_length(&p->relay, &r->pending);
-        else if (r->facts.include_usage && !p->relay.many && prompt >= 0)
-                relay_write_usage(&p->relay, prompt, completion, &r->pending);
+        else
+                relay_end_usage(&p->relay, p->handoff_tokens, &r->pending);
         request_send_pending(r);
         return finish(p);
 }
@@ -594,8 +602,7 @@ static enum part_state go_on_elsewhere(struct part *p) {
 
         if (p->recomputed)
                 stats_count(&g->stats, COUNT_RECOMPUTED, 1);
-        else
-                avoid(p, &p->decode);
+        avoid(p, &p->decode);
         if (p->relay.finished)
                 return close_up(p, false);
         if (obstacle)
@@ -685,8 +692,6 @@ static enum part_state waited_too_long(struct part *p) {
 
 /* ---- what legs say -------------------------------------------------------------------------------------------------- */
 
-void part_leg_head(struct leg *l) {}
-
 /* Keep an instance's whole answer: the client may get it. */
 static void keep_answer(struct part *p, struct leg *l) {
         struct buf before = p->answer;
@@ -734,77 +739,38 @@ static void end_prefill(struct part *p, struct leg *l, enum leg_end end) {
         part_step(p, end == LEG_REFUSED ? PART_PREFILL_REFUSED : PART_PREFILL_FAILED);
 }
 
-/* Did the decoder give a whole answer up ("recomputed")? */
-static bool is_recomputed(struct slice answer) {
-        struct openai_member m[OPENAI_MEMBERS_MAX], c[48];
-        struct slice choices, choice;
-        size_t n, at;
+enum leg_end part_leg_judge(struct leg *l) {
+        struct part *p = l->part;
 
-        if (openai_scan(answer, m, OPENAI_MEMBERS_MAX, &n, &at) < 0)
-                return false;
-        choices = openai_find(m, n, "choices");
-        while (openai_next_item(&choices, &choice))
-                if (openai_scan(choice, c, 48, &n, &at) == 0 &&
-                    slice_is(openai_find(c, n, "stop_reason"), "\"recomputed\""))
-                        return true;
-        return false;
-}
-
-static bool is_object(struct slice text) {
-        struct openai_member m[OPENAI_MEMBERS_MAX];
-        size_t n, at;
-
-        return openai_scan(text, m, OPENAI_MEMBERS_MAX, &n, &at) == 0;
-}
-
-static void end_whole(struct part *p, struct leg *l) {
-        if (p->state == PART_SETTLE || p->state == PART_LET_FETCH) {
-                part_step(p, PART_DECODED);
-                return;
+        /* A prefill answer is judged by what it commits; of a leg for nobody nothing is read. */
+        if (l->role == ROLE_PREFILL || p->state == PART_SETTLE || p->state == PART_LET_FETCH || p->state == PART_END)
+                return LEG_DONE;
+        if (l->event_stream) {
+                /* Complete framing without [DONE]: fine when the choice has its end. */
+                if (p->relay.done || p->relay.finished)
+                        return LEG_DONE;
+                leg_say(l, "the stream ended without a finish_reason");
+                return LEG_BROKEN;
         }
-        if (!is_object(buf_slice(&l->body))) {
-                snprintf(
-                    l->why, sizeof(l->why), l->body.len ? "the answer is not a JSON object" : "the answer is empty");
-                p->last_end = LEG_ERROR;
-                p->answer_status = 0;
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        if (is_recomputed(buf_slice(&l->body))) {
-                p->recomputed = true;
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        keep_answer(p, l);
-        part_step(p, PART_DECODED);
+        if (whole_read(buf_slice(&l->body), &p->whole) == 0)
+                return LEG_DONE;
+        leg_say(l, l->body.len ? "the answer is not a JSON object" : "the answer is empty");
+        return LEG_ERROR;
 }
 
 static void end_decode(struct part *p, struct leg *l, enum leg_end end) {
-        if (p->failed_inside) {
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        if (end == LEG_DONE && l->event_stream) {
-                /* Complete framing without [DONE]: fine when the choice has its end. */
-                if (p->relay.done || p->relay.finished) {
-                        part_step(p, PART_DECODED);
-                        return;
-                }
-                leg_say(l, "the stream ended without a finish_reason");
-                p->last_end = LEG_BROKEN;
-                p->answer_status = 0;
-                part_step(p, PART_DECODE_FAILED);
-                return;
-        }
-        if (end == LEG_DONE) {
-                end_whole(p, l);
-                return;
-        }
-        if (l->status >= 400 && end != LEG_BROKEN)
+        bool whole = end == LEG_DONE && !l->event_stream && p->state == PART_DECODE;
+
+        if (whole && whole_is_recomputed(&p->whole))
+                p->recomputed = true;
+        else if (whole || (l->status >= 400 && end != LEG_BROKEN))
                 keep_answer(p, l);
         else
                 p->answer_status = 0;
-        part_step(p, end == LEG_REFUSED ? PART_DECODE_REFUSED : PART_DECODE_FAILED);
+        if (end == LEG_REFUSED)
+                part_step(p, PART_DECODE_REFUSED);
+        else
+                part_step(p, end == LEG_DONE && !p->recomputed ? PART_DECODED : PART_DECODE_FAILED);
 }
 
 void part_leg_end(struct leg *l, enum leg_end end) {
@@ -826,11 +792,10 @@ void part_leg_end(struct leg *l, enum leg_end end) {
 
 /* ---- the stream ----------------------------------------------------------------------------------------------------- */
 
-static void fail_inside(struct part *p, struct leg *l, const char *why) {
-        p->failed_inside = true;
+/* What the stream says ends its leg. */
+static void fail_inside(struct leg *l, enum leg_end end, const char *why) {
         leg_say(l, "%s", why);
-        p->last_end = LEG_ERROR;
-        leg_abort(l);
+        leg_stop(l, end);
 }
 
 /* `before`: how much of r->pending was there before this leg added to it. */
@@ -866,10 +831,6 @@ void part_resume(struct part *p) {
                 http_call_resume(p->decode.call);
 }
 
-static const char *error_words(const struct relay *r) {
-        return r->error.len > 0 ? "the engine sent an error event" : "the engine sent an error";
-}
-
 void part_leg_data(struct leg *l, struct slice data) {
         struct part *p = l->part;
         struct gateway *g = gateway_of(p);
@@ -882,10 +843,10 @@ void part_leg_data(struct leg *l, struct slice data) {
                 part_step(p, PART_DECODE_BEGAN);
                 return;
         }
-        if ((p->state != PART_DECODE && p->state != PART_RELAY) || p->failed_inside)
+        if ((p->state != PART_DECODE && p->state != PART_RELAY) || l->stopped_as != LEG_DONE)
                 return;
         request_take_buffer(p->request);
-        while (!p->failed_inside && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
+        while (l->stopped_as == LEG_DONE && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
                 stats_count(&g->stats, COUNT_EVENTS, 1);
                 switch (relay_event(&p->relay, event, out)) {
                 case RELAY_MORE:
@@ -893,22 +854,23 @@ void part_leg_data(struct leg *l, struct slice data) {
                         break;
                 case RELAY_RECOMPUTED:
                         p->recomputed = true;
-                        fail_inside(p, l, "the decoder gave the request up for want of memory");
+                        fail_inside(l, LEG_ABORTED, "the decoder gave the request up for want of memory");
                         break;
                 case RELAY_ERROR:
-                        fail_inside(p, l, error_words(&p->relay));
+                        leg_say(l, "the engine sent %.*s", SLICE_ARG(slice_trim(buf_slice(&p->relay.error))));
+                        leg_stop(l, LEG_ERROR);
                         break;
                 case RELAY_NO_MEMORY:
-                        fail_inside(p, l, "the gateway is out of memory");
+                        fail_inside(l, LEG_ABORTED, "the gateway is out of memory");
                         break;
                 }
         }
         if (r < 0)
-                fail_inside(p, l, "an event is too long");
-        if (p->relay.done && !p->relay.any_sent && !p->failed_inside)
-                fail_inside(p, l, "the stream ended without an answer");
+                fail_inside(l, LEG_ERROR, "an event is too long");
+        if (p->relay.done && !p->relay.any_sent)
+                fail_inside(l, LEG_ERROR, "the stream ended without an answer");
         pass_on(p, before);
-        if (p->relay.done && !p->failed_inside) {
+        if (p->relay.done && l->stopped_as == LEG_DONE) {
                 part_step(p, PART_DECODED);
                 /* The last bytes may have been too much for the client. What is left of the leg is framing: it does not
                  * wait for a client that may never take anything again. */
@@ -918,7 +880,7 @@ void part_leg_data(struct leg *l, struct slice data) {
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */
 
-int part_init(struct part *p, struct request *r, uint32_t index) {
+void part_init(struct part *p, struct request *r, uint32_t index) {
         *p = (struct part){
             .request = r, .index = index, .completion_tokens = -1, .prompt_counted = -1, .handoff_tokens = -1};
         list_init(&p->waiting);
@@ -927,7 +889,6 @@ int part_init(struct part *p, struct request *r, uint32_t index) {
         leg_init(&p->decode, p, ROLE_DECODE);
         relay_init(&p->relay, &r->facts);
         p->relay.index = index;
-        return 0;
 }
 
 void part_free(struct part *p) {

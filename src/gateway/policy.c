@@ -1,9 +1,10 @@
 /* policy.c - see policy.h. */
 #include "gateway/policy.h"
+#include "base/slice.h"
 #include <assert.h>
 
 bool policy_may_take(const struct policy_entry *e, const struct policy_facts *facts) {
-        if (e->cap > 0 && e->requests >= e->cap)
+        if (!facts->no_leg && e->cap > 0 && e->requests >= e->cap)
                 return false;
         for (size_t i = 0; i < facts->avoid_count; i++)
                 if (facts->avoid[i] == e->id)
@@ -96,26 +97,17 @@ static size_t pick_power_of_two(
 }
 
 const struct policy policy_table[] = {
-    {"least_load", "the one with the fewest tokens in flight; ties rotate", pick_least_load},
-    {"round_robin", "the one whose turn was longest ago", pick_round_robin},
-    {"random", "any, evenly", pick_random},
-    {"power_of_two", "the less loaded of two drawn at random", pick_power_of_two},
-    {NULL, NULL, NULL},
+    {"least_load", pick_least_load},
+    {"round_robin", pick_round_robin},
+    {"random", pick_random},
+    {"power_of_two", pick_power_of_two},
+    {NULL, NULL},
 };
 
-static char fold(char c) {
-        return c == '-' ? '_' : c;
-}
-
 const struct policy *policy_find(const char *name) {
-        for (const struct policy *p = policy_table; p->name; p++) {
-                size_t i = 0;
-
-                while (p->name[i] && fold(name[i]) == p->name[i])
-                        i++;
-                if (!p->name[i] && !name[i])
+        for (const struct policy *p = policy_table; p->name; p++)
+                if (slice_is_name(slice_str(p->name), name))
                         return p;
-        }
         return NULL;
 }
 
@@ -126,6 +118,7 @@ size_t policy_pick(const struct policy *p, struct policy_entry *entries, size_t 
         if (at == POLICY_NONE)
                 return at;
         assert(at < count && policy_may_take(&entries[at], facts));
-        entries[at].last_pick = ++state->turn;
+        if (!facts->no_leg)
+                entries[at].last_pick = ++state->turn;
         return at;
 }

@@ -25,6 +25,7 @@ struct policy_entry {
 struct policy_facts {
         const uint32_t *avoid; /* ids not to choose (those that failed this request), NULL when none */
         size_t avoid_count;
+        bool no_leg; /* a small call that is no work: caps do not hold, and nobody's turn is used up */
 };
 
 /* What a policy remembers between picks; one per role. A zeroed state with a seeded rng is fresh. */
@@ -35,13 +36,12 @@ struct policy_state {
 
 struct policy {
         const char *name; /* as on the command line */
-        const char *help;
         /* The index of the chosen entry, or POLICY_NONE when each is avoided or at its cap. */
         size_t (*pick)(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
             struct policy_state *state);
 };
 
-/* "least_load", "round_robin", "random", "power_of_two"; '-' and '_' are the same. NULL: no such policy. */
+/* "least_load", "round_robin", "random", "power_of_two"; case aside, '-' and '_' are the same. NULL: no such policy. */
 const struct policy *policy_find(const char *name);
 /* All of them, ended by a row without name. */
 extern const struct policy policy_table[];
@@ -50,6 +50,7 @@ extern const struct policy policy_table[];
 
 /* May this entry take one more leg? */
 bool policy_may_take(const struct policy_entry *e, const struct policy_facts *facts);
-/* Pick and count the turn: state->turn grows and the entry's last_pick becomes it. Every pick goes through here. */
+/* Pick and, for a leg, count the turn: state->turn grows and the entry's last_pick becomes it. Every pick goes through
+ * here. */
 size_t policy_pick(const struct policy *p, struct policy_entry *entries, size_t count, const struct policy_facts *facts,
     struct policy_state *state);

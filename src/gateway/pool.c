@@ -176,7 +176,6 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool) {
 static void instance_free(struct instance *i) {
         free((char *)i->key);
         free((char *)i->name);
-        free((char *)i->url.ptr);
         free(i->endpoint);
         free(i);
 }
@@ -221,11 +220,10 @@ static int grow(struct table *t) {
         return 0;
 }
 
-static void set_state(struct instance *i, enum instance_state s, uint64_t now) {
+static void set_state(struct instance *i, enum instance_state s) {
         enum instance_state before = i->state;
 
         i->state = s;
-        i->since = now;
         i->backoff = 0;
         memset(i->streak, 0, sizeof(i->streak));
         place(i);
@@ -244,7 +242,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
                 free(spec->endpoint);
                 i->next_probe = i->next_probe == UINT64_MAX ? UINT64_MAX : now;
                 i->join_failures = 0;
-                set_state(i, INSTANCE_JOINING, now);
+                set_state(i, INSTANCE_JOINING);
                 *ret_instance = i;
                 return 0;
         }
@@ -256,8 +254,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
                 return -ENOMEM;
         i->key = slice_dup(slice_str(spec->key));
         i->name = slice_dup(slice_str(spec->name ? spec->name : spec->key));
-        i->url = (struct slice){slice_dup(slice_str(spec->url)), strlen(spec->url)};
-        if (!i->key || !i->name || !i->url.ptr) {
+        if (!i->key || !i->name) {
                 instance_free(i);
                 return -ENOMEM;
         }
@@ -267,7 +264,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->endpoint = spec->endpoint;
         i->added_later = spec->added_later;
         i->state = INSTANCE_JOINING;
-        i->since = i->next_probe = now;
+        i->next_probe = now;
         i->slot = NO_SLOT;
         i->pool = p;
         t->all[t->all_count++] = i;
@@ -293,10 +290,10 @@ static void leave_if_idle(struct instance *i) {
         instance_free(i);
 }
 
-void pool_remove(struct pool *p, struct instance *i, uint64_t now) {
+void pool_remove(struct pool *p, struct instance *i) {
         assert(i->pool == p);
         if (i->state != INSTANCE_LEAVING)
-                set_state(i, INSTANCE_LEAVING, now);
+                set_state(i, INSTANCE_LEAVING);
         leave_if_idle(i);
 }
 
@@ -344,8 +341,18 @@ struct instance *pool_pick(struct pool *p, enum role role, const struct policy_f
                 at += t->healthy;
         }
         t->at[at]->last_pick = t->entries[at].last_pick;
-        t->at[at]->picks++;
+        t->at[at]->picks += !facts->no_leg;
         return t->at[at];
+}
+
+bool pool_has_room(const struct pool *p, enum role role) {
+        const struct table *t = &p->tables[role];
+        const struct policy_facts any = {0};
+
+        for (size_t k = 0; k < t->count; k++)
+                if (policy_may_take(&t->entries[k], &any))
+                        return true;
+        return false;
 }
 
 void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct load *ret_load) {
@@ -419,7 +426,7 @@ static bool is_last(struct instance *i) {
 }
 
 /* Returns whether the state changed. */
-static bool apply(struct instance *i, enum health_event what, uint64_t now) {
+static bool apply(struct instance *i, enum health_event what) {
         const struct rule *rule;
 
         for (int e = 0; e < HEALTH_EVENTS; e++)
@@ -433,14 +440,14 @@ static bool apply(struct instance *i, enum health_event what, uint64_t now) {
                 return false;
         if (rule->to == INSTANCE_EJECTED && what != HEALTH_PROBE_DEAD && is_last(i))
                 return false;
-        set_state(i, rule->to, now);
+        set_state(i, rule->to);
         return true;
 }
 
 void pool_report(struct instance *i, enum health_event what, uint64_t now) {
         if (i->state == INSTANCE_LEAVING)
                 return;
-        if (!apply(i, what, now))
+        if (!apply(i, what))
                 return;
         /* A probe that runs was sent before this was known; its result still counts. Else look at once. */
         if (i->next_probe != UINT64_MAX)
@@ -479,26 +486,11 @@ void pool_probe_done(struct instance *i, enum health_event what, uint64_t now) {
         }
         if (i->state == INSTANCE_JOINING && !is_good(what) && i->added_later && p->options.join_tries > 0 &&
             ++i->join_failures >= p->options.join_tries) {
-                pool_remove(p, i, now);
+                pool_remove(p, i);
                 return;
         }
-        apply(i, what, now);
+        apply(i, what);
         plan_probe(i, now);
-}
-
-uint64_t pool_next_due(const struct pool *p) {
-        uint64_t due = UINT64_MAX;
-
-        for (int r = 0; r < ROLE_COUNT; r++)
-                for (size_t k = 0; k < p->tables[r].all_count; k++) {
-                        const struct instance *i = p->tables[r].all[k];
-
-                        if (i->state != INSTANCE_LEAVING && i->next_probe < due)
-                                due = i->next_probe;
-                        if (i->busy_until > 0 && i->busy_until < due)
-                                due = i->busy_until;
-                }
-        return due;
 }
 
 void pool_tick(struct pool *p, uint64_t now) {

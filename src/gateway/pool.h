@@ -51,10 +51,8 @@ struct instance {
         int dp_rank;      /* sent as X-data-parallel-rank; -1: none */
         const char *name; /* for people: the given name, or the key */
         const char *key;  /* "host:port" or "host:port@rank": unique within the role */
-        struct slice url; /* as given, without rank */
         void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
         enum instance_state state;
-        uint64_t since;      /* when the state began */
         uint64_t busy_until; /* stands back until then */
         uint64_t next_probe; /* UINT64_MAX while a probe is under way */
         unsigned streak[HEALTH_EVENTS], backoff;
@@ -87,19 +85,19 @@ struct pool_options {
 int pool_new(const struct pool_options *options, struct pool **ret_pool); /* 0 or -ENOMEM */
 void pool_free(struct pool *p);                                           /* no load may be out; NULL is fine */
 
-/* Add an instance; it is JOINING and due for a probe at once. `key`, `url` and `name` (NULL: the key) are copied;
+/* Add an instance; it is JOINING and due for a probe at once. `key` and `name` (NULL: the key) are copied;
  * `endpoint` is given over with free() at the end. Adding one that is leaving takes it back in.
  * Returns 0, -EEXIST, -ENOSPC (POOL_INSTANCES_MAX) or -ENOMEM; on failure `endpoint` stays the caller's. */
 struct instance_spec {
         enum role role;
-        const char *key, *url, *name;
+        const char *key, *name;
         int dp_rank;
         void *endpoint;
         bool added_later;
 };
 int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, struct instance **ret_instance);
-/* Let it finish its legs and go. NULL-safe by contract of pool_find. */
-void pool_remove(struct pool *p, struct instance *i, uint64_t now);
+/* Let it finish its legs and go; freed at once when it has none. */
+void pool_remove(struct pool *p, struct instance *i);
 struct instance *pool_find(struct pool *p, enum role role, struct slice key); /* NULL: none */
 
 size_t pool_count(const struct pool *p, enum role role);
@@ -110,6 +108,7 @@ size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s
 /* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy.
  * NULL: none. */
 struct instance *pool_pick(struct pool *p, enum role role, const struct policy_facts *facts);
+bool pool_has_room(const struct pool *p, enum role role); /* whether there is one for a leg that avoids none */
 
 enum load_kind {
         LOAD_LEG,  /* a leg in flight */
@@ -124,18 +123,17 @@ struct load {
  * example proxy uses). */
 #define POOL_HELD_WEIGHT_TENTHS 3
 void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct load *ret_load);
-void pool_give_back(struct load *l); /* twice is harmless */
+/* Twice is harmless. Frees the instance when it was leaving and this was the last that pointed to it. */
+void pool_give_back(struct load *l);
 
-/* What was seen of an instance. May change its state, and free it when it is leaving and idle. */
+/* What was seen of an instance; may change its state. Nothing when it is leaving. */
 void pool_report(struct instance *i, enum health_event what, uint64_t now);
 /* It answered 429 or 503: prefer others until then. */
 void pool_stand_back(struct instance *i, uint64_t until);
 
 /* The next instance whose probe is due, marked as being probed and referenced; NULL: none now. After the probe call
- * pool_probe_done with what was seen; -ENOENT tells that the instance is leaving and nothing was made of it. */
+ * pool_probe_done with what was seen: it may free the instance, which may be leaving or be given up now (join_tries). */
 struct instance *pool_take_probe(struct pool *p, uint64_t now);
 void pool_probe_done(struct instance *i, enum health_event what, uint64_t now);
-/* When pool_take_probe or a stand-back has something to do next; UINT64_MAX: never. */
-uint64_t pool_next_due(const struct pool *p);
 /* Bring back those whose stand-back is over. */
 void pool_tick(struct pool *p, uint64_t now);

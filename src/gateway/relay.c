@@ -59,7 +59,6 @@ void relay_init(struct relay *r, const struct facts *facts) {
         *r = (struct relay){
             .facts = facts,
             .cached_tokens = -1,
-            .prompt_tokens = -1,
             .usage_prompt = -1,
             .usage_completion = -1,
         };
@@ -82,6 +81,8 @@ const char *relay_obstacle(const struct relay *r) {
                        "choices)";
         if (!r->track || r->prompt_ids.len == 0 || r->ids_sent == 0)
                 return "the engine returned no token ids";
+        if (!r->model.ptr) /* chunks of our own, and those of a chat that goes on, need a frame */
+                return "the engine's chunks lack id, created or model";
         if (r->facts->stop.ptr)
                 return "stop";
         return r->facts->bound;
@@ -193,15 +194,6 @@ static bool is_id_list(struct slice v) {
         return any;
 }
 
-static uint32_t count_items(struct slice list) {
-        struct slice item;
-        uint32_t n = 0;
-
-        while (openai_next_item(&list, &item))
-                n++;
-        return n;
-}
-
 static bool read_choice(struct slice choice, struct chunk *c) {
         struct openai_member m[MEMBERS];
         size_t n, at;
@@ -213,7 +205,7 @@ static bool read_choice(struct slice choice, struct chunk *c) {
         if (!c->text.ptr)
                 read_delta(c->delta, c);
         read_logprobs(c);
-        c->id_count = is_id_list(c->ids) ? count_items(c->ids) : 0;
+        c->id_count = is_id_list(c->ids) ? (uint32_t)openai_count_items(c->ids) : 0;
         return true;
 }
 
@@ -460,7 +452,6 @@ static void take_choice(struct relay *r, struct slice event, const struct chunk 
 enum relay_verdict relay_event(struct relay *r, struct slice event, struct buf *out) {
         struct chunk c = {0};
 
-        r->events++;
         buf_reset(&r->scratch);
         if (!buf_reserve(&r->scratch, event.len))
                 return RELAY_NO_MEMORY;
@@ -505,6 +496,7 @@ enum relay_verdict relay_event(struct relay *r, struct slice event, struct buf *
                 confirm(r, out);
                 write_chunk(r, event, &c, out);
                 r->any_sent = true;
+                r->usage_sent |= !openai_is_null(c.usage);
         }
         return buf_ok(out) && buf_ok(&r->ids) && buf_ok(&r->held) && buf_ok(&r->head) && buf_ok(&r->prompt_ids)
                    ? RELAY_MORE
@@ -531,17 +523,20 @@ void relay_end_at_length(struct relay *r, struct buf *out) {
         buf_add_str(out, r->facts->api == API_CHAT ? ",\"delta\":{\"content\":\"\"}" : ",\"text\":\"\"");
         buf_add_str(out, ",\"logprobs\":null,\"finish_reason\":\"length\",\"stop_reason\":null}]}\n\n");
         r->finished = true;
-        r->usage_prompt = count_items(buf_slice(&r->prompt_ids));
-        r->usage_completion = r->ids_sent;
-        if (r->facts->include_usage && !r->many)
-                relay_write_usage(r, r->usage_prompt, r->usage_completion, out);
+        r->usage_prompt = r->usage_completion = -1; /* of the leg that was lost */
+        relay_end_usage(r, -1, out);
 }
 
-void relay_write_error(struct buf *out, int status, const char *type, const char *message) {
-        struct openai_error e = {.status = status, .type = type};
-
-        snprintf(e.message, sizeof(e.message), "%s", message);
-        buf_add_str(out, "data: ");
-        openai_write_error(out, &e);
-        buf_add_str(out, "\n\n");
+void relay_end_usage(struct relay *r, int64_t prompt_tokens, struct buf *out) {
+        if (r->usage_prompt < 0 && r->prompt_ids.len > 0)
+                r->usage_prompt = (int64_t)openai_count_items(buf_slice(&r->prompt_ids));
+        if (r->usage_prompt < 0)
+                r->usage_prompt = prompt_tokens;
+        if (r->usage_completion < 0 && r->ids_sent > 0)
+                r->usage_completion = r->ids_sent;
+        if (!r->facts->include_usage || r->many || r->usage_sent || r->usage_prompt < 0 || r->usage_completion < 0 ||
+            !r->model.ptr)
+                return;
+        relay_write_usage(r, r->usage_prompt, r->usage_completion, out);
+        r->usage_sent = true;
 }

@@ -36,19 +36,18 @@ struct relay {
         struct buf held;     /* events that wait for text */
         uint64_t chars_sent; /* code points of text */
 
-        bool any_sent;  /* an event has gone to the client */
-        bool role_sent; /* the role chunk of a chat */
-        bool restarted; /* this leg is not the first: its role chunk is not shown */
-        bool finished;  /* a finish_reason has gone to the client */
-        bool done;      /* [DONE] was read */
-        bool opaque;    /* something that cannot be continued has gone by: reasoning, tool calls, several choices */
-        bool reframe;   /* this leg is a completions leg that continues a chat */
+        bool any_sent;   /* an event has gone to the client */
+        bool role_sent;  /* the role chunk of a chat */
+        bool restarted;  /* this leg is not the first: its role chunk is not shown */
+        bool finished;   /* a finish_reason has gone to the client */
+        bool usage_sent; /* the closing usage chunk has gone to the client */
+        bool done;       /* [DONE] was read */
+        bool opaque;     /* something that cannot be continued has gone by: reasoning, tool calls, several choices */
+        bool reframe;    /* this leg is a completions leg that continues a chat */
         uint32_t ids_before; /* sent by legs before this one */
         uint64_t chars_before;
-        int64_t prompt_tokens;                  /* of the first leg, -1: not seen */
         int64_t usage_prompt, usage_completion; /* the last usage seen, as shown to the client; -1: none */
-        uint64_t events;
-        struct buf scratch, error; /* `error`: the data of an error event */
+        struct buf scratch, error;              /* `error`: the data of an error event */
 };
 
 void relay_init(struct relay *r, const struct facts *facts);
@@ -72,12 +71,12 @@ void relay_restart(struct relay *r, bool reframe);
 /* The tokens asked for are all out but no finish_reason has come: write the chunk that ends the choice as "length" (and
  * the usage when asked for). */
 void relay_end_at_length(struct relay *r, struct buf *out);
+/* The choice has its end but its leg was lost behind it: write the closing usage chunk when the client asked for one and
+ * none has come, with our own count where no engine has told one (`prompt_tokens`: the prefiller's, -1: not known). */
+void relay_end_usage(struct relay *r, int64_t prompt_tokens, struct buf *out);
 
 /* The closing usage chunk of an answer of many parts. */
 void relay_write_usage(const struct relay *first, int64_t prompt_tokens, int64_t completion_tokens, struct buf *out);
-
-/* Write an SSE error event in vLLM's shape. */
-void relay_write_error(struct buf *out, int status, const char *type, const char *message);
 
 /* ---- replacing values in a text, shared with whole answers ---------------------------------------------------------- */
 

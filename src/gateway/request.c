@@ -2,7 +2,6 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "gateway/core.h"
-#include "gateway/join.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -15,42 +14,9 @@ static const struct http_exchange_callbacks callbacks;
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
 
-/* Fields that each leg sets itself, or that concern this hop: the body is sent anew, and read back as plain text. */
-static bool is_for_us(struct slice name) {
-        static const char *const names[] = {
-            "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", "authorization"};
-
-        for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
-                if (slice_is_icase(name, names[i]))
-                        return true;
-        return false;
-}
-
-static int keep_fields(struct request *r, struct http_fields from) {
-        struct http_field *items = arena_array(&r->arena, from.count + 1, sizeof(*items));
-        struct slice authorization = http_field_value(from, "authorization");
-        size_t n = 0;
-
-        if (!items)
-                return -ENOMEM;
-        for (size_t i = 0; i < from.count; i++) {
-                if (is_for_us(from.items[i].name) || http_field_is_hop_by_hop(from, from.items[i].name))
-                        continue;
-                items[n].name = arena_copy(&r->arena, from.items[i].name);
-                items[n].value = arena_copy(&r->arena, from.items[i].value);
-                if (!items[n].name.ptr || !items[n].value.ptr)
-                        return -ENOMEM;
-                n++;
-        }
-        if (authorization.ptr)
-                authorization = arena_copy(&r->arena, authorization);
-        else if (r->g->options.api_key)
-                authorization = slice_str(arena_printf(&r->arena, "Bearer %s", r->g->options.api_key));
-        if (authorization.ptr)
-                items[n++] = (struct http_field){SLICE_LIT("Authorization"), authorization};
-        r->fields = (struct http_fields){items, n};
-        return 0;
-}
+/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. */
+static const char *const for_us[] = {
+    "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", NULL};
 
 /* 128 bits from the kernel as hex digits: nobody can guess an id. They are fetched in batches. */
 static struct slice random_id(struct request *r) {
@@ -73,15 +39,21 @@ static struct slice random_id(struct request *r) {
         return slice_of(text, 32);
 }
 
-/* A client's id may name its legs when engines can take it as it is; else 128 random bits. */
 #define ID_MAX 128
+
+/* Ids stand in fields, in JSON strings and in log lines, here and at the engines: these bytes mean themselves in all. */
+static bool is_plain_id(struct slice id) {
+        for (size_t i = 0; i < id.len; i++)
+                if (id.ptr[i] <= ' ' || id.ptr[i] > '~' || id.ptr[i] == '"' || id.ptr[i] == '\\')
+                        return false;
+        return id.len > 0 && id.len <= ID_MAX;
+}
+
+/* A client's id may name its legs when it is one everywhere; else 128 random bits. */
 static int choose_id(struct request *r, struct http_fields fields) {
         struct slice id = http_field_value(fields, "x-request-id");
-        if (id.len > 0 && id.len <= ID_MAX && http_value_is_safe(id)) {
-                r->id = arena_copy(&r->arena, id);
-        } else {
-                r->id = random_id(r);
-        }
+
+        r->id = is_plain_id(id) ? arena_copy(&r->arena, id) : random_id(r);
         return r->id.ptr ? 0 : -ENOMEM;
 }
 
@@ -111,7 +83,8 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
         list_push_back(&g->requests, &r->link);
         g->request_count++;
         http_exchange_watch(x, &callbacks, r);
-        if (!r->peer || keep_fields(r, head->fields) < 0 || choose_id(r, head->fields) < 0) {
+        if (!r->peer || fields_of_client(g, head->fields, for_us, &r->arena, &r->fields) < 0 ||
+            choose_id(r, head->fields) < 0) {
                 gateway_respond_error(x, 500, "InternalServerError", "the gateway is out of memory");
                 return;
         }
@@ -174,10 +147,10 @@ static int make_parts(struct request *r) {
         if (!r->parts)
                 return -ENOMEM;
         for (size_t i = 0; i < r->part_count; i++) {
-                int e = part_init(&r->parts[i], r, (uint32_t)i);
+                int e;
 
-                if (e == 0)
-                        e = fill_source(r, &r->parts[i]);
+                part_init(&r->parts[i], r, (uint32_t)i);
+                e = fill_source(r, &r->parts[i]);
                 if (e < 0)
                         return e;
         }
@@ -318,7 +291,7 @@ void request_flush(struct request *r) {
 }
 
 static void end_stream(struct request *r) {
-        buf_add(&r->pending, SLICE_LIT("data: [DONE]\n\n"));
+        buf_add(&r->pending, OPENAI_DONE);
         request_flush(r);
         r->answer = ANSWER_ENDED;
         if (r->x)
@@ -359,7 +332,7 @@ static void respond_joined(struct request *r) {
         struct buf out = {0};
 
         for (size_t i = 0; parts && i < r->part_count; i++)
-                parts[i] = (struct join_part){.answer = buf_slice(&r->parts[i].answer),
+                parts[i] = (struct join_part){.answer = &r->parts[i].whole,
                     .index = r->parts[i].index,
                     .counts_prompt = r->parts[i].index % r->facts.n == 0,
                     .cached_tokens = r->parts[i].relay.cached_tokens};
@@ -373,18 +346,18 @@ static void respond_joined(struct request *r) {
 static void respond_one(struct request *r, struct part *p) {
         struct buf out = {0};
 
-        join_one(buf_slice(&p->answer), p->relay.cached_tokens, &out);
+        join_one(&p->whole, p->relay.cached_tokens, &out);
         respond(r, p, p->answer_status, buf_ok(&out) ? buf_slice(&out) : buf_slice(&p->answer));
         buf_free(&out);
 }
 
 static void count_tokens(struct request *r, struct part *p) {
-        struct join_usage u = join_read_usage(buf_slice(&p->answer));
+        struct join_usage u = {.prompt = p->relay.usage_prompt, .completion = p->relay.usage_completion};
 
-        if (r->stream) {
-                u.prompt = p->relay.usage_prompt;
-                u.completion = p->relay.usage_completion >= 0 ? p->relay.usage_completion : (int64_t)p->relay.ids_sent;
-        }
+        if (!r->stream)
+                u = join_read_usage(&p->whole);
+        else if (u.completion < 0)
+                u.completion = p->relay.ids_sent;
         if (u.prompt < 0)
                 u.prompt = p->handoff_tokens;
         p->prompt_counted = u.prompt;
@@ -421,9 +394,8 @@ static void stop_parts(struct request *r, const struct part *but) {
                         part_step(&r->parts[i], PART_STOP);
 }
 
-static void respond_failure(struct request *r, struct part *p, int status, const char *type, const char *message) {
+static void respond_failure(struct request *r, struct part *p, const struct openai_error *e) {
         struct http_field json = {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
-        struct openai_error e = {.status = status, .type = type};
         struct buf body = {0};
 
         /* The instance's own words, when it had some. */
@@ -431,28 +403,29 @@ static void respond_failure(struct request *r, struct part *p, int status, const
                 respond(r, p, p->answer_status, buf_slice(&p->answer));
                 return;
         }
-        snprintf(e.message, sizeof(e.message), "%s", message ? message : "the request failed");
-        openai_write_error(&body, &e);
+        openai_write_error(&body, e);
         p->answer_fields = (struct http_fields){&json, 1};
-        respond(r, p, status, buf_slice(&body));
+        respond(r, p, e->status, buf_slice(&body));
         p->answer_fields = (struct http_fields){0};
         buf_free(&body);
 }
 
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message) {
+        struct openai_error e;
+
         if (r->failed || r->answer == ANSWER_ENDED)
                 return;
         r->failed = true;
         r->end = "failed";
         if (message)
                 log_warn(r->g->log, "request %.*s: %s", SLICE_ARG(r->id), message);
+        openai_fail(&e, status, type ? type : "BadGateway", NULL, "%s", message ? message : "the request failed");
         if (r->answer == ANSWER_NONE) {
-                respond_failure(r, p, status, type, message);
+                respond_failure(r, p, &e);
         } else {
                 stats_count(&r->g->stats, COUNT_CUT, 1);
                 r->end = "cut";
-                relay_write_error(
-                    &r->pending, status, type ? type : "BadGateway", message ? message : "the request failed");
+                openai_write_error_event(&r->pending, &e);
                 end_stream(r);
         }
         stop_parts(r, p);
@@ -502,17 +475,49 @@ void request_stop(struct request *r) {
                 part_step(&r->parts[i], PART_STOP);
                 part_step(&r->parts[i], PART_GRACE_OVER);
                 part_step(&r->parts[i], PART_WAITED_TOO_LONG);
-                leg_abort(&r->parts[i].prefill);
-                leg_abort(&r->parts[i].decode);
+                leg_stop(&r->parts[i].prefill, LEG_ABORTED);
+                leg_stop(&r->parts[i].decode, LEG_ABORTED);
         }
         list_for_each (at, &r->settlers) {
                 struct part *p = list_item(at, struct part, link);
 
                 part_step(p, PART_WAITED_TOO_LONG);
-                leg_abort(&p->decode);
+                leg_stop(&p->decode, LEG_ABORTED);
         }
         /* A client that has left and parts that only waited: nothing else is to come that would end it. */
         request_settle(r);
+}
+
+/* Adds what is known (not negative); a sum of nothing known stays -1. */
+static void add_known(int64_t *sum, int64_t value) {
+        if (value >= 0)
+                *sum = (*sum < 0 ? 0 : *sum) + value;
+}
+
+/* Of all parts, as usage tells the client: each prompt once, whatever the number of its choices. */
+static struct join_usage sum_tokens(const struct request *r) {
+        struct join_usage sum = {-1, -1, -1};
+
+        for (size_t i = 0; i < r->part_count; i++) {
+                const struct part *p = &r->parts[i];
+
+                add_known(&sum.completion, p->completion_tokens);
+                if (p->index % r->facts.n != 0)
+                        continue;
+                add_known(&sum.prompt, p->prompt_counted);
+                add_known(&sum.cached, p->relay.cached_tokens);
+        }
+        return sum;
+}
+
+/* Parts wait side by side: the longest. */
+static uint64_t waited(const struct request *r) {
+        uint64_t longest = 0;
+
+        for (size_t i = 0; i < r->part_count; i++)
+                if (r->parts[i].waited > longest)
+                        longest = r->parts[i].waited;
+        return longest;
 }
 
 static void log_ms(struct json_writer *w, const char *name, uint64_t ns) {
@@ -552,12 +557,13 @@ static void log_times(struct json_writer *w, const struct request *r) {
         if (r->first)
                 log_ms(w, "ttft_ms", r->first - r->begun);
         if (r->part_count > 0)
-                log_ms(w, "queue_ms", r->parts[0].waited);
+                log_ms(w, "queue_ms", waited(r));
 }
 
 static void log_access(struct request *r) {
         struct buf *out = access_begin(&r->g->access);
         struct json_writer w = {.out = out};
+        struct join_usage tokens = sum_tokens(r);
         char now[CLOCK_TEXT_MAX];
 
         if (!out)
@@ -588,10 +594,10 @@ static void log_access(struct request *r) {
         if (r->part_count > 0) {
                 log_leg(&w, "prefill", &r->parts[0].prefill);
                 log_leg(&w, "decode", &r->parts[0].decode);
-                log_count(&w, "prompt_tokens", r->parts[0].prompt_counted);
-                log_count(&w, "cached_tokens", r->parts[0].relay.cached_tokens);
-                log_count(&w, "completion_tokens", r->parts[0].completion_tokens);
         }
+        log_count(&w, "prompt_tokens", tokens.prompt);
+        log_count(&w, "cached_tokens", tokens.cached);
+        log_count(&w, "completion_tokens", tokens.completion);
         if (r->retries)
                 log_count(&w, "retries", r->retries);
         if (r->continued)
@@ -600,30 +606,27 @@ static void log_access(struct request *r) {
         access_end(&r->g->access);
 }
 
+static void count_known(struct stats *s, enum counter c, int64_t value) {
+        if (value > 0)
+                stats_count(s, c, (uint64_t)value);
+}
+
 static void count(struct request *r) {
         struct stats *s = &r->g->stats;
-        int64_t completion = 0;
+        struct join_usage tokens = sum_tokens(r);
 
         s->codes[r->status > 0 && r->status < 600 ? r->status : 499]++;
         if (r->part_count == 0)
                 return;
         stats_time(s, TIME_REQUEST, r->ended - r->begun);
-        stats_time(s, TIME_QUEUE, r->parts[0].waited);
+        stats_time(s, TIME_QUEUE, waited(r));
         if (r->first)
                 stats_time(s, TIME_TTFT, r->first - r->begun);
-        for (size_t i = 0; i < r->part_count; i++) {
-                const struct part *p = &r->parts[i];
-
-                if (p->prompt_counted > 0)
-                        stats_count(s, COUNT_PROMPT_TOKENS, (uint64_t)p->prompt_counted);
-                if (p->relay.cached_tokens > 0)
-                        stats_count(s, COUNT_CACHED_TOKENS, (uint64_t)p->relay.cached_tokens);
-                if (p->completion_tokens > 0)
-                        completion += p->completion_tokens;
-        }
-        stats_count(s, COUNT_COMPLETION_TOKENS, (uint64_t)completion);
-        if (r->stream && r->part_count == 1 && completion > 1 && r->first && r->ended > r->first)
-                stats_time(s, TIME_TPOT, (r->ended - r->first) / (uint64_t)(completion - 1));
+        count_known(s, COUNT_PROMPT_TOKENS, tokens.prompt);
+        count_known(s, COUNT_CACHED_TOKENS, tokens.cached);
+        count_known(s, COUNT_COMPLETION_TOKENS, tokens.completion);
+        if (r->stream && r->part_count == 1 && tokens.completion > 1 && r->first && r->ended > r->first)
+                stats_time(s, TIME_TPOT, (r->ended - r->first) / (uint64_t)(tokens.completion - 1));
 }
 
 static bool is_over(const struct request *r) {

@@ -21,7 +21,8 @@ static const struct {
         sizeof(seconds_fine) / sizeof(*seconds_fine)},
     [TIME_QUEUE] = {"baton_gateway_queue_seconds", "Waiting for an instance", SECONDS},
     [TIME_PREFILL] = {"baton_gateway_prefill_seconds", "Prefill legs", SECONDS},
-    [TIME_HANDOFF] = {"baton_gateway_handoff_seconds", "From a decode leg's start to its first byte", SECONDS},
+    [TIME_HANDOFF] = {"baton_gateway_handoff_seconds", "From the start of a stream's decode leg to its first byte",
+        SECONDS},
 #undef SECONDS
 };
 

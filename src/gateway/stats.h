@@ -42,7 +42,7 @@ enum timing {
         TIME_TPOT,    /* per token after the first */
         TIME_QUEUE,   /* waiting for instances */
         TIME_PREFILL, /* prefill leg */
-        TIME_HANDOFF, /* decode leg's start to its first byte: KV fetch and first step */
+        TIME_HANDOFF, /* a stream's decode leg from its start to its first byte: KV fetch and first step */
         TIMINGS,
 };
 

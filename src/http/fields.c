@@ -51,6 +51,18 @@ bool http_field_is_hop_by_hop(struct http_fields fields, struct slice name) {
         return false;
 }
 
+bool http_bearer_is(struct http_fields fields, const char *key) {
+        struct slice given = http_field_value(fields, "Authorization"), scheme, want = slice_str(key);
+        unsigned char difference;
+
+        if (!slice_split(&given, ' ', &scheme) || !slice_is_icase(scheme, "Bearer"))
+                return false;
+        difference = want.len != given.len;
+        for (size_t i = 0; i < given.len; i++)
+                difference |= (unsigned char)(given.ptr[i] ^ want.ptr[want.len ? i % want.len : 0]);
+        return difference == 0;
+}
+
 bool http_value_is_safe(struct slice value) {
         for (size_t i = 0; i < value.len; i++) {
                 unsigned char c = value.ptr[i];

@@ -34,6 +34,9 @@ struct http_fields {
 const struct http_field *http_field_find(struct http_fields fields, const char *name);
 /* Its value, or SLICE_NONE. */
 struct slice http_field_value(struct http_fields fields, const char *name);
+/* Does Authorization say "Bearer KEY" (the scheme in any case, one space)? The time it takes does not tell how much of the
+ * key is right. */
+bool http_bearer_is(struct http_fields fields, const char *key);
 /* Connection, Keep-Alive, Proxy-*, TE, Trailer, Transfer-Encoding, Upgrade, and those that Connection names. */
 bool http_field_is_hop_by_hop(struct http_fields fields, struct slice name);
 /* A valid field value: no CR, LF, NUL or other control character but tab (RFC 9110 5.5). */

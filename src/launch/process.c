@@ -31,7 +31,6 @@ static void set_state(struct process *p, enum process_state state, uint64_t now)
                 p->state = state;
                 p->since_ns = now;
         }
-        supervisor_changed(p->supervisor);
 }
 
 /* ---- its output ----------------------------------------------------------------------------------------------------- */
@@ -90,26 +89,36 @@ static void stop_probe(struct process *p) {
                 http_call_abort(p->probe);
 }
 
-/* What becomes of a process that ended by itself. Status 2 is baton's word for wrong use or input: trying the same again
- * cannot help. */
-static void after_unwanted_exit(struct process *p, const struct os_child_exit *ended, uint64_t now) {
+static void give_up(struct process *p, uint64_t now) {
+        log_error(p->supervisor->options->log, "%s: %s; it is given up", p->name, p->last_exit);
+        set_state(p, PROCESS_FAILED, now);
+}
+
+/* After a pause that doubles, and so often as the cluster file allows. */
+static void try_again(struct process *p, uint64_t now) {
         const struct cluster *c = p->supervisor->options->plan->cluster;
-        bool hopeless = !ended->signaled && ended->code == 2;
         uint64_t delay = BACKOFF_FIRST;
 
         if (p->ready_ns && now - p->ready_ns > STEADY_NS)
                 p->restarts_in_row = 0;
-        if (hopeless || p->restarts_in_row >= (uint64_t)c->supervise.restarts) {
-                log_error(p->supervisor->options->log, "%s ended (%s) and is given up", p->name, p->last_exit);
-                set_state(p, PROCESS_FAILED, now);
+        if (p->restarts_in_row >= (uint64_t)c->supervise.restarts) {
+                give_up(p, now);
                 return;
         }
         for (unsigned i = 0; i < p->restarts_in_row && delay < BACKOFF_MAX; i++)
                 delay *= 2;
         p->restarts_in_row++;
         p->next_ns = now + (delay < BACKOFF_MAX ? delay : BACKOFF_MAX);
-        log_warn(p->supervisor->options->log, "%s ended (%s), starting again", p->name, p->last_exit);
+        log_warn(p->supervisor->options->log, "%s: %s; starting it again", p->name, p->last_exit);
         set_state(p, PROCESS_BACKOFF, now);
+}
+
+/* It ended by itself. Status 2 is baton's word for wrong use or input: trying the same again cannot help. */
+static void after_unwanted_exit(struct process *p, const struct os_child_exit *ended, uint64_t now) {
+        if (!ended->signaled && ended->code == 2)
+                give_up(p, now);
+        else
+                try_again(p, now);
 }
 
 static void on_child_exit(uv_poll_t *poll, int status, int events) {
@@ -130,6 +139,7 @@ static void on_child_exit(uv_poll_t *poll, int status, int events) {
         p->exit_poll = NULL;
         stop_probe(p);
         os_child_exit_text(&ended, p->last_exit, sizeof(p->last_exit));
+        supervisor_children_changed(p->supervisor);
         if (p->state != PROCESS_STOPPING)
                 after_unwanted_exit(p, &ended, now);
         else if (p->restart_wanted && !p->supervisor->stopping) {
@@ -151,8 +161,13 @@ static int watch_exit(struct process *p) {
                 return r;
         }
         poll->data = p;
+        r = uv_poll_start(poll, UV_READABLE, on_child_exit);
+        if (r < 0) {
+                uv_close((uv_handle_t *)poll, free_handle);
+                return r;
+        }
         p->exit_poll = poll;
-        return uv_poll_start(poll, UV_READABLE, on_child_exit);
+        return 0;
 }
 
 /* ---- its start ------------------------------------------------------------------------------------------------------ */
@@ -184,27 +199,39 @@ static int start_child(struct process *p, struct error *e) {
                 return error_set(e, r, "cannot watch it: %s", strerror(-r));
         }
         os_process_start_time(p->child.pid, &p->start_ticks);
+        supervisor_children_changed(p->supervisor);
         return 0;
 }
 
+/* Is the machine short of something that may be there again in a moment? */
+static bool may_pass(int error) {
+        return error == -EAGAIN || error == -ENOMEM || error == -EMFILE || error == -ENFILE || error == -ETXTBSY;
+}
+
 void process_start(struct process *p, uint64_t now) {
+        const struct cluster *c = p->supervisor->options->plan->cluster;
         struct error e = {0};
+        int r;
 
         if (p->state == PROCESS_BACKOFF)
                 p->restarts++;
         p->ready_ns = 0;
         p->failed_probes = 0;
         p->started_ns = now;
+        p->ready_by_ns = now + (uint64_t)c->supervise.ready_seconds * NS_PER_S;
         p->next_ns = now + PROBE_STARTING_NS;
-        if (start_child(p, &e) < 0) {
-                snprintf(p->last_exit, sizeof(p->last_exit), "%.60s", e.text);
-                rotate_write(&p->log, slice_str(e.text));
-                rotate_write(&p->log, SLICE_LIT("\n"));
-                log_error(p->supervisor->options->log, "%s: %s", p->name, e.text);
-                set_state(p, PROCESS_FAILED, now);
+        r = start_child(p, &e);
+        if (r == 0) {
+                set_state(p, PROCESS_STARTING, now);
                 return;
         }
-        set_state(p, PROCESS_STARTING, now);
+        snprintf(p->last_exit, sizeof(p->last_exit), "%.60s", e.text);
+        rotate_write(&p->log, slice_str(e.text));
+        rotate_write(&p->log, SLICE_LIT("\n"));
+        if (may_pass(r))
+                try_again(p, now);
+        else
+                give_up(p, now);
 }
 
 void process_stop(struct process *p, uint64_t grace_ns, uint64_t now) {
@@ -264,15 +291,13 @@ static void begin_probe(struct process *p, uint64_t now) {
 }
 
 void process_tick(struct process *p, uint64_t now) {
-        const struct cluster *c = p->supervisor->options->plan->cluster;
-
         switch (p->state) {
         case PROCESS_STARTING:
-                if (now - p->started_ns > (uint64_t)c->supervise.ready_seconds * NS_PER_S) {
+                if (now >= p->ready_by_ns) {
                         log_error(p->supervisor->options->log, "%s is not ready after %lld s and is ended", p->name,
-                            (long long)c->supervise.ready_seconds);
+                            (long long)p->supervisor->options->plan->cluster->supervise.ready_seconds);
                         os_child_kill_group(&p->child, SIGKILL);
-                        p->next_ns = now + PROBE_READY_NS;
+                        p->ready_by_ns = UINT64_MAX; /* its end is awaited now */
                         return;
                 }
                 /* fall through */

@@ -37,14 +37,16 @@ struct process {
         bool restart_wanted; /* stopping, to be started again at once */
         unsigned failed_probes, restarts, restarts_in_row;
         uint64_t since_ns, ready_ns, started_ns; /* of this state; 0: never ready in this life; of this life */
+        uint64_t ready_by_ns;                    /* STARTING: ended when it is not ready then */
         uint64_t next_ns;   /* BACKOFF: start again; STARTING, READY: next probe; STOPPING: SIGKILL */
         char last_exit[64]; /* "exit status 1"; empty: never ended */
         uint64_t start_ticks;
 };
 
-/* Starts the process; on failure its state is FAILED or BACKOFF with the reason in last_exit. */
+/* Starts the process; on failure the reason is in last_exit and the state is BACKOFF when the machine was short of
+ * something, else FAILED. */
 void process_start(struct process *p, uint64_t now);
-/* SIGTERM to its group, SIGKILL when `grace_ns` are over (in process_tick). No effect on one that does not run, but that a
+/* SIGTERM to it, SIGKILL to its whole group when `grace_ns` are over (in process_tick). No effect on one that does not run, but that a
  * start which was due is not made. */
 void process_stop(struct process *p, uint64_t grace_ns, uint64_t now);
 /* What is due at `now`: a start, a probe, a kill. */
@@ -67,5 +69,5 @@ struct supervisor {
         uint64_t started_ns;
         int lock_fd;
 };
-/* After any change of state: journal, order of start and stop. */
-void supervisor_changed(struct supervisor *s);
+/* A child was started or has ended: write the journal that the next supervisor clears up by. */
+void supervisor_children_changed(struct supervisor *s);

@@ -1,6 +1,7 @@
 /* rotate.c - see rotate.h. */
 #include "launch/rotate.h"
 #include "base/file.h"
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@ static int open_current(struct rotate *r) {
 int rotate_open(struct rotate *r, const char *path, uint64_t max_size, unsigned files, struct error *e) {
         int result;
 
+        assert(max_size > 0);
         *r = (struct rotate){.fd = -1, .max_size = max_size, .files = files ? files : 1};
         if ((size_t)snprintf(r->path, sizeof(r->path), "%s", path) >= sizeof(r->path) - 12)
                 return error_set(e, -ENAMETOOLONG, "log file name too long: %.100s…", path);
@@ -27,21 +29,32 @@ int rotate_open(struct rotate *r, const char *path, uint64_t max_size, unsigned 
         return result < 0 ? error_set(e, result, "cannot write %s: %s", path, strerror(-result)) : 0;
 }
 
-static void move_on(struct rotate *r) {
+/* Each file one number up, over the oldest. 0, or -errno when the current one is where it was. */
+static int renumber(struct rotate *r) {
         char from[528], to[528];
+        int result = -ENOENT;
 
-        close(r->fd);
         for (unsigned i = r->files - 1; i > 0; i--) {
                 if (i == 1)
                         snprintf(from, sizeof(from), "%s", r->path);
                 else
                         snprintf(from, sizeof(from), "%s.%u", r->path, i - 1);
                 snprintf(to, sizeof(to), "%s.%u", r->path, i);
-                rename(from, to); /* a missing one is no matter */
+                result = rename(from, to) < 0 ? -errno : 0; /* of older ones a missing one is no matter */
         }
-        if (r->files == 1)
-                unlink(r->path);
-        open_current(r);
+        return result;
+}
+
+/* To an empty file: a new one, or this one without what it holds when it cannot be moved away. False: neither. */
+static bool move_on(struct rotate *r) {
+        if (r->files > 1 && renumber(r) == 0) {
+                close(r->fd);
+                return open_current(r) == 0;
+        }
+        if (ftruncate(r->fd, 0) < 0)
+                return false;
+        r->size = 0;
+        return true;
 }
 
 void rotate_write(struct rotate *r, struct slice bytes) {
@@ -61,9 +74,7 @@ void rotate_write(struct rotate *r, struct slice bytes) {
                         return;
                 r->size += part.len;
                 slice_take(&bytes, part.len);
-                if (bytes.len)
-                        move_on(r);
-                if (r->fd < 0)
+                if (bytes.len && !move_on(r))
                         return;
         }
 }

@@ -39,7 +39,7 @@ static int take_lock(struct supervisor *s, struct error *e) {
         return 0;
 }
 
-static void write_journal(struct supervisor *s) {
+void supervisor_children_changed(struct supervisor *s) {
         struct buf b = {0};
         struct json_writer w = {.out = &b};
         struct error e = {0};
@@ -144,10 +144,6 @@ static void continue_stop(struct supervisor *s, uint64_t now) {
                 if (!all)
                         return;
         }
-}
-
-void supervisor_changed(struct supervisor *s) {
-        write_journal(s);
 }
 
 static bool all_stopped(const struct supervisor *s) {

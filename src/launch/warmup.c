@@ -8,6 +8,7 @@
 #include "base/rng.h"
 #include "http/fetch.h"
 #include "launch/launch.h"
+#include "openai/openai.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,17 +71,33 @@ static int post(
         return r;
 }
 
-/* The prefill leg. Appends the raw kv_transfer_params that the decode leg needs. */
+/* The object that the decode leg needs, byte for byte: it may hold numbers that no double holds. */
+static int take_params(struct warmup *u, struct slice answer, struct buf *ret_params) {
+        struct openai_member m[OPENAI_MEMBERS_MAX];
+        struct slice params;
+        size_t n;
+
+        if (openai_scan(answer, m, OPENAI_MEMBERS_MAX, &n, NULL) < 0)
+                return error_set(u->e, -EPROTO, "answered what is not a JSON object");
+        params = openai_find(m, n, "kv_transfer_params");
+        if (params.len == 0 || params.ptr[0] != '{')
+                return error_set(
+                    u->e, -EPROTO, "answered without kv_transfer_params: is it a prefill rank (kv_producer)?");
+        buf_add(ret_params, params);
+        return buf_ok(ret_params) ? 0 : error_set(u->e, -ENOMEM, "out of memory");
+}
+
+/* The prefill leg. Appends the kv_transfer_params of its answer. */
 static int prefill(struct warmup *u, const char *url, struct slice prompt, struct buf *ret_params) {
         struct buf body = {0}, answer = {0};
         struct json_writer w = {.out = &body};
         struct http_fetched fetched;
-        yyjson_doc *doc = NULL;
-        yyjson_val *params;
         int r;
 
         json_open(&w, '{');
         add_common(&w, u, prompt, 1);
+        json_key(&w, "stream");
+        json_bool(&w, false);
         json_key(&w, "min_tokens");
         json_i64(&w, 1);
         json_key(&w, "kv_transfer_params");
@@ -89,16 +106,7 @@ static int prefill(struct warmup *u, const char *url, struct slice prompt, struc
         json_close(&w, '}');
         r = post(u, url, &body, &answer, &fetched);
         if (r == 0)
-                r = json_parse(buf_slice(&answer), &doc, u->e);
-        if (r == 0) {
-                params = json_get(yyjson_doc_get_root(doc), "kv_transfer_params");
-                if (yyjson_is_obj(params))
-                        json_add_value(ret_params, params);
-                else
-                        r = error_set(
-                            u->e, -EPROTO, "answered without kv_transfer_params: is it a prefill rank (kv_producer)?");
-                yyjson_doc_free(doc);
-        }
+                r = take_params(u, buf_slice(&answer), ret_params);
         if (r == 0)
                 u->report.prefills++;
         buf_free(&body);

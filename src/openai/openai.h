@@ -296,6 +296,7 @@ int openai_scan(struct slice text, struct openai_member *members, size_t max, si
 /* Take the next item off an array whose syntax was checked by a scan around it: *rest is the array at first (with its
  * brackets), then what is left. False at the end. */
 bool openai_next_item(struct slice *rest, struct slice *ret_item);
+size_t openai_count_items(struct slice array);
 
 /* Is the key (as it stands, perhaps with escapes) this name? */
 bool openai_key_matches(struct slice key, const char *name);

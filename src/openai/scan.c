@@ -279,6 +279,15 @@ bool openai_next_item(struct slice *rest, struct slice *ret_item) {
         return true;
 }
 
+size_t openai_count_items(struct slice array) {
+        struct slice item;
+        size_t n = 0;
+
+        while (openai_next_item(&array, &item))
+                n++;
+        return n;
+}
+
 /* ---- text ----------------------------------------------------------------------------------------------------------- */
 
 static uint32_t hex4(const char *at) {

@@ -411,6 +411,8 @@ class Answer:
         if self.path == "/v1/models":
             return self.answer(200, {"object": "list", "data": [{"id": e.model, "object": "model",
                                                                   "max_model_len": e.max_model_len}]})
+        if self.path == "/version":
+            return self.answer(200, {"version": "fake"})
         if self.path.startswith("/reset_prefix_cache"):
             e.reset_calls += 1
             return self.answer(200 if e.health == 200 else 500, b"")

@@ -40,7 +40,7 @@ def expected(request):
 class Gateway(Process):
     """`baton gateway` in front of the engines, ready."""
 
-    def __init__(self, prefill, decode, *args, wait_ready=True, files=None):
+    def __init__(self, prefill, decode, *args, wait_ready=True, files=None, env=None):
         """`files`: as many descriptors as it may have."""
         self.port = free_port()
         self.prefill, self.decode = prefill, decode
@@ -49,7 +49,7 @@ class Gateway(Process):
         for flag, engines in (("--prefill", prefill), ("--decode", decode)):
             if engines:
                 argv += [flag, *[e if isinstance(e, str) else e.url for e in engines]]
-        super().__init__(argv + [str(a) for a in args])
+        super().__init__(argv + [str(a) for a in args], env=env)
         if wait_ready:
             wait_until(lambda: self.all_healthy() or not self.alive(), "every instance is healthy")
 

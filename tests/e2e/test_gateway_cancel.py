@@ -77,6 +77,17 @@ class Cancel(GatewayCase):
         for name in MOMENTS:
             in_threads([lambda n=name, s=s, h=h: one(n, s, h) for s in (False, True) for h in ("FIN", "RST")])
 
+    def test_a_decode_leg_has_its_grace_to_fetch(self):
+        for grace, admit_time, fetched in ((0, 60, 0), (60, 1.5, 1)):
+            ledger, p, d = self.engines(1, 1, admit_time=admit_time)
+            with Gateway(p, d, "--abandon-grace", grace) as g:
+                c = Connection(g.port)
+                c.request("POST", CHAT, chat())
+                wait_until(lambda: d[0].running == 1, "with the decoder")
+                c.reset()
+                self.assert_quiet(g, stranded=1 - fetched)
+                self.assertEqual((ledger.fetched, d[0].aborted), (fetched, 1 - fetched))
+
     def test_a_decoder_that_streams_for_nobody_is_cut_within_a_moment(self):
         ledger, p, d = self.engines(1, 1, token_time=0.02)
         with Gateway(p, d) as g:

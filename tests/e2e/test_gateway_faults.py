@@ -2,11 +2,13 @@
 import json
 import random
 import signal
+import socket
+import threading
 import time
 import unittest
 
 import fault_engine
-from fault_engine import Engine, Ledger, decode, encode_chat, generate
+from fault_engine import Engine, Ledger, decode, encode, encode_chat, generate
 from gateway_case import (CHAT, COMPLETIONS, Gateway, GatewayCase, answer_text, chat, completion, expected, in_threads,
                           text_of)
 from harness import Connection, answers, http, stream, wait_until
@@ -106,6 +108,20 @@ class BeforeTheFirstByte(GatewayCase):
         self.assertEqual(sum(len(e.requests) for e in self.d), 0)
         self.assert_quiet(self.g)
 
+    def test_a_decoder_may_be_let_compute_the_prompt(self):
+        for e in self.p:
+            e.faults = [{"no_params": True, "always": True}]
+        with Gateway(self.p, self.d, "--prefill-on-decode") as g:
+            for body in (chat(), chat(stream=True), completion()):
+                self.assertEqual(self.ask(g, body), expected(body))
+            self.assertEqual(g.count("prefill_without_params_total"), 3)
+            self.assertTrue(all("kv_transfer_params" not in r["body"] for e in self.d for r in e.requests))
+            # One that answers with an error gave no parameters either, but says why.
+            for e in self.p:
+                e.faults = [{"status": 500, "always": True}]
+            self.post(g, chat(), status=500)
+            self.assert_quiet(g)
+
     def test_when_all_fail_the_last_word_is_passed_on(self):
         words = b'{"error":{"message":"boom","type":"InternalServerError","param":null,"code":500}}'
         for engines in (self.p, self.d):
@@ -133,6 +149,19 @@ class BeforeTheFirstByte(GatewayCase):
 
 
 class Instances(GatewayCase):
+    def answer_no_connection(self, port):
+        """Listen with a queue that is full: the kernel answers nobody who connects."""
+        listener = socket.socket()
+        self.addCleanup(listener.close)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(0)
+        for _ in range(3):
+            guest = socket.socket()
+            self.addCleanup(guest.close)
+            guest.setblocking(False)
+            guest.connect_ex(("127.0.0.1", port))
+
     def test_a_dead_instance_costs_no_client_an_error(self):
         for role in ("prefill", "decode"):
             ledger, p, d = self.engines()
@@ -171,6 +200,72 @@ class Instances(GatewayCase):
             self.assertIn("prefill", r.json()["error"]["message"])
             self.assertEqual(g.count("queue_timeouts_total"), 1)
             self.assert_quiet(g)
+
+    def test_those_that_wait_under_the_cap_take_their_turns(self):
+        """Prefill and decode are full: whoever came first is served first, one for each leg that ends."""
+        ledger, p, d = self.engines(1, 1)
+        full = threading.Event()
+        self.addCleanup(full.set)
+        p[0].faults = [{"params": lambda x: full.wait() and x}]
+        prompts = [f"number {i}" for i in range(12)]
+        with Gateway(p, d, "--instance-cap", "1") as g:
+            clients = [Connection(g.port) for _ in prompts]
+            for n, c in enumerate(clients):
+                c.request("POST", COMPLETIONS, completion(prompts[n]))
+                wait_until(lambda: p[0].requests and g.count("requests_waiting") == n, f"{n} wait")
+            full.set()
+            for c in clients:
+                with c:
+                    self.assertEqual(c.response().status, 200)
+            for e in p + d:
+                self.assertEqual([r["body"]["prompt"] for r in e.requests], prompts)
+            self.assert_quiet(g)
+
+    def test_connecting_counts_as_waiting(self):
+        ledger, p, d = self.engines(1, 3)
+        with Gateway(p, d, "--queue-timeout-secs", "0.2", "--connect-timeout", "0.4",
+                     "--health-check-interval-secs", "1000", "--kv-lease", "2") as g:
+            for e in d:
+                e.stop()
+                self.answer_no_connection(e.port)
+            self.assertIn("no connection within", self.post(g, chat(), status=503).json()["error"]["message"])
+            self.assertEqual(g.count("retries_total"), 0)
+            wait_until(lambda: g.count("stranded_total") == 1, "nobody could fetch the KV before its lease was over")
+
+    def test_a_leg_that_reached_an_instance_ends_the_waiting_for_it(self):
+        """Also one that was given up as "recomputed": the next instance is waited for anew."""
+        ledger, p, d = self.engines(1, 1)
+        decoding, prefilling = threading.Event(), threading.Event()
+        self.addCleanup(decoding.set)
+        self.addCleanup(prefilling.set)
+        d[0].faults = [{"recomputed": 3, "when": lambda r: decoding.wait()}]
+        with Gateway(p, d, "--instance-cap", "1", "--queue-timeout-secs", "1.5") as g:
+            def first():
+                self.assertEqual(self.ask(g, chat()), expected(chat()))
+
+            def others():
+                wait_until(lambda: d[0].requests, "the first is with the decoder")
+                p[0].faults = [{"params": lambda x: prefilling.wait() and x}]
+                with Connection(g.port) as c:
+                    c.request("POST", CHAT, chat())
+                    wait_until(lambda: p[0].running == 1, "the prefiller is taken")
+                    self.post(g, chat(), status=503)  # so long has passed that the first, too, could wait no more
+                    decoding.set()
+                    wait_until(lambda: g.count("requests_waiting") == 1, "the first waits for the prefiller")
+                    prefilling.set()
+                    self.assertEqual(c.response().status, 200)
+            in_threads([first, others])
+            self.assert_quiet(g)
+
+    def test_kv_that_outlived_its_lease_in_the_queue_is_counted(self):
+        ledger, p, d = self.engines(1, 1, token_time=60)
+        with Gateway(p, d, "--kv-lease", "0.2", "--instance-cap", "1", "--queue-timeout-secs", "0.5") as g:
+            with Connection(g.port) as c:
+                c.request("POST", CHAT, chat())
+                wait_until(lambda: d[0].running == 1, "the decoder is taken")
+                self.post(g, chat(), status=503)
+                self.assertEqual(g.count("stranded_total"), 1)
+            self.assert_quiet(g, stranded=1)
 
     def test_a_slow_health_route_does_not_cut_streams_that_flow(self):
         ledger, p, d = self.engines(1, 2, token_time=0.02)
@@ -238,7 +333,8 @@ class AfterTheFirstByte(GatewayCase):
             def offsets(es):
                 return [o for e in es for c in e["choices"] if c.get("logprobs") for o in c["logprobs"]["text_offset"]]
             self.assertEqual(offsets(events), offsets(want))
-        self.assertEqual(self.g.count("continuations_total"), continued)
+        # A reset may take away what the gateway has not read yet: then the leg is one that failed before its first byte.
+        self.assertEqual(self.g.count("continuations_total") + self.g.count("retries_total"), continued)
 
     BODIES = [chat(stream=True, max_tokens=60), completion(stream=True, max_tokens=60),
               completion([500, 65, 66], stream=True, max_tokens=60, echo=False, logprobs=1),
@@ -321,7 +417,7 @@ class AfterTheFirstByte(GatewayCase):
                  completion(stream=True, max_tokens=60, presence_penalty=0.5),
                  chat(stream=True, max_tokens=60, logprobs=True)]
         for body in cases:
-            self.fail_first({"reset": 10})
+            self.fail_first({"close": 10})
             with Connection(self.g.port) as c:
                 c.request("POST", CHAT if "messages" in body else COMPLETIONS, body)
                 events = list(c.events())
@@ -331,6 +427,32 @@ class AfterTheFirstByte(GatewayCase):
         self.assertEqual(self.g.count("streams_cut_total"), len(cases))
         self.assertEqual(self.g.count("continuations_total"), 0)
         self.assert_quiet(self.g)
+
+    def test_events_held_of_a_lost_leg_are_forgotten(self):
+        """A completion that begins with half a character, cut there: nothing has gone to the client yet."""
+        prompt = next(p for p in map(str, range(1000)) if decode(generate(encode(p), 1)[0]) == "\ufffd")
+        body = completion(prompt, stream=True, max_tokens=30, return_token_ids=True, ignore_eos=True)
+        self.fail_first({"close": 1})
+        events = stream(self.g.port, COMPLETIONS, body)
+        self.assertEqual([t for e in events for c in e["choices"] for t in c["token_ids"]],
+                         generate(encode(prompt), 30, ignore_eos=True)[0])
+        self.assertEqual(text_of(events), expected(body))
+
+    def test_errors_inside_a_200_are_the_instances(self):
+        body = chat(stream=True, max_tokens=60)
+        end = b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 14\r\n\r\ndata: [DONE]\n\n'
+        page = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 6\r\n\r\nhello!"
+        for n, (fault, request) in enumerate((({"error": 5}, body), ({"raw": end}, body), ({"raw": page}, chat())), 1):
+            self.fail_first(fault)
+            self.assertEqual(self.ask(self.g, request), expected(request))
+            self.assertEqual(self.g.count("legs_total", role="decode", end="error"), n)
+            self.assertEqual(self.g.count("legs_total", role="decode", end="done"), n)
+        self.assertEqual(self.g.count("legs_total", role="decode", end="aborted"), 0)
+        self.fail_first({"error": 5})
+        with Connection(self.g.port) as c:
+            c.request("POST", COMPLETIONS, completion(stream=True, presence_penalty=1))
+            error = json.loads(list(c.events())[-2])["error"]
+        self.assertIn("Internal server error", error["message"])  # in the engine's own words
 
     def test_an_answer_that_is_not_streamed_is_begun_anew(self):
         for kind in ({"reset": 40}, {"close": 40}, {"recomputed": 5}, {"hang": 40}):
@@ -346,15 +468,74 @@ class AfterTheFirstByte(GatewayCase):
                                 + str(len(end)).encode() + b"\r\n\r\n" + end})
         self.assertEqual(text_of(stream(self.g.port, COMPLETIONS, completion(stream=True))), "hi")
 
+    def test_cut_behind_its_finish_usage_comes_once(self):
+        for continuous in (False, True):
+            for make in (chat, completion):
+                body = make(stream=True, max_tokens=4, ignore_eos=True,
+                            stream_options={"include_usage": True, "continuous_usage_stats": continuous})
+                alone = Engine("decode")
+                want = stream(alone.port, CHAT if "messages" in body else COMPLETIONS, body)
+                alone.stop()
+                # Before the usage chunk, and between it and [DONE].
+                for at in (len(want) - 1, len(want)):
+                    self.fail_first({"close": at})
+                    got = stream(self.g.port, CHAT if "messages" in body else COMPLETIONS, body)
+                    closing = [[{k: v for k, v in e["usage"].items() if k != "prompt_tokens_details"}
+                                for e in events if not e["choices"]] for events in (got, want)]
+                    self.assertEqual(*closing, f"cut at {at}: {body}")
+                    self.assertEqual(text_of(got), text_of(want))
+        self.assertEqual(self.g.count("continuations_total"), 0)
+        wait_until(lambda: len(self.g.records()) == 8, "the access log has all of them")
+        self.assertEqual([r["completion_tokens"] for r in self.g.records()], [4] * 8)
+        self.assert_quiet(self.g)
+
+    def test_a_decoder_that_gave_a_stream_up_is_not_asked_again_at_once(self):
+        """It wants memory: also when the other one is busier."""
+        self.d[0].token_time = self.d[1].token_time = 0.03
+        body = chat(stream=True, max_tokens=20)
+        with Connection(self.g.port) as other:
+            other.request("POST", CHAT, chat(stream=True, max_tokens=300))
+            busy = other.events()
+            next(busy)
+            gives_up, busier = sorted(self.d, key=lambda e: e.running)
+            gives_up.faults = [{"recomputed": 5}]
+            self.assertEqual(self.ask(self.g, body), expected(body))
+            self.assertEqual((len(gives_up.requests), len(busier.requests)), (1, 2))
+
+    def test_continuations_have_a_limit(self):
+        def answer(request):
+            return request["max_tokens"] != 1
+        body = chat(stream=True, max_tokens=60)
+        for limit in (0, 1):
+            ledger, p, d = self.engines(1, 1)
+            d[0].faults = [{"close": 9, "when": answer} for _ in range(limit + 1)]
+            with Gateway(p, d, "--max-continuations", limit) as g:
+                with Connection(g.port) as c:
+                    c.request("POST", CHAT, body)
+                    events = list(c.events())
+                self.assertEqual(events[-1], "[DONE]")
+                self.assertEqual(json.loads(events[-2])["error"]["code"], 502)
+                self.assertTrue(expected(body).startswith(text_of([json.loads(e) for e in events[:-2]])))
+                self.assertEqual((g.count("continuations_total"), g.count("streams_cut_total")), (limit, 1))
+                self.assertEqual(any("return_token_ids" in r["body"] for r in d[0].requests), limit > 0)
+                self.assert_quiet(g)
+
     def test_a_plain_stream_goes_on_too(self):
         engines = [Engine("decode") for _ in range(2)]
         for e in engines:
             self.addCleanup(e.stop)
-            e.faults = [{"reset": 7}]
+            e.faults = [{"close": 7}]
         with Gateway([], engines) as g:
             body = chat(stream=True, max_tokens=40)
             self.assertEqual(self.ask(g, body), expected(body))
             self.assertEqual(g.count("continuations_total"), 2)
+            # Behind the finish_reason: whole engines have no prefiller that counts.
+            for e in engines:
+                e.faults = [{"close": 5}]
+            body = chat(stream=True, max_tokens=4, ignore_eos=True, stream_options={"include_usage": True})
+            usage = [e["usage"] for e in stream(g.port, CHAT, body) if e.get("usage")]
+            count = len(encode_chat(body["messages"]))
+            self.assertEqual(usage, [{"prompt_tokens": count, "total_tokens": count + 4, "completion_tokens": 4}])
             self.assert_quiet(g)
 
 

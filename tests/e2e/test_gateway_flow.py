@@ -57,6 +57,15 @@ class Flow(GatewayCase):
         self.assertIn(r.header("X-Baton-Decode"), [e.url for e in self.d])
         self.assertEqual(r.header("x-worker"), r.header("X-Baton-Decode"))
 
+    def test_an_id_that_no_json_holds_as_it_is_is_replaced(self):
+        for given in ('say "hi"', "back\\slash", "caf\xc3\xa9", "t\tb", "x" * 129):
+            r = self.post(self.g, completion(["one", "two"], max_tokens=2), headers={"X-Request-Id": given})
+            self.assertRegex(r.header("X-Request-Id"), "^[0-9a-f]{32}$")
+            self.assertEqual(r.json()["id"], "cmpl-" + r.header("X-Request-Id"))
+        given = "!#$%&'()*+,-./0:;<=>?@A[]^_`a{|}~"
+        r = self.post(self.g, completion(["one", "two"], max_tokens=2), headers={"X-Request-Id": given})
+        self.assertEqual((r.header("X-Request-Id"), r.json()["id"]), (given, "cmpl-" + given))
+
     def test_the_clients_bytes_survive(self):
         raw = ('{"model":"fake", "messages":[{"role":"user","content":"caf\\u00e9 \\/ "}],\t"temperature":1e-7,'
                '"x":0.1000000000000000055,"seed":12345678901234567890,"max_tokens": 4}').encode()
@@ -106,6 +115,10 @@ class Flow(GatewayCase):
         two = self.post(self.g, chat(n=2, max_tokens=4)).json()
         self.assertEqual([c["index"] for c in two["choices"]], [0, 1])
         self.assertEqual(two["usage"]["prompt_tokens"], len(encode_chat(chat()["messages"])))
+        wait_until(lambda: len(self.g.records()) == 3, "the access log has three lines")
+        self.assertEqual([(r["parts"], r["prompt_tokens"], r["completion_tokens"], r["cached_tokens"])
+                          for r in self.g.records()],
+                         [(6, count, 36, 9), (2, 5, 10, 6), (2, two["usage"]["prompt_tokens"], 8, 3)])
         self.assert_quiet(self.g)
 
     def test_a_refusal_is_passed_on_verbatim(self):
@@ -147,6 +160,7 @@ class Flow(GatewayCase):
         self.assertEqual(self.g.count("legs_total", role="prefill", end="done"), 2)
         self.assertEqual(self.g.count("legs_total", role="decode", end="done"), 2)
         self.assertEqual(self.g.count("completion_tokens_total"), 48)
+        self.assertEqual(self.g.count("handoff_seconds_count"), 1)  # a whole answer's first byte is its last token's
         wait_until(lambda: len(self.g.records()) == 2, "the access log has two lines")
         for r in self.g.records():
             self.assertEqual((r["status"], r["end"], r["completion_tokens"], r["cached_tokens"]), (200, "done", 24, 3))
@@ -169,6 +183,17 @@ class Flow(GatewayCase):
         self.assertEqual(http(g, "POST", "/reset_prefix_cache").json(), {"failed": [self.d[0].url]})
         self.d[0].health = 200
         self.assertEqual((http(g, "GET", "/nope").status, http(g, "GET", CHAT).status), (404, 405))
+
+    def test_small_calls_are_no_legs(self):
+        ledger, p, d = self.engines(1, 1)
+        with Gateway(p, d, "--instance-cap", "1") as g, Connection(g.port) as c:
+            d[0].token_time = 60
+            c.request("POST", CHAT, chat())
+            wait_until(lambda: d[0].running == 1, "the decoder has all it may")
+            self.assertEqual(http(g.port, "GET", "/v1/models").status, 200)
+            self.assertEqual(http(g.port, "GET", "/version").json(), {"version": "fake"})
+            self.assertEqual(http(g.port, "POST", "/detokenize", {"model": "fake", "tokens": [104]}).status, 200)
+            self.assertEqual(g.count("instance_picks_total"), 2)
 
     def test_membership_changes_at_run_time(self):
         more = Engine("decode", self.ledger)
@@ -304,11 +329,20 @@ class Life(GatewayCase):
             self.assertEqual(self.post(g, chat()).status, 200)
 
     def test_the_key_of_the_environment_goes_where_a_client_sends_none(self):
+        for args, env in ((["--api-key", "k1"], {"OPENAI_API_KEY": "k2"}), ([], {"OPENAI_API_KEY": "k1"})):
+            ledger, p, d = self.engines(1, 1)
+            probes = []
+            d[0].health = lambda a, seen=probes: (seen.append(a.fields.get("authorization")), a.answer(200, b""))
+            with Gateway(p, d, *args, env=env) as g:
+                self.post(g, chat())
+                self.post(g, chat(), headers={"Authorization": "Bearer mine"})
+                http(g.port, "GET", "/v1/models")
+            self.assertEqual([r["fields"]["authorization"] for r in d[0].requests], ["Bearer k1", "Bearer mine"])
+            self.assertEqual(set(probes), {"Bearer k1"})
         ledger, p, d = self.engines(1, 1)
-        with Gateway(p, d, "--api-key", "k1") as g:
+        with Gateway(p, d, env={"OPENAI_API_KEY": ""}) as g:
             self.post(g, chat())
-            self.post(g, chat(), headers={"Authorization": "Bearer mine"})
-        self.assertEqual([r["fields"]["authorization"] for r in d[0].requests], ["Bearer k1", "Bearer mine"])
+        self.assertNotIn("authorization", d[0].requests[0]["fields"])
 
     def test_sigterm_lets_streams_end(self):
         ledger, p, d = self.engines(1, 1, token_time=0.03)
@@ -326,6 +360,19 @@ class Life(GatewayCase):
         self.assertEqual(g.wait(10), 0)
         self.assertEqual(ledger.stranded() + ledger.violations, [])
         wait_until(lambda: not d[0].connections and not p[0].connections, "every connection is closed")
+
+    def test_what_outlives_the_drain_timeout_is_cut(self):
+        ledger, p, d = self.engines(1, 1, token_time=60)
+        g = Gateway(p, d, "--drain-timeout", "0.3")
+        self.addCleanup(g.stop)
+        with Connection(g.port) as c:
+            c.request("POST", CHAT, chat(stream=True))
+            wait_until(lambda: d[0].running == 1, "decoding")
+            g.signal(signal.SIGTERM)
+            self.assertEqual(g.wait(10), 0)
+            with self.assertRaises((EOFError, OSError)):
+                list(c.events()), c.read_exactly(1)
+        wait_until(lambda: d[0].running == 0, "the decoder is free")
 
     def test_a_second_sigterm_ends_at_once(self):
         ledger, p, d = self.engines(1, 1, token_time=10)

@@ -2,10 +2,13 @@
 real ranks of the embedded engine. Whatever is killed, the rest goes on or ends; nothing stays behind."""
 import json
 import os
+import re
+import resource
 import signal
 import socket
 import tempfile
 
+from fault_engine import Engine, Ledger
 from harness import BATON, MODEL, Process, TestCase, baton, free_port, http, wait_until
 
 FILE = """\
@@ -46,6 +49,10 @@ class Cluster:
         with open(path, "w", encoding="utf-8") as f:
             f.write(f"#!/bin/sh\n{text}\n")
         os.chmod(path, 0o755)
+
+    def log(self, name):
+        with open(os.path.join(self.dir.name, "state", name), encoding="utf-8") as f:
+            return f.read()
 
     def run(self, command, *args):
         return baton(command, self.file, *args)
@@ -129,6 +136,27 @@ class Launch(TestCase):
             wait_until(back, "d0.0 is healthy again")
             self.assertIn("SIGKILL", c.process("d0.0")["last_exit"])
 
+    def test_want_of_descriptors_is_waited_out(self):
+        with Cluster() as c:
+            self.up(c)
+            supervisor, victim = c.status()[1]["pid"], c.process("d0.0")["pid"]
+            _, most = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+            resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (3, most))
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: "cannot make a pipe" in c.log("supervisor.log"), "it could not be started again")
+            resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (most, most))
+            wait_until(lambda: c.process("d0.0")["state"] == "healthy", "d0.0 is healthy again")
+
+    def test_a_rank_that_never_answers_is_ended_and_the_cluster_with_it(self):
+        text = FILE.replace("{{kind: embedded,", "{{kind: embedded, binary: {dir}/mute,").replace(
+            "ready_seconds: 60,", "ready_seconds: 1, restarts: 1,")
+        with Cluster(text=text) as c:
+            c.script("mute", "exec sleep 600")
+            code, _, said = c.run("up")
+            self.assertEqual(code, 1, said)
+            name = re.search(r"(d[01]\.0) failed: killed by SIGKILL", said)[1]
+            self.assertEqual(c.log("supervisor.log").count(f"{name} is not ready after 1 s"), 2)
+
     def test_restart_takes_one_and_leaves_the_others(self):
         with Cluster() as c:
             self.up(c)
@@ -172,12 +200,60 @@ class Launch(TestCase):
                 port = int(api["url"].rsplit(":", 1)[1])
                 self.assertIn(b"vllm:request_success_total", http(port, "GET", "/metrics").body)
 
+    def test_warmup_hands_params_over_as_they_came(self):
+        ledger = Ledger()
+        p, d = Engine("prefill", ledger), Engine("decode", ledger)
+        self.addCleanup(p.stop)
+        self.addCleanup(d.stop)
+        code, out, said = baton("warmup", "--prefill", f"http://{p.url}", "--decode", f"http://{d.url}", "--steady",
+                                "100000", "--max-prompt", "64", "--quiet")
+        self.assertEqual(code, 0, said)
+        self.assertIn("1 of 1 P→D pairs", out)
+        # Its legs carry no X-Request-Id, of which the ledger complains.
+        self.assertEqual([v for v in ledger.violations if not v.startswith("decode leg")], [])
+        self.assertEqual(ledger.stranded(), [])
+
     def test_foreground_ends_with_ctrl_c_and_leaves_nothing(self):
         with Cluster() as c, Process([BATON, "up", c.file, "--foreground"]) as p:
             wait_until(lambda: "serving on" in p.output() or not p.alive(), "the cluster is up")
             pids = c.pids()
             p.signal(signal.SIGINT)
             self.assertEqual(p.wait(), 0, p.output())
+            self.gone(pids)
+
+    def test_foreground_tells_when_its_supervisor_dies(self):
+        with Cluster() as c, Process([BATON, "up", c.file, "--foreground"]) as p:
+            wait_until(lambda: "serving on" in p.output() or not p.alive(), "the cluster is up")
+            pids = c.pids()
+            os.kill(pids[0], signal.SIGKILL)
+            self.assertEqual(p.wait(), 1, p.output())
+            self.assertIn("the supervisor ended (killed by SIGKILL)", p.output())
+            self.gone(pids)
+
+    def test_foreground_ends_well_with_a_down_from_elsewhere(self):
+        with Cluster() as c, Process([BATON, "up", c.file, "--foreground"]) as p:
+            wait_until(lambda: "serving on" in p.output() or not p.alive(), "the cluster is up")
+            self.assertEqual(c.run("down")[0], 0)
+            self.assertEqual(p.wait(), 0, p.output())
+
+    def test_a_supervisor_that_dies_while_ranks_start_is_told(self):
+        with Cluster(text=FILE.replace("{{kind: embedded,", "{{kind: embedded, binary: {dir}/mute,")) as c:
+            c.script("mute", "exec sleep 600")
+            with Process([BATON, "up", c.file]) as p:
+                wait_until(lambda: c.status()[1], "the supervisor answers")
+                os.kill(c.status()[1]["pid"], signal.SIGKILL)
+                self.assertEqual(p.wait(), 1, p.output())
+                self.assertIn("the supervisor ended (killed by SIGKILL)", p.output())
+
+    def test_a_supervisor_that_does_not_stop_is_killed(self):
+        text = FILE.replace("stop_seconds: 10", "stop_seconds: 0")
+        with Cluster(text=text) as c, Process([BATON, "up", c.file, "--foreground"]) as p:
+            wait_until(lambda: "serving on" in p.output() or not p.alive(), "the cluster is up")
+            pids = c.pids()
+            os.kill(pids[0], signal.SIGSTOP)
+            p.signal(signal.SIGINT)
+            self.assertEqual(p.wait(), 3, p.output())
+            self.assertIn("does not stop", p.output())
             self.gone(pids)
 
     def test_ctrl_c_while_starting_leaves_nothing(self):
@@ -223,7 +299,7 @@ class File(TestCase):
         self.assertEqual((code, out), (0, f"{example}: no findings\n"))
         code, out, _ = baton("plan", example, "--format", "json")
         self.assertEqual(code, 0)
-        self.assertEqual([r["name"] for r in json.loads(out)["ranks"]], ["d0.0", "d1.0"])
+        self.assertEqual([r["name"] for r in json.loads(out)["ranks"]], ["p0.0", "p1.0", "d0.0", "d1.0"])
 
     def test_a_mistake_is_told_with_its_place_and_a_code_that_can_be_explained(self):
         with Cluster(text=FILE.replace("nodes:", "nodse:")) as c:

@@ -46,6 +46,7 @@ static void run_relay(const struct facts *f, struct slice stream, struct arena *
                 }
         if (r.model.ptr)
                 relay_end_at_length(&r, &out);
+        relay_end_usage(&r, 1, &out);
         relay_free(&r);
         sse_free(sse);
         buf_free(&out);
@@ -60,6 +61,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         struct source source;
         struct handoff h = {.params = SLICE_LIT("{\"p\":1}")};
         struct body body;
+        struct whole whole;
         struct buf out = {0};
 
         if (!slice_split(&input, 0, &text))
@@ -76,7 +78,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 run_relay(&facts, input, &arena, &source);
         }
         connector_pull.take(input, &arena, &h, NULL);
-        join_one(input, 5, &out);
+        if (whole_read(input, &whole) == 0) {
+                const struct join_part part = {.answer = &whole, .counts_prompt = true, .cached_tokens = -1};
+
+                whole_is_recomputed(&whole);
+                join_one(&whole, 5, &out);
+                join_many(&part, 1, SLICE_LIT("\"id\""), &out);
+        }
         arena_free(&arena);
         buf_free(&out);
         return 0;

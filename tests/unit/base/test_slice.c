@@ -116,6 +116,10 @@ static void case_is_ignored_for_ascii_letters_only(void **state) {
                 }
         assert_true(slice_is_icase(SLICE_LIT("Content-LENGTH"), "content-length"));
         assert_false(slice_is_icase(SLICE_LIT("content-length"), "content-lengt"));
+        assert_true(slice_is_name(SLICE_LIT("Least-load_X"), "least_LOAD-x"));
+        assert_true(slice_is_name(SLICE_NONE, ""));
+        assert_false(slice_is_name(SLICE_LIT("least-load"), "least-loa"));
+        assert_false(slice_is_name(SLICE_LIT("least-loa"), "least-load"));
 }
 
 static int sign(int x) {

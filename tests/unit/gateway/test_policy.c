@@ -30,7 +30,7 @@ static void a_pick_is_allowed_and_there_whenever_one_is(void **state) {
                         struct policy_entry e[N];
                         size_t n = rng_below(&rng, N + 1), avoid_count = rng_below(&rng, 6), at;
                         uint32_t avoid[6];
-                        struct policy_facts facts = {avoid, avoid_count};
+                        struct policy_facts facts = {.avoid = avoid, .avoid_count = avoid_count};
                         struct policy_state s = {.turn = 100};
                         bool any = false;
 
@@ -91,7 +91,7 @@ static void ties_rotate(void **state) {
 static void a_missed_turn_is_made_up_for(void **state) {
         struct policy_entry e[3] = {{.id = 1}, {.id = 2}, {.id = 3}};
         uint32_t avoid[] = {1};
-        struct policy_facts none = {0}, without = {avoid, 1};
+        struct policy_facts none = {0}, without = {.avoid = avoid, .avoid_count = 1};
         struct policy_state s = {0};
         const struct policy *p = policy_find("round-robin");
 
@@ -145,6 +145,20 @@ static void two_choices_level_the_load(void **state) {
         assert_true(worst[0] > worst[1]);
 }
 
+/* A small call goes to full ones too, and the legs behind it take their turns as if it had not been. */
+static void a_call_that_is_no_leg_uses_up_nothing(void **state) {
+        for (const struct policy *p = policy_table; p->name; p++) {
+                struct policy_entry e[2] = {{.id = 1, .requests = 1, .cap = 1}, {.id = 2, .requests = 1, .cap = 1}};
+                struct policy_facts leg = {0}, call = {.no_leg = true};
+                struct policy_state s = {0};
+
+                rng_seed(&s.rng, 5);
+                assert_int_equal(policy_pick(p, e, 2, &leg, &s), POLICY_NONE);
+                assert_int_not_equal(policy_pick(p, e, 2, &call, &s), POLICY_NONE);
+                assert_int_equal(s.turn + e[0].last_pick + e[1].last_pick, 0);
+        }
+}
+
 static void names_are_known_in_both_spellings(void **state) {
         assert_ptr_equal(policy_find("least-load"), policy_find("least_load"));
         assert_null(policy_find("least"));
@@ -160,6 +174,7 @@ int main(void) {
             cmocka_unit_test(a_missed_turn_is_made_up_for),
             cmocka_unit_test(random_and_two_choices_reach_everybody_evenly),
             cmocka_unit_test(two_choices_level_the_load),
+            cmocka_unit_test(a_call_that_is_no_leg_uses_up_nothing),
             cmocka_unit_test(names_are_known_in_both_spellings),
         };
 

@@ -28,7 +28,7 @@ static struct pool *new_pool(uint32_t cap) {
 }
 
 static struct instance *add(struct pool *p, enum role role, const char *key) {
-        const struct instance_spec spec = {.role = role, .key = key, .url = key, .dp_rank = -1};
+        const struct instance_spec spec = {.role = role, .key = key, .dp_rank = -1};
         struct instance *i;
 
         assert_int_equal(pool_add(p, &spec, 0, &i), 0);
@@ -45,8 +45,11 @@ static struct instance *healthy(struct pool *p, enum role role, const char *key)
 
 static struct instance *pick(struct pool *p, enum role role) {
         const struct policy_facts facts = {0};
+        bool room = pool_has_room(p, role);
+        struct instance *i = pool_pick(p, role, &facts);
 
-        return pool_pick(p, role, &facts);
+        assert_int_equal(room, i != NULL);
+        return i;
 }
 
 /* Send probes as a loop would, all seeing the same, until `until`. Returns how many of `i` there were. */
@@ -199,11 +202,11 @@ static void kv_that_waits_weighs_less_than_work(void **state) {
 static void one_that_leaves_ends_its_legs_first(void **state) {
         struct pool *p = new_pool(0);
         struct instance *a = healthy(p, ROLE_DECODE, "a:1"), *again;
-        const struct instance_spec spec = {.role = ROLE_DECODE, .key = "a:1", .url = "a:1", .dp_rank = -1};
+        const struct instance_spec spec = {.role = ROLE_DECODE, .key = "a:1", .dp_rank = -1};
         struct load leg = {0};
 
         pool_take(a, LOAD_LEG, 1, &leg);
-        pool_remove(p, a, 0);
+        pool_remove(p, a);
         assert_null(pick(p, ROLE_DECODE));
         assert_int_equal(gone, 0);
         /* Added again before it went: the same one, probed anew. */
@@ -211,7 +214,7 @@ static void one_that_leaves_ends_its_legs_first(void **state) {
         assert_ptr_equal(again, a);
         assert_int_equal(a->state, INSTANCE_JOINING);
         assert_int_equal(pool_add(p, &spec, 0, &again), -EEXIST);
-        pool_remove(p, a, 0);
+        pool_remove(p, a);
         pool_give_back(&leg);
         assert_int_equal(gone, 1);
         assert_int_equal(pool_count(p, ROLE_DECODE), 0);
@@ -223,7 +226,7 @@ static void one_that_is_probed_may_be_removed_meanwhile(void **state) {
         struct instance *a = add(p, ROLE_DECODE, "a:1");
 
         assert_ptr_equal(pool_take_probe(p, 0), a);
-        pool_remove(p, a, 0);
+        pool_remove(p, a);
         assert_int_equal(gone, 0);
         pool_probe_done(a, HEALTH_PROBE_OK, 1);
         assert_int_equal(gone, 1);
@@ -232,8 +235,7 @@ static void one_that_is_probed_may_be_removed_meanwhile(void **state) {
 
 static void one_added_later_that_never_answers_is_given_up(void **state) {
         struct pool *p = new_pool(0);
-        struct instance_spec spec = {
-            .role = ROLE_DECODE, .key = "a:1", .url = "a:1", .dp_rank = -1, .added_later = true};
+        struct instance_spec spec = {.role = ROLE_DECODE, .key = "a:1", .dp_rank = -1, .added_later = true};
         struct instance *a;
 
         add(p, ROLE_DECODE, "configured:1");
@@ -267,7 +269,7 @@ static void any_history_keeps_the_books(void **state) {
                         break;
                 case 1:
                         if (i && rng_below(&rng, 8) == 0)
-                                pool_remove(p, i, now);
+                                pool_remove(p, i);
                         break;
                 case 2:
                         if (loads[k].at)

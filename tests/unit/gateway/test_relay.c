@@ -6,6 +6,7 @@
 #include "gateway/join.h"
 #include "gateway/relay.h"
 #include <dirent.h>
+#include <errno.h>
 #include <string.h>
 
 struct play {
@@ -301,6 +302,47 @@ static void offsets_and_usage_count_from_the_begin(void **state) {
         arena_free(&arena);
 }
 
+/* With the engines' word, or our own count, or not at all when there is neither or no frame for it. */
+static void the_closing_usage_is_written_once(void **state) {
+        static const char *const request =
+            "{\"prompt\":\"x\",\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
+        static const char *const usage = "\"usage\":{\"prompt_tokens\":2,\"total_tokens\":3,\"completion_tokens\":1}";
+        struct arena arena = {0};
+        struct buf out = {0};
+        struct facts f;
+        struct relay r;
+
+        begin(&f, &arena, &r, API_COMPLETIONS, request);
+        feed(&r, &out, COMPLETION, "a", "null", "\"length\"", "null", "[1,2]", "11", "");
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_non_null(strstr(buf_cstr(&out), usage));
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_int_equal(out.len, 0);
+        relay_free(&r);
+
+        begin(&f, &arena, &r, API_COMPLETIONS, request);
+        feed(&r, &out, COMPLETION, "a", "null", "\"length\"", "null", "[1,2]", "11", "");
+        feed(&r, &out, "{\"id\":\"cmpl-1\",\"created\":7,\"model\":\"m\",\"choices\":[],%s}", usage);
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_int_equal(out.len, 0);
+        relay_free(&r);
+
+        begin(&f, &arena, &r, API_COMPLETIONS, request);
+        feed(&r, &out,
+            "{\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":\"stop\",\"token_ids\":[1],"
+            "\"prompt_token_ids\":[2]}]}");
+        assert_non_null(relay_obstacle(&r));
+        out.len = 0;
+        relay_end_usage(&r, 7, &out);
+        assert_int_equal(out.len, 0);
+        relay_free(&r);
+        buf_free(&out);
+        arena_free(&arena);
+}
+
 static void what_another_engine_cannot_take_up_is_an_obstacle(void **state) {
         static const char *const bodies[] = {"{\"messages\":[],\"tools\":[{}]}",
             "{\"messages\":[],\"response_format\":{\"type\":\"json_object\"}}",
@@ -388,16 +430,18 @@ static void answers_joined_are_vllms_own(void **state) {
                 struct openai_member m[48];
                 struct join_part parts[2] = {0};
                 struct buf halves[2] = {{0}}, out = {0};
+                struct whole answer, answers[2];
                 size_t n, at;
 
                 assert_int_equal(openai_scan(whole, m, 48, &n, &at), 0);
+                assert_int_equal(whole_read(whole, &answer), 0);
                 choices = openai_find(m, n, "choices");
                 id = openai_find(m, n, "id");
                 for (int k = 0; k < 2; k++) {
                         struct cuts cuts = {0};
                         struct slice rest = choices;
                         struct buf one = {0}, usage = {0};
-                        struct join_usage u = join_read_usage(whole);
+                        struct join_usage u = join_read_usage(&answer);
 
                         for (int x = 0; x <= k; x++)
                                 assert_true(openai_next_item(&rest, &choice));
@@ -409,7 +453,8 @@ static void answers_joined_are_vllms_own(void **state) {
                         cuts_add(&cuts, openai_find(m, n, "usage"), buf_slice(&usage));
                         cuts_add(&cuts, id, SLICE_LIT("\"other\""));
                         cuts_write(&cuts, whole, &halves[k]);
-                        parts[k] = (struct join_part){buf_slice(&halves[k]), (uint32_t)k, i == 0 || k == 0, -1};
+                        assert_int_equal(whole_read(buf_slice(&halves[k]), &answers[k]), 0);
+                        parts[k] = (struct join_part){&answers[k], (uint32_t)k, i == 0 || k == 0, -1};
                         buf_free(&one);
                         buf_free(&usage);
                 }
@@ -436,18 +481,38 @@ static void answers_joined_are_vllms_own(void **state) {
         }
 }
 
-static void cached_tokens_are_the_prefillers(void **state) {
+static void assert_joined(const char *text, const char *want) {
+        struct whole answer;
         struct buf out = {0};
 
-        join_one(
-            SLICE_LIT("{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 9}} }"),
-            4, &out);
-        assert_string_equal(buf_cstr(&out),
-            "{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 4}} }");
-        out.len = 0;
-        join_one(SLICE_LIT("{\"usage\":{\"prompt_tokens_details\":null}}"), 4, &out);
-        assert_string_equal(buf_cstr(&out), "{\"usage\":{\"prompt_tokens_details\":null}}");
+        assert_int_equal(whole_read(slice_str(text), &answer), 0);
+        join_one(&answer, 4, &out);
+        assert_string_equal(buf_cstr(&out), want);
         buf_free(&out);
+}
+
+static void cached_tokens_are_the_prefillers(void **state) {
+        assert_joined("{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 9}} }",
+            "{\"a\":1, \"usage\":{\"prompt_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\": 4}} }");
+        assert_joined("{\"usage\":{\"prompt_tokens_details\":null}}", "{\"usage\":{\"prompt_tokens_details\":null}}");
+        assert_joined("{}", "{}");
+}
+
+/* Anything but an object is no answer; whether it was given up stands in any of its choices. */
+static void whole_answers_are_taken_apart(void **state) {
+        static const char *const none[] = {"", " ", "x", "[]", "\"a\"", "{", "{\"a\":}"};
+        struct whole w = {0};
+
+        for (size_t i = 0; i < sizeof(none) / sizeof(*none); i++)
+                assert_int_equal(whole_read(slice_str(none[i]), &w), -EINVAL);
+        assert_null(w.text.ptr);
+        assert_int_equal(whole_read(SLICE_LIT("{\"id\":\"x\",\"choices\":[{\"stop_reason\":null},{}]}"), &w), 0);
+        assert_true(slice_is(w.id, "\"x\""));
+        assert_false(whole_is_recomputed(&w));
+        assert_int_equal(
+            whole_read(SLICE_LIT("{\"choices\":[{\"stop_reason\":7},{\"stop_reason\":\"recomputed\"}]}"), &w), 0);
+        assert_true(whole_is_recomputed(&w));
+        assert_null(w.usage.ptr);
 }
 
 int main(void) {
@@ -458,11 +523,13 @@ int main(void) {
             cmocka_unit_test(silence_has_a_bound),
             cmocka_unit_test(a_chat_goes_on_in_its_own_frame),
             cmocka_unit_test(offsets_and_usage_count_from_the_begin),
+            cmocka_unit_test(the_closing_usage_is_written_once),
             cmocka_unit_test(what_another_engine_cannot_take_up_is_an_obstacle),
             cmocka_unit_test(reasoning_and_tool_calls_are_an_obstacle),
             cmocka_unit_test(errors_and_strange_events_are_told_apart),
             cmocka_unit_test(answers_joined_are_vllms_own),
             cmocka_unit_test(cached_tokens_are_the_prefillers),
+            cmocka_unit_test(whole_answers_are_taken_apart),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -293,6 +293,22 @@ static void chunk_lines_are_hex(void **state) {
         }
 }
 
+static void a_key_is_right_whole_or_not_at_all(void **state) {
+        static const struct {
+                const char *given;
+                bool right;
+        } cases[] = {{"Bearer secret", true}, {"bEARER secret", true}, {"Bearer secre", false},
+            {"Bearer secrets", false}, {"Bearer secretsecret", false}, {"Bearer  secret", false}, {"Bearer ", false},
+            {"Bearer", false}, {"", false}, {"secret", false}, {"Basic secret", false}};
+        struct http_field field = {.name = SLICE_LIT("authorization")};
+
+        for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+                field.value = slice_str(cases[i].given);
+                assert_int_equal(http_bearer_is((struct http_fields){&field, 1}, "secret"), cases[i].right);
+        }
+        assert_false(http_bearer_is((struct http_fields){0}, "secret"));
+}
+
 static void hop_by_hop_fields_are_known_and_named(void **state) {
         struct http_field items[] = {{SLICE_LIT("connection"), SLICE_LIT("close, X-Hop ,")},
             {SLICE_LIT("X-Hop"), SLICE_LIT("1")}, {SLICE_LIT("X-End"), SLICE_LIT("2")}};
@@ -323,6 +339,7 @@ int main(void) {
             cmocka_unit_test(informational_answers_are_bounded),
             cmocka_unit_test(what_is_written_is_read_back),
             cmocka_unit_test(chunk_lines_are_hex),
+            cmocka_unit_test(a_key_is_right_whole_or_not_at_all),
             cmocka_unit_test(hop_by_hop_fields_are_known_and_named),
         };
 

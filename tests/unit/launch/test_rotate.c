@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static char dir[] = "/tmp/baton-test-rotate-XXXXXX";
 
@@ -101,6 +102,29 @@ static void a_line_longer_than_a_file_is_cut_not_refused(void **state) {
         buf_free(&kept);
 }
 
+/* Something else stands in the way of the older file, or the current one is gone: the size holds, writing goes on. */
+static void a_file_that_cannot_be_moved_is_begun_anew(void **state) {
+        struct rotate r;
+        struct buf got = {0};
+        char path[128], in_the_way[128];
+
+        (void)state;
+        snprintf(path, sizeof(path), "%s/e.log", dir);
+        snprintf(in_the_way, sizeof(in_the_way), "%s/e.log.1", dir);
+        assert_int_equal(mkdir(in_the_way, 0700), 0);
+        assert_int_equal(rotate_open(&r, path, 10, 2, NULL), 0);
+        rotate_write(&r, SLICE_LIT("one\ntwo\nthree\nfour\n"));
+        assert_int_equal(read_all("e", 0, &got), 5);
+        assert_string_equal(buf_cstr(&got), "four\n");
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(rmdir(in_the_way), 0);
+        rotate_write(&r, SLICE_LIT("five\nsix\nseven\n"));
+        rotate_close(&r);
+        buf_reset(&got);
+        assert_true(read_all("e", 0, &got) <= 10);
+        buf_free(&got);
+}
+
 static void writing_goes_on_in_an_existing_file(void **state) {
         struct rotate r;
         struct buf kept = {0};
@@ -123,6 +147,7 @@ int main(void) {
             cmocka_unit_test(lines_are_never_cut_and_none_is_lost_but_the_oldest),
             cmocka_unit_test(a_big_write_is_spread_over_files),
             cmocka_unit_test(a_line_longer_than_a_file_is_cut_not_refused),
+            cmocka_unit_test(a_file_that_cannot_be_moved_is_begun_anew),
             cmocka_unit_test(writing_goes_on_in_an_existing_file),
         };
 

@@ -97,6 +97,9 @@ static void items_of_an_array_come_one_by_one(void **state) {
         assert_int_equal(n, 4);
         rest = slice_str("[ ]");
         assert_false(openai_next_item(&rest, &item));
+        assert_int_equal(openai_count_items(SLICE_LIT("[ 1,\"a,]\" , [2, 3],{\"x\":[]} ]")), 4);
+        assert_int_equal(openai_count_items(SLICE_LIT("[]")), 0);
+        assert_int_equal(openai_count_items(SLICE_NONE), 0);
 }
 
 static void unescaping_gives_the_text(void **state) {
