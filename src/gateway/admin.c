@@ -261,6 +261,7 @@ static const struct route {
 } routes[] = {
     {HTTP_METHOD_POST, "/v1/chat/completions", OPEN, post_chat},
     {HTTP_METHOD_POST, "/v1/completions", OPEN, post_completions},
+    {HTTP_METHOD_POST, "/v1/metaserver", OPEN, metaserver_post},
     {HTTP_METHOD_GET, "/health", OPEN, get_health},
     {HTTP_METHOD_GET, "/ready", OPEN, get_ready},
     {HTTP_METHOD_GET, "/metrics", OPEN, get_metrics},

@@ -15,6 +15,8 @@
 #include "gateway/stats.h"
 #include "http/sse.h"
 
+#define ASKING_BUCKETS 1024 /* thousands of decoders' reservations at once make a few in each */
+
 struct gateway {
         uv_loop_t *loop;
         struct gateway_options options;
@@ -46,6 +48,9 @@ struct gateway {
         uint64_t periodic_at, silence_at;
         unsigned open_handles;
         struct list calls; /* of call.c: probes and the like */
+        /* Of a push connector: where decoders ask for their prefills, and the parts whose decoder may, by request id. */
+        struct slice metaserver;
+        struct list asking[ASKING_BUCKETS];
         /* The end, in this order. */
         bool draining, abort_now, stopped, server_drained, closing;
         uint64_t drain_deadline;
@@ -102,8 +107,8 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
 static inline bool leg_in_flight(const struct leg *l) {
         return l->call != NULL;
 }
-/* End it: part_leg_end follows with `as`, LEG_ABORTED (nobody wants its answer), LEG_BROKEN (it shows no life) or LEG_ERROR
- * (what it says is wrong). Nothing when it is not in flight or stopped already. */
+/* End it: part_leg_end follows with `as`, LEG_ABORTED (nobody wants its answer), LEG_BROKEN (it shows no life), LEG_TIMEOUT
+ * (it does not get on) or LEG_ERROR (what it says is wrong). Nothing when it is not in flight or stopped already. */
 void leg_stop(struct leg *l, enum leg_end as);
 void leg_free(struct leg *l);
 /* Why it failed, for people; cut to fit. */
@@ -116,9 +121,14 @@ enum part_state {
         PART_NEED_PREFILL, /* waits for an instance or a moment */
         PART_PREFILL,
         PART_NEED_DECODE,
+        PART_RESERVE,     /* push: a decode leg whose decoder has not asked for its prefill yet */
+        PART_NEED_PUSH,   /* it has; a prefiller is waited for */
+        PART_BOTH,        /* prefill and decode leg at once */
+        PART_CLEAR,       /* a leg of an attempt that has failed is being cut: the next one begins when it is gone */
         PART_DECODE,      /* nothing of its answer has gone to the client */
         PART_RELAY,       /* something has */
         PART_LET_PREFILL, /* the client has left while the prefill answer was arriving */
+        PART_LET_BOTH,    /* the client has left with both legs under way */
         PART_LET_FETCH,   /* the client has left while the decode leg may not have fetched yet */
         PART_NEED_SETTLE,
         PART_SETTLE, /* a decode leg for nobody, so that the prefiller lets go of the KV */
@@ -129,6 +139,7 @@ enum part_state {
 enum part_event {
         PART_TRY, /* an instance may be there, a pause is over */
         PART_WAITED_TOO_LONG,
+        PART_ASKED,          /* the decoder asks for its prefill */
         PART_PREFILLED,      /* params are here */
         PART_PREFILL_FAILED, /* may be tried elsewhere */
         PART_PREFILL_REFUSED,
@@ -136,6 +147,7 @@ enum part_event {
         PART_DECODED,      /* the answer is complete */
         PART_DECODE_FAILED,
         PART_DECODE_REFUSED,
+        PART_CLEARED, /* a leg that was cut is gone */
         PART_GRACE_OVER,
         PART_STOP, /* the client has left, or the request has ended for another reason */
         PART_EVENTS,
@@ -170,6 +182,7 @@ struct part {
         bool settler;            /* not a choice of the answer: frees the KV of a handoff that is not used */
         bool recomputed;         /* so the decoder said: it gave the request up for want of memory */
         struct slice request_id; /* of the attempt, the same on both legs */
+        struct list asking;      /* in gateway.asking, by request_id, while the decoder may ask */
         /* Waiting: in gateway.waiting. */
         struct list waiting;
         bool is_waiting, client_is_slow;            /* the leg is paused until the client takes bytes */
@@ -196,6 +209,11 @@ enum leg_end part_leg_judge(struct leg *l);
 void part_leg_end(struct leg *l, enum leg_end end);
 void part_pause(struct part *p);  /* the client takes no more for now */
 void part_resume(struct part *p); /* it does again */
+/* The decoder asks for the prefill of the part with this id, with `asked` (JSON) for the prefiller. 0, also when it has asked
+ * before; -ENOENT: no decoder is to ask under that id (any more); -ENOMEM. */
+int part_ask(struct gateway *g, struct slice request_id, struct slice asked);
+/* Give up on a decoder that does not ask for so long. */
+void part_tick_reserve(struct part *p, uint64_t now);
 /* Of a waiting part: when a moment comes, or waiting will have been too long. */
 uint64_t part_due(const struct part *p);
 void part_tick(struct part *p, uint64_t now); /* what of it is so now */
@@ -235,6 +253,8 @@ void request_settle(struct request *r); /* see whether it is over; the request m
 void request_stop(struct request *r);
 
 /* Called by part.c. */
+/* 128 bits from the kernel as hex digits: nobody can guess an id. SLICE_NONE: no memory. */
+struct slice request_random_id(struct request *r);
 /* The first bytes of a stream are here: send the head. False: the client is not there any more. */
 bool request_begin_stream(struct request *r, struct part *p);
 /* Have memory for bytes at hand in r->pending. */
@@ -280,7 +300,8 @@ int fields_of_client(const struct gateway *g, struct http_fields from, const cha
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
 bool health_probe(struct gateway *g); /* start probes that are due; true: there are more of them */
-void route_request(struct gateway *g, struct http_exchange *x); /* admin.c: finds who answers */
+void route_request(struct gateway *g, struct http_exchange *x);   /* admin.c: finds who answers */
+void metaserver_post(struct gateway *g, struct http_exchange *x); /* metaserver.c */
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);
 void errand_broadcast(struct gateway *g, struct http_exchange *x);

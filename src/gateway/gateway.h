@@ -35,7 +35,8 @@ struct gateway_member {
 struct gateway_options {
         const char *host;
         int64_t port;
-        const char *connector;                               /* connector_find() */
+        const char *connector;      /* connector_find() */
+        const char *metaserver_url; /* told to decoders of a push connector; NULL: where we listen */
         const char *policy, *prefill_policy, *decode_policy; /* the role's own, or `policy` */
         struct gateway_member *members;
         size_t member_count;

@@ -1,6 +1,7 @@
 /* part.c - the life of one choice: prefill leg, hand-off, decode leg, relay; and what is owed when it breaks or the
  * client leaves. One table says what each event does in each state; an action returns the state that follows. */
 #include "base/clock.h"
+#include "base/hash.h"
 #include "gateway/core.h"
 #include <assert.h>
 #include <errno.h>
@@ -17,7 +18,14 @@
 
 typedef enum part_state (*action)(struct part *p);
 
+static enum part_state begin(struct part *p);
 static enum part_state start_prefill(struct part *p);
+static enum part_state answer_call(struct part *p);
+static enum part_state pushed(struct part *p);
+static enum part_state retry_push(struct part *p);
+static enum part_state leave_both(struct part *p);
+static enum part_state cut_both(struct part *p);
+static enum part_state let_fetch(struct part *p);
 static enum part_state retry_prefill(struct part *p);
 static enum part_state refuse_prefill(struct part *p);
 static enum part_state leave_prefill(struct part *p);
@@ -42,7 +50,7 @@ static enum part_state end(struct part *p);
 static const action table[PART_STATES][PART_EVENTS] = {
     [PART_IDLE] =
         {
-            [PART_TRY] = start_prefill,
+            [PART_TRY] = begin,
             [PART_STOP] = end,
         },
     [PART_NEED_PREFILL] =
@@ -63,6 +71,41 @@ static const action table[PART_STATES][PART_EVENTS] = {
             [PART_TRY] = start_decode,
             [PART_WAITED_TOO_LONG] = waited_too_long,
             [PART_STOP] = settle,
+        },
+    [PART_RESERVE] =
+        {
+            [PART_ASKED] = answer_call,
+            [PART_DECODE_BEGAN] = begin_relay, /* it needed no prefill */
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = retry_decode,
+            [PART_DECODE_REFUSED] = refuse_decode,
+            [PART_STOP] = cut_decode,
+        },
+    [PART_NEED_PUSH] =
+        {
+            [PART_TRY] = start_prefill,
+            [PART_WAITED_TOO_LONG] = waited_too_long,
+            [PART_DECODE_BEGAN] = begin_relay,
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = retry_decode,
+            [PART_DECODE_REFUSED] = refuse_decode,
+            [PART_STOP] = cut_decode,
+        },
+    [PART_BOTH] =
+        {
+            [PART_PREFILLED] = pushed,
+            [PART_PREFILL_FAILED] = retry_push,
+            [PART_PREFILL_REFUSED] = refuse_prefill,
+            [PART_DECODE_BEGAN] = begin_relay,
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = retry_decode,
+            [PART_DECODE_REFUSED] = refuse_decode,
+            [PART_STOP] = leave_both,
+        },
+    [PART_CLEAR] =
+        {
+            [PART_CLEARED] = begin,
+            [PART_STOP] = end,
         },
     [PART_DECODE] =
         {
@@ -85,6 +128,17 @@ static const action table[PART_STATES][PART_EVENTS] = {
             [PART_PREFILL_FAILED] = end,
             [PART_PREFILL_REFUSED] = end,
             [PART_GRACE_OVER] = cut_prefill,
+        },
+    [PART_LET_BOTH] =
+        {
+            [PART_PREFILLED] = let_fetch,
+            [PART_PREFILL_FAILED] = cut_both,
+            [PART_PREFILL_REFUSED] = cut_both,
+            [PART_DECODE_BEGAN] = cut_both,
+            [PART_DECODED] = cut_both,
+            [PART_DECODE_FAILED] = cut_both,
+            [PART_DECODE_REFUSED] = cut_both,
+            [PART_GRACE_OVER] = cut_both,
         },
     [PART_LET_FETCH] =
         {
@@ -126,15 +180,25 @@ static unsigned ms_from_seconds(double s) {
 /* ---- waiting -------------------------------------------------------------------------------------------------------- */
 
 static bool is_need(enum part_state s) {
-        return s == PART_NEED_PREFILL || s == PART_NEED_DECODE || s == PART_NEED_SETTLE;
+        return s == PART_NEED_PREFILL || s == PART_NEED_PUSH || s == PART_NEED_DECODE || s == PART_NEED_SETTLE;
 }
 
 static bool is_let(enum part_state s) {
-        return s == PART_LET_PREFILL || s == PART_LET_FETCH;
+        return s == PART_LET_PREFILL || s == PART_LET_BOTH || s == PART_LET_FETCH;
+}
+
+/* A decode leg is under way, and nothing of its answer has gone to the client. */
+static bool is_decoding(enum part_state s) {
+        return s == PART_RESERVE || s == PART_NEED_PUSH || s == PART_BOTH || s == PART_DECODE;
+}
+
+/* The decoder may ask for its prefill, or has. */
+static bool may_ask(enum part_state s) {
+        return s == PART_RESERVE || s == PART_NEED_PUSH || s == PART_BOTH;
 }
 
 static enum role waits_for(enum part_state s) {
-        return s == PART_NEED_PREFILL || s == PART_LET_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
+        return s == PART_NEED_PREFILL || s == PART_NEED_PUSH || s == PART_LET_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
 }
 
 /* Into the list of its state, behind those that wait already; or out of all. */
@@ -169,6 +233,8 @@ static void enter(struct part *p, enum part_state next) {
                 set_waiting(p, is_need(next) || is_let(next));
         if (p->is_waiting)
                 gateway_wake_at(gateway_of(p), part_due(p));
+        if (!may_ask(next))
+                list_remove(&p->asking);
         if (next == PART_END && before != PART_END) {
                 pool_give_back(&p->held);
                 request_part_over(p->request, p);
@@ -206,6 +272,12 @@ static void begin_waiting(struct part *p) {
                 p->deadline = now_of(p) + from_seconds(gateway_of(p)->options.queue_timeout);
 }
 
+/* A leg has reached an instance: waiting starts anew. */
+static void reached(struct part *p) {
+        p->deadline = 0;
+        p->rounds = 0;
+}
+
 /* NULL: none now; the part waits for p->due. */
 static struct instance *pick(struct part *p, enum role role) {
         struct gateway *g = gateway_of(p);
@@ -236,12 +308,21 @@ static struct instance *pick(struct part *p, enum role role) {
 
 /* ---- starting legs -------------------------------------------------------------------------------------------------- */
 
-/* A fresh id for each attempt, the same on both legs of it. */
+static enum connector_order order_of(const struct part *p) {
+        return gateway_of(p)->connector->order;
+}
+
+/* A fresh id for each attempt, the same on both legs of it. Who knows the one that a decoder asks with could ask in its
+ * place: it has 128 random bits. */
 static int next_request_id(struct part *p) {
         struct request *r = p->request;
+        struct slice secret = SLICE_NONE;
         const char *text;
 
-        if (r->part_count > 1)
+        if (order_of(p) == ORDER_DECODE_FIRST) {
+                secret = request_random_id(r);
+                text = secret.ptr ? arena_printf(&r->arena, "%.*s-%.*s", SLICE_ARG(r->id), SLICE_ARG(secret)) : NULL;
+        } else if (r->part_count > 1)
                 text = p->serial ? arena_printf(&r->arena, "%.*s-%u-%u", SLICE_ARG(r->id), p->index, p->serial)
                                  : arena_printf(&r->arena, "%.*s-%u", SLICE_ARG(r->id), p->index);
         else
@@ -249,7 +330,7 @@ static int next_request_id(struct part *p) {
         p->serial++;
         if (!text)
                 return -ENOMEM;
-        p->request_id = p->serial == 1 && r->part_count == 1 ? r->id : slice_str(text);
+        p->request_id = text == r->id.ptr ? r->id : slice_str(text);
         return 0;
 }
 
@@ -276,38 +357,50 @@ static int make_fields(struct part *p, struct leg *l, const struct instance *i, 
         return 0;
 }
 
-static enum part_state out_of_memory(struct part *p) {
-        request_part_failed(p->request, p, 500, "InternalServerError", "the gateway is out of memory");
+static enum part_state cut_both(struct part *p) {
+        leg_stop(&p->prefill, LEG_ABORTED);
+        leg_stop(&p->decode, LEG_ABORTED);
         return PART_END;
+}
+
+/* The client gets an error; as request_part_failed(). */
+static enum part_state fail(struct part *p, int status, const char *type, const char *message) {
+        request_part_failed(p->request, p, status, type, message);
+        return cut_both(p);
+}
+
+static enum part_state out_of_memory(struct part *p) {
+        return fail(p, 500, "InternalServerError", "the gateway is out of memory");
 }
 
 static enum part_state start_prefill(struct part *p) {
         struct gateway *g = gateway_of(p);
         struct leg *l = &p->prefill;
-        struct leg_request request = {.path = p->path, .tokens = p->prompt_tokens};
+        bool pushes = order_of(p) == ORDER_DECODE_FIRST;
+        struct leg_request request = {.path = p->path, .tokens = p->prompt_tokens, .only_once = pushes};
         unsigned timeout = ms_from_seconds(g->options.prefill_timeout);
         struct instance *i;
         int r;
 
-        if (g->connector->order == ORDER_ONE)
-                return start_decode(p);
         i = pick(p, ROLE_PREFILL);
         if (!i)
-                return PART_NEED_PREFILL;
+                return pushes ? PART_NEED_PUSH : PART_NEED_PREFILL;
         p->handoff = (struct handoff){0};
         p->source.max_model_len = i->max_model_len;
         request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
             .head_ms = timeout,
             .idle_ms = timeout,
             .total_ms = timeout};
-        r = next_request_id(p);
+        r = pushes ? 0 : next_request_id(p); /* the decode leg's */
         if (r == 0)
                 r = make_fields(p, l, i, &request.fields);
         if (r == 0)
                 r = connector_prefill_body(g->connector, &p->source, &p->request->arena, &request.body);
         if (r == 0)
                 r = leg_start(l, i, &request);
-        return r == 0 ? PART_PREFILL : out_of_memory(p);
+        if (r < 0)
+                return out_of_memory(p);
+        return pushes ? PART_BOTH : PART_PREFILL;
 }
 
 static bool params_are_fresh(const struct part *p) {
@@ -332,17 +425,18 @@ static struct http_deadlines decode_deadlines(const struct part *p, enum decode_
 static int send_decode(struct part *p, struct instance *i, enum decode_purpose purpose) {
         struct gateway *g = gateway_of(p);
         struct leg *l = &p->decode;
+        bool pushes = order_of(p) == ORDER_DECODE_FIRST;
         struct leg_request request = {
             .path = p->path,
             .tokens = p->prompt_tokens + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
             .deadlines = decode_deadlines(p, purpose),
-            .only_once = p->handoff.params.ptr != NULL,
+            .only_once = p->handoff.params.ptr || pushes,
         };
         int r = 0;
 
         p->recomputed = false;
         p->source.max_model_len = i->max_model_len;
-        if (!p->request_id.ptr || g->connector->order == ORDER_ONE)
+        if (!p->request_id.ptr || order_of(p) == ORDER_ONE || pushes)
                 r = next_request_id(p);
         if (r == 0)
                 r = make_fields(p, l, i, &request.fields);
@@ -355,13 +449,17 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
 }
 
 static bool needs_prefill(const struct part *p) {
-        return gateway_of(p)->connector->order == ORDER_PREFILL_FIRST && !p->handoff.params.ptr && !p->bare;
+        return order_of(p) == ORDER_PREFILL_FIRST && !p->handoff.params.ptr && !p->bare;
 }
 
 static void drop_handoff(struct part *p) {
         p->handoff = (struct handoff){0};
         p->handoff_used = false;
         pool_give_back(&p->held);
+}
+
+static struct list *asking_bucket(struct gateway *g, struct slice request_id) {
+        return &g->asking[hash64(request_id, 0) % ASKING_BUCKETS];
 }
 
 static enum part_state start_decode(struct part *p) {
@@ -383,23 +481,21 @@ static enum part_state start_decode(struct part *p) {
         p->sse = sse_new();
         if (!p->sse || send_decode(p, i, DECODE_ANSWER) < 0)
                 return out_of_memory(p);
-        return PART_DECODE;
+        if (order_of(p) != ORDER_DECODE_FIRST)
+                return PART_DECODE;
+        list_push_back(asking_bucket(g, p->request_id), &p->asking);
+        return PART_RESERVE;
 }
 
-/* ---- prefill leg ---------------------------------------------------------------------------------------------------- */
-
-/* A leg has reached an instance: waiting starts anew. */
-static void reached(struct part *p) {
-        p->deadline = 0;
-        p->rounds = 0;
+/* The next attempt. What is left of the one before goes first: a leg is one call at a time. */
+static enum part_state begin(struct part *p) {
+        if (!leg_in_flight(&p->prefill) && !leg_in_flight(&p->decode))
+                return start_decode(p);
+        cut_both(p);
+        return PART_CLEAR;
 }
 
-static enum part_state take_prefill(struct part *p) {
-        reached(p);
-        p->tries[ROLE_PREFILL] = 0;
-        p->answer_status = 0;
-        return start_decode(p);
-}
+/* ---- a leg that failed --------------------------------------------------------------------------------------------- */
 
 /* The status and words for a leg that failed without an answer of its own. */
 static enum part_state give_up(struct part *p, const struct leg *l) {
@@ -412,8 +508,7 @@ static enum part_state give_up(struct part *p, const struct leg *l) {
                 status = 503;
         snprintf(message, sizeof(message), "the %s leg failed on %s: %s", pool_role_name(l->role),
             l->name ? l->name : "?", l->why[0] ? l->why : leg_end_name(p->last_end));
-        request_part_failed(p->request, p, status, status == 504 ? "GatewayTimeout" : "BadGateway", message);
-        return PART_END;
+        return fail(p, status, status == 504 ? "GatewayTimeout" : "BadGateway", message);
 }
 
 /* Count a failed leg. False: no more attempts. An instance that could not be reached has seen nothing: others are tried
@@ -435,6 +530,83 @@ static bool may_retry(struct part *p, const struct leg *l) {
         return true;
 }
 
+/* ---- push ----------------------------------------------------------------------------------------------------------- */
+
+static struct part *find_asking(struct gateway *g, struct slice request_id) {
+        list_for_each (at, asking_bucket(g, request_id)) {
+                struct part *p = list_item(at, struct part, asking);
+
+                if (slice_eq(p->request_id, request_id))
+                        return p;
+        }
+        return NULL;
+}
+
+int part_ask(struct gateway *g, struct slice request_id, struct slice asked) {
+        struct part *p = find_asking(g, request_id);
+
+        if (!p)
+                return -ENOENT;
+        if (p->state != PART_RESERVE)
+                return 0;
+        p->source.meeting.asked = arena_copy(&p->request->arena, asked);
+        if (!p->source.meeting.asked.ptr)
+                return -ENOMEM;
+        part_step(p, PART_ASKED);
+        return 0;
+}
+
+static enum part_state answer_call(struct part *p) {
+        reached(p);
+        return start_prefill(p);
+}
+
+/* The prefiller has written everything: what is left is the decoder's work. */
+static enum part_state pushed(struct part *p) {
+        reached(p);
+        p->tries[ROLE_PREFILL] = 0;
+        p->answer_status = 0;
+        return PART_DECODE;
+}
+
+/* One that could not be reached or was too busy has written nothing: another may, into the same blocks. Else the decoder
+ * waits for what will never come, and both begin anew. */
+static enum part_state retry_push(struct part *p) {
+        if (!may_retry(p, &p->prefill))
+                return give_up(p, &p->prefill);
+        return p->last_end == LEG_UNSENT || p->last_end == LEG_OVERLOADED ? start_prefill(p) : begin(p);
+}
+
+void part_tick_reserve(struct part *p, uint64_t now) {
+        double limit = gateway_of(p)->options.first_byte_timeout;
+
+        if (p->state != PART_RESERVE || limit <= 0 || now - p->decode.times.begun < from_seconds(limit))
+                return;
+        leg_say(&p->decode, "the decoder did not ask for the prompt's prefill within %g s", limit);
+        leg_stop(&p->decode, LEG_TIMEOUT);
+}
+
+/* The client has left with both legs under way. A short prompt's are let come to where nobody holds anything for the
+ * other; a long one's are cut. */
+static enum part_state leave_both(struct part *p) {
+        p->due = p->prefill.times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
+        return p->due <= now_of(p) ? cut_both(p) : PART_LET_BOTH;
+}
+
+static enum part_state let_fetch(struct part *p) {
+        p->due = now_of(p) + from_seconds(gateway_of(p)->options.abandon_grace);
+        return PART_LET_FETCH;
+}
+
+/* ---- prefill leg ---------------------------------------------------------------------------------------------------- */
+
+static enum part_state take_prefill(struct part *p) {
+        reached(p);
+        p->tries[ROLE_PREFILL] = 0;
+        p->answer_status = 0;
+        return start_decode(p);
+}
+
 static enum part_state retry_prefill(struct part *p) {
         drop_handoff(p);
         if (!may_retry(p, &p->prefill))
@@ -444,8 +616,7 @@ static enum part_state retry_prefill(struct part *p) {
 
 static enum part_state refuse_prefill(struct part *p) {
         drop_handoff(p);
-        request_part_failed(p->request, p, p->answer_status, NULL, NULL);
-        return PART_END;
+        return fail(p, p->answer_status, NULL, NULL);
 }
 
 /* The client has left. The prefiller may have committed its KV just now, its answer may be on the way: a leg is given
@@ -536,13 +707,12 @@ static enum part_state retry_decode(struct part *p) {
         if (!unsent && !overloaded)
                 drop_handoff(p);
         relay_restart(&p->relay, p->relay.reframe); /* events without text may be held */
-        return start_decode(p);
+        return begin(p);
 }
 
 static enum part_state refuse_decode(struct part *p) {
         settle_aside(p);
-        request_part_failed(p->request, p, p->answer_status, NULL, NULL);
-        return PART_END;
+        return fail(p, p->answer_status, NULL, NULL);
 }
 
 /* The client has left while the decoder may not have taken the request in: a leg that is cut now would leave the KV to
@@ -576,8 +746,7 @@ static enum part_state end_cut(struct part *p, const char *why) {
 
         snprintf(message, sizeof(message), "the stream from %s was cut (%s) and could not be continued: %s",
             p->decode.name ? p->decode.name : "?", p->decode.why[0] ? p->decode.why : leg_end_name(p->last_end), why);
-        request_part_failed(p->request, p, 502, "BadGateway", message);
-        return PART_END;
+        return fail(p, 502, "BadGateway", message);
 }
 
 /* Everything of the choice is out: what is missing is the closing. */
@@ -626,8 +795,9 @@ static enum part_state go_on_elsewhere(struct part *p) {
         stats_count(&g->stats, COUNT_CONTINUED, 1);
         r->continued++;
         drop_handoff(p);
+        p->bare = false;
         reached(p);
-        return start_prefill(p);
+        return begin(p);
 }
 
 /* ---- settling ------------------------------------------------------------------------------------------------------- */
@@ -674,20 +844,17 @@ static enum part_state end(struct part *p) {
 
 static enum part_state waited_too_long(struct part *p) {
         struct gateway *g = gateway_of(p);
-        enum role role = p->state == PART_NEED_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
+        enum role role = waits_for(p->state);
         char message[256];
 
         stats_count(&g->stats, COUNT_QUEUE_TIMEOUTS, 1);
         settle_aside(p);
-        if (p->answer_status == 429 || p->answer_status == 503) {
-                request_part_failed(p->request, p, p->answer_status, NULL, NULL);
-                return PART_END;
-        }
+        if (p->answer_status == 429 || p->answer_status == 503)
+                return fail(p, p->answer_status, NULL, NULL);
         snprintf(message, sizeof(message),
             "no %s instance could take the request within %g s (%zu of %zu can be chosen)", pool_role_name(role),
             g->options.queue_timeout, pool_routable(g->pool, role), pool_count(g->pool, role));
-        request_part_failed(p->request, p, 503, "ServiceUnavailable", message);
-        return PART_END;
+        return fail(p, 503, "ServiceUnavailable", message);
 }
 
 /* ---- what legs say -------------------------------------------------------------------------------------------------- */
@@ -728,14 +895,17 @@ static void end_prefill(struct part *p, struct leg *l, enum leg_end end) {
                         part_step(p, PART_PREFILLED);
                         return;
                 }
-                p->answer_status = 0;
+                if (p->state == PART_PREFILL || p->state == PART_BOTH)
+                        p->answer_status = 0;
                 part_step(p, PART_PREFILL_FAILED);
                 return;
         }
-        if (l->status >= 400 && end != LEG_BROKEN)
-                keep_answer(p, l);
-        else
+        /* Of a prefill whose decoder has begun to answer, the client hears nothing. */
+        if (p->state == PART_PREFILL || p->state == PART_BOTH) {
                 p->answer_status = 0;
+                if (l->status >= 400 && end != LEG_BROKEN)
+                        keep_answer(p, l);
+        }
         part_step(p, end == LEG_REFUSED ? PART_PREFILL_REFUSED : PART_PREFILL_FAILED);
 }
 
@@ -743,7 +913,7 @@ enum leg_end part_leg_judge(struct leg *l) {
         struct part *p = l->part;
 
         /* A prefill answer is judged by what it commits; of a leg for nobody nothing is read. */
-        if (l->role == ROLE_PREFILL || p->state == PART_SETTLE || p->state == PART_LET_FETCH || p->state == PART_END)
+        if (l->role == ROLE_PREFILL || (!is_decoding(p->state) && p->state != PART_RELAY))
                 return LEG_DONE;
         if (l->event_stream) {
                 /* Complete framing without [DONE]: fine when the choice has its end. */
@@ -759,7 +929,7 @@ enum leg_end part_leg_judge(struct leg *l) {
 }
 
 static void end_decode(struct part *p, struct leg *l, enum leg_end end) {
-        bool whole = end == LEG_DONE && !l->event_stream && p->state == PART_DECODE;
+        bool whole = end == LEG_DONE && !l->event_stream && is_decoding(p->state);
 
         if (whole && whole_is_recomputed(&p->whole))
                 p->recomputed = true;
@@ -777,12 +947,18 @@ void part_leg_end(struct leg *l, enum leg_end end) {
         struct part *p = l->part;
         struct request *r = p->request;
 
+        if (p->state == PART_CLEAR) {
+                pool_give_back(&p->held);
+                part_step(p, PART_CLEARED);
+                request_settle(r);
+                return;
+        }
         if (p->state != PART_END)
                 p->last_end = end;
         if (l == &p->prefill) {
                 end_prefill(p, l, end);
-                /* Committed for nobody: the part had ended. */
-                if (p->state == PART_END)
+                /* Committed for nobody, for the part had ended; or fetched already. */
+                if (p->state == PART_END || p->state == PART_RELAY)
                         pool_give_back(&p->held);
         } else {
                 end_decode(p, l, end);
@@ -807,7 +983,7 @@ static void pass_on(struct part *p, size_t before) {
                         request_flush(r); /* gives the buffer back */
                 return;
         }
-        if (p->state == PART_DECODE)
+        if (is_decoding(p->state))
                 part_step(p, PART_DECODE_BEGAN);
         if (p->state == PART_RELAY)
                 request_send_pending(r);
@@ -839,11 +1015,11 @@ void part_leg_data(struct leg *l, struct slice data) {
         struct slice event;
         int r = 0;
 
-        if (p->state == PART_LET_FETCH) {
+        if (p->state == PART_LET_FETCH || p->state == PART_LET_BOTH) {
                 part_step(p, PART_DECODE_BEGAN);
                 return;
         }
-        if ((p->state != PART_DECODE && p->state != PART_RELAY) || l->stopped_as != LEG_DONE)
+        if ((!is_decoding(p->state) && p->state != PART_RELAY) || l->stopped_as != LEG_DONE)
                 return;
         request_take_buffer(p->request);
         while (l->stopped_as == LEG_DONE && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
@@ -884,6 +1060,7 @@ void part_init(struct part *p, struct request *r, uint32_t index) {
         *p = (struct part){
             .request = r, .index = index, .completion_tokens = -1, .prompt_counted = -1, .handoff_tokens = -1};
         list_init(&p->waiting);
+        list_init(&p->asking);
         list_init(&p->link);
         leg_init(&p->prefill, p, ROLE_PREFILL);
         leg_init(&p->decode, p, ROLE_DECODE);

@@ -18,8 +18,8 @@ static const struct http_exchange_callbacks callbacks;
 static const char *const for_us[] = {
     "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", NULL};
 
-/* 128 bits from the kernel as hex digits: nobody can guess an id. They are fetched in batches. */
-static struct slice random_id(struct request *r) {
+/* They are fetched in batches. */
+struct slice request_random_id(struct request *r) {
         static const char digits[] = "0123456789abcdef";
         struct gateway *g = r->g;
         char *text = arena_alloc(&r->arena, 32);
@@ -53,7 +53,7 @@ static bool is_plain_id(struct slice id) {
 static int choose_id(struct request *r, struct http_fields fields) {
         struct slice id = http_field_value(fields, "x-request-id");
 
-        r->id = is_plain_id(id) ? arena_copy(&r->arena, id) : random_id(r);
+        r->id = is_plain_id(id) ? arena_copy(&r->arena, id) : request_random_id(r);
         return r->id.ptr ? 0 : -ENOMEM;
 }
 
@@ -107,6 +107,7 @@ static int fill_source(struct request *r, struct part *p) {
         const char *seed;
 
         p->source = (struct source){.facts = f, .text = f->body, .members = f->members, .count = f->member_count};
+        p->source.meeting.metaserver = r->g->metaserver;
         p->path = f->api == API_CHAT ? "/v1/chat/completions" : "/v1/completions";
         p->prompt_tokens = f->prompts ? facts_estimate(f->prompts[prompt]) : f->prompt_tokens;
         p->relay.many = r->part_count > 1;

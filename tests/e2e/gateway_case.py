@@ -72,6 +72,12 @@ GAUGES = ["requests_running", "requests_waiting", "instance_requests", "instance
 
 
 class GatewayCase(TestCase):
+    connector = "pull"
+
+    def gateway(self, prefill, decode, *args, **more):
+        """In front of engines that hand KV over as this class's connector does."""
+        return Gateway(prefill, decode, *(["--connector", self.connector] if prefill else []), *args, **more)
+
     def engines(self, prefill=2, decode=2, **more):
         ledger = fault_engine.Ledger()
         p = [fault_engine.Engine("prefill", ledger, **more) for _ in range(prefill)]

@@ -102,6 +102,9 @@ static void slips_are_named(void **state) {
         assert_refused("--decode a:1@x", "rank");
         assert_refused("--decode x=", "not an address");
         assert_refused("--connector warp", "pull");
+        assert_refused("--connector push --host ::", "--metaserver-url");
+        assert_refused("--connector push --metaserver-url 10.0.0.1:80", "no URL");
+        assert_refused("--connector push --metaserver-url http://a/\"", "quote");
         assert_refused("--policy best", "least_load");
         assert_refused("--idle-timeout -1", "--idle-timeout");
         assert_refused("--prefill a:1 --worker-urls b:1", "whole engines");
