@@ -70,6 +70,10 @@ static void refuse_submission(struct api_call *call, int result) {
                 api_refuse_text(
                     call, 503, "ServiceUnavailableError", "The queue of waiting requests is full: try again later");
                 break;
+        case -ENOTCONN:
+                api_refuse_text(call, 503, "ServiceUnavailableError",
+                    "Ranks of this engine's expert-parallel group are missing: try again later, or elsewhere");
+                break;
         case -ESHUTDOWN:
                 api_refuse_text(call, 503, "ServiceUnavailableError", "The server is shutting down");
                 break;
