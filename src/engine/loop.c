@@ -263,7 +263,9 @@ static void end_jobs(struct engine *g) {
 
 /* What was to be computed in this step is lost; who waits, or was not in it, is not touched. */
 static void fail_step(struct engine *g, int code) {
-        log_error(g->options.log, "a step failed: %s; its %zu requests are ended", strerror(-code), g->job_count);
+        if (g->job_count) /* else it was a step for others */
+                log_error(
+                    g->options.log, "a step failed: %s; its %zu requests are ended", strerror(-code), g->job_count);
         for (size_t i = 0; i < g->job_count; i++) {
                 if (g->jobs[i].ending)
                         output_free(g->jobs[i].output);
