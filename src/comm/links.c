@@ -17,6 +17,10 @@
 /* What may be under way to a peer while we compute: a layer's tokens. */
 #define SOCKET_BYTES (4 << 20)
 #define JOBS_MAX     1024u
+/* A host that is gone while nobody has work is noticed all the same, within 11 seconds. */
+#define KEEPALIVE_IDLE_S     5
+#define KEEPALIVE_INTERVAL_S 2
+#define KEEPALIVE_COUNT      3
 
 uint64_t links_now(void) {
         return clock_mono_ns() / NS_PER_MS;
@@ -38,10 +42,14 @@ static int wait_for(int fd, short events, uint64_t until) {
 }
 
 static void tune(int fd) {
-        const int yes = 1, bytes = SOCKET_BYTES;
+        const int yes = 1, bytes = SOCKET_BYTES, idle = KEEPALIVE_IDLE_S, interval = KEEPALIVE_INTERVAL_S,
+                  count = KEEPALIVE_COUNT;
 
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof(yes));
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+        setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
 }
 
