@@ -14,11 +14,11 @@ static int edit_prefill(const struct source *s, struct arena *arena, struct edit
         return 0;
 }
 
-static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose, struct arena *arena,
-    struct edits *e) {
-        const char *params = arena_printf(arena,
-            "{\"do_remote_decode\":false,\"do_remote_prefill\":true,\"metaserver\":\"%.*s\"}",
-            SLICE_ARG(s->meeting.metaserver));
+static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose,
+    struct arena *arena, struct edits *e) {
+        const char *params =
+            arena_printf(arena, "{\"do_remote_decode\":false,\"do_remote_prefill\":true,\"metaserver\":\"%.*s\"}",
+                SLICE_ARG(s->meeting.metaserver));
 
         if (!params)
                 return -ENOMEM;

@@ -181,6 +181,7 @@ struct part {
         bool bare;               /* the prefiller gave no params, and the decoder may compute the prompt itself */
         bool settler;            /* not a choice of the answer: frees the KV of a handoff that is not used */
         bool recomputed;         /* so the decoder said: it gave the request up for want of memory */
+        bool moved;              /* its stream was cut, and no event of the leg that goes on has come yet */
         struct slice request_id; /* of the attempt, the same on both legs */
         struct list asking;      /* in gateway.asking, by request_id, while the decoder may ask */
         /* Waiting: in gateway.waiting. */
@@ -202,7 +203,12 @@ void part_step(struct part *p, enum part_event event);
 static inline bool part_is_over(const struct part *p) {
         return p->state == PART_END && !leg_in_flight(&p->prefill) && !leg_in_flight(&p->decode);
 }
-/* Called by leg.c. */
+/* A decode leg is under way, and nothing of its answer has gone to the client. */
+static inline bool part_is_decoding(const struct part *p) {
+        return p->state == PART_RESERVE || p->state == PART_NEED_PUSH || p->state == PART_BOTH ||
+               p->state == PART_DECODE;
+}
+/* part_leg.c, called by leg.c. */
 void part_leg_data(struct leg *l, struct slice data);
 /* An answer that HTTP calls good is here whole: is it one? LEG_DONE, or LEG_ERROR or LEG_BROKEN with the reason said. */
 enum leg_end part_leg_judge(struct leg *l);
@@ -240,6 +246,7 @@ struct request {
         enum answer_state answer;
         int status;
         bool stream, gone, failed;
+        bool wants_notes; /* comments in its stream that tell where it is continued */
         uint64_t begun, first, ended;
         uint64_t bytes_out;
         unsigned retries, continued;
