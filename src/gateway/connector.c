@@ -3,7 +3,8 @@
 #include <assert.h>
 #include <errno.h>
 
-static const struct connector *const connectors[] = {&connector_pull, &connector_push, &connector_plain};
+static const struct connector *const connectors[] = {
+    &connector_pull, &connector_push, &connector_mooncake, &connector_sglang, &connector_plain};
 
 const struct connector *connector_find(const char *name) {
         for (size_t i = 0; i < sizeof(connectors) / sizeof(*connectors); i++) {
@@ -18,7 +19,7 @@ const struct connector *connector_find(const char *name) {
 
 const char *connector_names(void) {
         return "pull (LLMDataDistCMgrConnector, MooncakeConnectorV1, MooncakeHybridConnector, NixlConnector), push "
-               "(MooncakeLayerwiseConnector, SfaRemoteD2HConnector), plain";
+               "(MooncakeLayerwiseConnector, SfaRemoteD2HConnector), mooncake (MooncakeConnector of vLLM), sglang, plain";
 }
 
 void edits_set(struct edits *e, const char *key, struct slice value) {

@@ -10,13 +10,20 @@
 enum connector_order {
         ORDER_PREFILL_FIRST, /* the prefill leg's answer carries what the decode leg needs */
         ORDER_DECODE_FIRST,  /* the decoder asks for its prefill when it has room, at /v1/metaserver */
+        ORDER_TOGETHER,      /* both legs at once, told where to meet */
         ORDER_ONE,           /* one leg on a whole engine */
 };
 
 /* What the two legs of one attempt are told of each other, where that is not in the prefill leg's answer. */
 struct meeting {
-        struct slice metaserver; /* URL that a decoder asks for its prefill at */
-        struct slice asked;      /* JSON, byte for byte as the decoder asked: for the prefiller */
+        struct slice metaserver; /* decode first: URL that a decoder asks for its prefill at */
+        struct slice asked;      /* the same: JSON, byte for byte as the decoder asked, for the prefiller */
+        /* Together. */
+        struct slice host; /* of the prefiller, as in a URL */
+        uint16_t port;     /* of its bootstrap server */
+        int dp_rank;       /* of the prefiller */
+        struct slice engine_id, request_id;
+        uint64_t room; /* random, at most 2^53: a number in any JSON */
 };
 
 /* What a prefill leg has committed: KV that waits at a prefiller until it is fetched. */
@@ -68,12 +75,16 @@ struct connector {
         /* Read a prefill leg's answer. 0; -ENODATA: it committed nothing that a decoder could use (the text says why);
          * -EINVAL: not an answer at all. *ret_handoff lives in `arena`. */
         int (*take)(struct slice answer, struct arena *arena, struct handoff *ret_handoff, struct error *e);
+        /* What a prefiller's bootstrap server is asked at every probe (GET), to know its engine's id. NULL: nothing. */
+        const char *bootstrap_path;
+        /* The id of the engine of that rank (-1: the only one) in its answer, without quotes. 0 or -EINVAL with a text. */
+        int (*take_engine)(struct slice answer, int dp_rank, struct slice *ret_id, struct error *e);
 };
 
 /* By its name or an alias, '-' and '_' and case aside. NULL: none. */
 const struct connector *connector_find(const char *name);
 const char *connector_names(void); /* for messages */
-extern const struct connector connector_pull, connector_push, connector_plain;
+extern const struct connector connector_pull, connector_push, connector_mooncake, connector_sglang, connector_plain;
 
 /* The edited body. Everything new lives in `arena`. 0 or -ENOMEM. */
 int connector_prefill_body(

@@ -123,7 +123,7 @@ enum part_state {
         PART_NEED_DECODE,
         PART_RESERVE,     /* push: a decode leg whose decoder has not asked for its prefill yet */
         PART_NEED_PUSH,   /* it has; a prefiller is waited for */
-        PART_BOTH,        /* prefill and decode leg at once */
+        PART_BOTH,        /* prefill and decode leg at once; of a push, the decoder has asked */
         PART_CLEAR,       /* a leg of an attempt that has failed is being cut: the next one begins when it is gone */
         PART_DECODE,      /* nothing of its answer has gone to the client */
         PART_RELAY,       /* something has */
@@ -288,6 +288,7 @@ typedef void (*call_done)(void *context, int status, struct http_fields fields, 
 struct call_request {
         enum http_method method;
         const char *target;
+        uint16_t port; /* of the instance's host; 0: its own */
         struct http_fields fields;
         struct slice body; /* copied */
         unsigned timeout_ms;

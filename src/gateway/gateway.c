@@ -30,6 +30,9 @@ bool gateway_is_ready(const struct gateway *g) {
         return pool_routable(g->pool, ROLE_DECODE) > 0;
 }
 
+/* Where prefillers of vLLM (VLLM_MOONCAKE_BOOTSTRAP_PORT) and SGLang are met unless told otherwise. */
+#define BOOTSTRAP_PORT 8998
+
 /* ---- the timer ------------------------------------------------------------------------------------------------------ */
 
 static void on_timer(uv_timer_t *timer);
@@ -261,6 +264,7 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
         struct instance_spec spec = {.role = m->prefill ? ROLE_PREFILL : ROLE_DECODE,
             .name = m->name,
             .dp_rank = m->dp_rank,
+            .bootstrap_port = m->bootstrap_port ? m->bootstrap_port : BOOTSTRAP_PORT,
             .added_later = later};
         int r = gateway_member_key(&arena, m, &endpoint, &spec.key, e);
 

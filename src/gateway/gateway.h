@@ -28,6 +28,7 @@ struct gateway_member {
         const char *name; /* for people; NULL: host:port */
         const char *url;  /* "http://host:port", owned */
         int dp_rank;      /* -1: none */
+        uint16_t bootstrap_port; /* of a prefiller whose connector has it met there; 0: the usual 8998 */
 };
 
 /* Filled by gateway_options_parse() or by hand from gateway_options_default(). Strings are borrowed for the gateway's

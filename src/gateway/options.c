@@ -11,9 +11,9 @@
 static const struct option rows[] = {
     {"host", 0, OPTION_STRING, TARGET(host), "ADDRESS", "where to listen (default 127.0.0.1; :: for everywhere)"},
     {"port", 0, OPTION_INT, TARGET(port), "N", "default 8000; 0 picks one", 0, 65535},
-    {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL",
+    {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL [PORT]",
         "prefill instances: host:port, http://host:port, "
-        "with @N behind it for one data-parallel rank"},
+        "with @N behind it for one data-parallel rank; PORT: of its bootstrap server (mooncake, sglang; default 8998)"},
     {"decode", 0, OPTION_LIST, TARGET(decode_urls), "[NAME=]URL", "decode instances"},
     {"worker-urls", 0, OPTION_LIST, TARGET(worker_urls), "[NAME=]URL", "whole engines, without a prefill/decode split"},
     {"prefiller-hosts", 0, OPTION_LIST, TARGET(prefill_hosts), "HOST", "prefill instances, with --prefiller-ports"},
@@ -25,8 +25,8 @@ static const struct option rows[] = {
     {"decoder-ports", 0, OPTION_LIST, TARGET(decode_ports), "PORT", "one for each host"},
     {"decoder-ports-inc", 0, OPTION_LIST, TARGET(decode_ports_inc), "N", "how many ports from each port on"},
     {"connector", 0, OPTION_STRING, TARGET(connector), "NAME",
-        "how prefill and decode find each other: pull, push (also by "
-        "the engines' names, such as MooncakeLayerwiseConnector), or plain"},
+        "how prefill and decode find each other: pull, push, mooncake (also by "
+        "the engines' names, such as MooncakeConnectorV1), sglang, or plain"},
     {"kv-connector", 0, OPTION_STRING, TARGET(connector), "NAME", NULL},
     {"metaserver-url", 0, OPTION_STRING, TARGET(metaserver_url), "URL",
         "of this gateway's /v1/metaserver, as decoders reach it (push; default: where it listens)"},
@@ -198,10 +198,30 @@ int gateway_member_parse(struct slice text, struct gateway_member *ret_member, s
         return 0;
 }
 
+/* --prefill URL PORT, as with vLLM's and SGLang's routers: 1 when the word is the bootstrap port of the member before (or
+ * "none"), 0 when it is not. */
+static int take_bootstrap_port(struct gateway_options *o, const char *word, struct error *e) {
+        uint64_t port = 0;
+
+        if (strcmp(word, "none") && slice_to_u64(slice_str(word), &port) < 0)
+                return 0;
+        if (port > 65535)
+                return error_set(e, -EINVAL, "--prefill: `%.100s` is no port", word);
+        o->members[o->member_count - 1].bootstrap_port = (uint16_t)port;
+        return 1;
+}
+
 static int add_urls(struct gateway_options *o, bool prefill, const struct option_list *list, struct error *e) {
         for (size_t i = 0; i < list->count; i++) {
                 struct gateway_member m;
-                int r = gateway_member_parse(slice_str(list->items[i]), &m, e);
+                int r = prefill && i > 0 ? take_bootstrap_port(o, list->items[i], e) : 0;
+
+                if (r != 0) {
+                        if (r < 0)
+                                return r;
+                        continue;
+                }
+                r = gateway_member_parse(slice_str(list->items[i]), &m, e);
 
                 if (r < 0)
                         return r;

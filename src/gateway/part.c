@@ -2,6 +2,7 @@
  * client leaves. One table says what each event does in each state; an action returns the state that follows. */
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/rng.h"
 #include "gateway/core.h"
 #include <assert.h>
 #include <errno.h>
@@ -55,7 +56,7 @@ static const action table[PART_STATES][PART_EVENTS] = {
         },
     [PART_NEED_PREFILL] =
         {
-            [PART_TRY] = start_prefill,
+            [PART_TRY] = begin,
             [PART_WAITED_TOO_LONG] = waited_too_long,
             [PART_STOP] = end,
         },
@@ -307,14 +308,14 @@ static enum connector_order order_of(const struct part *p) {
         return gateway_of(p)->connector->order;
 }
 
-/* A fresh id for each attempt, the same on both legs of it. Who knows the one that a decoder asks with could ask in its
- * place: it has 128 random bits. */
+/* A fresh id for each attempt, the same on both legs of it. Who knows the one that engines find each other by could take
+ * the place of one: it has 128 random bits. */
 static int next_request_id(struct part *p) {
         struct request *r = p->request;
         struct slice secret = SLICE_NONE;
         const char *text;
 
-        if (order_of(p) == ORDER_DECODE_FIRST) {
+        if (order_of(p) == ORDER_DECODE_FIRST || order_of(p) == ORDER_TOGETHER) {
                 secret = request_random_id(r);
                 text = secret.ptr ? arena_printf(&r->arena, "%.*s-%.*s", SLICE_ARG(r->id), SLICE_ARG(secret)) : NULL;
         } else if (r->part_count > 1)
@@ -368,32 +369,37 @@ static enum part_state out_of_memory(struct part *p) {
         return fail(p, 500, "InternalServerError", "the gateway is out of memory");
 }
 
-static enum part_state start_prefill(struct part *p) {
+/* Start the prefill leg on an instance. 0 or -ENOMEM. */
+static int send_prefill(struct part *p, struct instance *i) {
         struct gateway *g = gateway_of(p);
         struct leg *l = &p->prefill;
-        bool pushes = order_of(p) == ORDER_DECODE_FIRST;
-        struct leg_request request = {.path = p->path, .tokens = p->prompt_tokens, .only_once = pushes};
+        struct leg_request request = {
+            .path = p->path, .tokens = p->prompt_tokens, .only_once = order_of(p) != ORDER_PREFILL_FIRST};
         unsigned timeout = ms_from_seconds(g->options.prefill_timeout);
-        struct instance *i;
         int r;
 
-        i = pick(p, ROLE_PREFILL);
-        if (!i)
-                return pushes ? PART_NEED_PUSH : PART_NEED_PREFILL;
         p->handoff = (struct handoff){0};
         p->source.max_model_len = i->max_model_len;
         request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
             .head_ms = timeout,
             .idle_ms = timeout,
             .total_ms = timeout};
-        r = pushes ? 0 : next_request_id(p); /* the decode leg's */
-        if (r == 0)
-                r = make_fields(p, l, i, &request.fields);
+        r = make_fields(p, l, i, &request.fields);
         if (r == 0)
                 r = connector_prefill_body(g->connector, &p->source, &p->request->arena, &request.body);
         if (r == 0)
                 r = leg_start(l, i, &request);
-        if (r < 0)
+        return r;
+}
+
+/* Of a push: under the id of the decode leg. */
+static enum part_state start_prefill(struct part *p) {
+        bool pushes = order_of(p) == ORDER_DECODE_FIRST;
+        struct instance *i = pick(p, ROLE_PREFILL);
+
+        if (!i)
+                return pushes ? PART_NEED_PUSH : PART_NEED_PREFILL;
+        if ((!pushes && next_request_id(p) < 0) || send_prefill(p, i) < 0)
                 return out_of_memory(p);
         return pushes ? PART_BOTH : PART_PREFILL;
 }
@@ -420,18 +426,17 @@ static struct http_deadlines decode_deadlines(const struct part *p, enum decode_
 static int send_decode(struct part *p, struct instance *i, enum decode_purpose purpose) {
         struct gateway *g = gateway_of(p);
         struct leg *l = &p->decode;
-        bool pushes = order_of(p) == ORDER_DECODE_FIRST;
         struct leg_request request = {
             .path = p->path,
             .tokens = p->prompt_tokens + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
             .deadlines = decode_deadlines(p, purpose),
-            .only_once = p->handoff.params.ptr || pushes,
+            .only_once = p->handoff.params.ptr || order_of(p) == ORDER_DECODE_FIRST || order_of(p) == ORDER_TOGETHER,
         };
         int r = 0;
 
         p->recomputed = false;
         p->source.max_model_len = i->max_model_len;
-        if (!p->request_id.ptr || order_of(p) == ORDER_ONE || pushes)
+        if (!p->request_id.ptr || order_of(p) == ORDER_ONE || order_of(p) == ORDER_DECODE_FIRST)
                 r = next_request_id(p);
         if (r == 0)
                 r = make_fields(p, l, i, &request.fields);
@@ -457,10 +462,52 @@ static struct list *asking_bucket(struct gateway *g, struct slice request_id) {
         return &g->asking[hash64(request_id, 0) % ASKING_BUCKETS];
 }
 
+static bool renew_splitter(struct part *p) {
+        if (p->sse)
+                sse_free(p->sse);
+        p->sse = sse_new();
+        return p->sse != NULL;
+}
+
+/* Where the legs meet: the prefiller's bootstrap server. */
+static int arrange_meeting(struct part *p, const struct instance *i) {
+        const struct http_endpoint *at = i->endpoint;
+        struct meeting *m = &p->source.meeting;
+        const char *host = arena_printf(&p->request->arena,
+            slice_find(at->host, ':', 0) < at->host.len ? "[%.*s]" : "%.*s", SLICE_ARG(at->host));
+
+        if (!host || next_request_id(p) < 0)
+                return -ENOMEM;
+        m->host = slice_str(host);
+        m->port = i->bootstrap_port;
+        m->dp_rank = i->dp_rank;
+        m->request_id = p->request_id;
+        m->engine_id = arena_copy(&p->request->arena, slice_str(i->engine_id ? i->engine_id : ""));
+        rng_secure(&m->room, sizeof(m->room));
+        m->room >>= 11; /* 53 bits */
+        return m->engine_id.ptr ? 0 : -ENOMEM;
+}
+
+static enum part_state start_both(struct part *p) {
+        struct instance *prefiller = pick(p, ROLE_PREFILL), *decoder;
+
+        if (!prefiller)
+                return PART_NEED_PREFILL;
+        decoder = pick(p, ROLE_DECODE);
+        if (!decoder)
+                return PART_NEED_DECODE;
+        if (arrange_meeting(p, prefiller) < 0 || !renew_splitter(p) || send_prefill(p, prefiller) < 0 ||
+            send_decode(p, decoder, DECODE_ANSWER) < 0)
+                return out_of_memory(p);
+        return PART_BOTH;
+}
+
 static enum part_state start_decode(struct part *p) {
         struct gateway *g = gateway_of(p);
         struct instance *i;
 
+        if (order_of(p) == ORDER_TOGETHER)
+                return start_both(p);
         if (p->handoff.params.ptr && !params_are_fresh(p)) {
                 stats_count(&g->stats, COUNT_PARAMS_EXPIRED, 1);
                 stats_count(&g->stats, COUNT_STRANDED, 1);
@@ -471,13 +518,11 @@ static enum part_state start_decode(struct part *p) {
         i = pick(p, ROLE_DECODE);
         if (!i)
                 return PART_NEED_DECODE;
-        if (p->sse)
-                sse_free(p->sse);
-        p->sse = sse_new();
-        if (!p->sse || send_decode(p, i, DECODE_ANSWER) < 0)
+        if (!renew_splitter(p) || send_decode(p, i, DECODE_ANSWER) < 0)
                 return out_of_memory(p);
         if (order_of(p) != ORDER_DECODE_FIRST)
                 return PART_DECODE;
+        list_remove(&p->asking); /* of the attempt before */
         list_push_back(asking_bucket(g, p->request_id), &p->asking);
         return PART_RESERVE;
 }
@@ -564,12 +609,14 @@ static enum part_state pushed(struct part *p) {
         return PART_DECODE;
 }
 
-/* One that could not be reached or was too busy has written nothing: another may, into the same blocks. Else the decoder
- * waits for what will never come, and both begin anew. */
+/* Of a push, one that could not be reached or was too busy has written nothing: another may, into the same blocks. Else the
+ * decoder waits for what will never come, and both begin anew. */
 static enum part_state retry_push(struct part *p) {
+        bool untouched = p->last_end == LEG_UNSENT || p->last_end == LEG_OVERLOADED;
+
         if (!may_retry(p, &p->prefill))
                 return give_up(p, &p->prefill);
-        return p->last_end == LEG_UNSENT || p->last_end == LEG_OVERLOADED ? start_prefill(p) : begin(p);
+        return untouched && order_of(p) == ORDER_DECODE_FIRST ? start_prefill(p) : begin(p);
 }
 
 void part_tick_reserve(struct part *p, uint64_t now) {
@@ -715,7 +762,7 @@ static enum part_state refuse_decode(struct part *p) {
 static enum part_state leave_decode(struct part *p) {
         uint64_t now = now_of(p);
 
-        if (!p->handoff.params.ptr)
+        if (!p->handoff.params.ptr && order_of(p) != ORDER_TOGETHER)
                 return cut_decode(p);
         p->due = p->decode.times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
         if (p->due <= now)

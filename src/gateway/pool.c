@@ -177,6 +177,7 @@ static void instance_free(struct instance *i) {
         free((char *)i->key);
         free((char *)i->name);
         free(i->endpoint);
+        free(i->engine_id);
         free(i);
 }
 
@@ -262,6 +263,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->role = spec->role;
         i->dp_rank = spec->dp_rank;
         i->endpoint = spec->endpoint;
+        i->bootstrap_port = spec->bootstrap_port;
         i->added_later = spec->added_later;
         i->state = INSTANCE_JOINING;
         i->next_probe = now;

@@ -52,6 +52,8 @@ struct instance {
         const char *name; /* for people: the given name, or the key */
         const char *key;  /* "host:port" or "host:port@rank": unique within the role */
         void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
+        uint16_t bootstrap_port; /* for the pool's user, as its engine's id there: owned, NULL: not known */
+        char *engine_id;
         enum instance_state state;
         uint64_t busy_until; /* stands back until then */
         uint64_t next_probe; /* UINT64_MAX while a probe is under way */
@@ -94,6 +96,7 @@ struct instance_spec {
         int dp_rank;
         void *endpoint;
         bool added_later;
+        uint16_t bootstrap_port;
 };
 int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, struct instance **ret_instance);
 /* Let it finish its legs and go; freed at once when it has none. */

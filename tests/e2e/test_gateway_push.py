@@ -112,6 +112,16 @@ class Push(GatewayCase):
             self.assertEqual((len(ids), len(set(ids))), (3, 3))
             self.assert_quiet(g)
 
+    def test_attempts_that_failed_are_known_no_more(self):
+        ledger, p, d = self.engines(1, 2)
+        with self.gateway(p, d, "--max-retries", 100) as g:
+            def some():
+                for i in range(50):
+                    d[i % 2].faults = [{"reset": "request"}]
+                    self.assertEqual(self.ask(g, chat(max_tokens=1)), expected(chat(max_tokens=1)))
+            in_threads([some] * 8)
+            self.assert_quiet(g)
+
     def test_a_prefiller_that_has_not_begun_leaves_the_decoders_room_to_another(self):
         ledger, p, d = self.engines(2, 1)
         with self.gateway(p, d, "--health-check-interval-secs", "1000") as g:
