@@ -62,8 +62,9 @@ static int endpoint_of(
         *ret_endpoint = *own;
         if (request->port == 0)
                 return 0;
-        url = arena_printf(&c->arena, slice_find(own->host, ':', 0) < own->host.len ? "http://[%.*s]:%u" : "http://%.*s:%u",
-            SLICE_ARG(own->host), request->port);
+        url = arena_printf(&c->arena,
+            slice_find(own->host, ':', 0) < own->host.len ? "http://[%.*s]:%u" : "http://%.*s:%u", SLICE_ARG(own->host),
+            request->port);
         return url ? http_endpoint_parse(&c->arena, slice_str(url), ret_endpoint, NULL, NULL) : -ENOMEM;
 }
 

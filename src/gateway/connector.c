@@ -19,7 +19,8 @@ const struct connector *connector_find(const char *name) {
 
 const char *connector_names(void) {
         return "pull (LLMDataDistCMgrConnector, MooncakeConnectorV1, MooncakeHybridConnector, NixlConnector), push "
-               "(MooncakeLayerwiseConnector, SfaRemoteD2HConnector), mooncake (MooncakeConnector of vLLM), sglang, plain";
+               "(MooncakeLayerwiseConnector, SfaRemoteD2HConnector), mooncake (MooncakeConnector of vLLM), sglang, "
+               "plain";
 }
 
 void edits_set(struct edits *e, const char *key, struct slice value) {

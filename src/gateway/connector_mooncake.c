@@ -18,8 +18,8 @@ static int edit_prefill(const struct source *s, struct arena *arena, struct edit
         return 0;
 }
 
-static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose, struct arena *arena,
-    struct edits *e) {
+static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose,
+    struct arena *arena, struct edits *e) {
         const struct meeting *m = &s->meeting;
         const char *params = arena_printf(arena,
             "{\"do_remote_decode\":false,\"do_remote_prefill\":true,\"transfer_id\":\"%.*s\",\"remote_bootstrap_addr\":"

@@ -26,8 +26,8 @@ static int edit_prefill(const struct source *s, struct arena *arena, struct edit
         return meet(s, arena, e);
 }
 
-static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose, struct arena *arena,
-    struct edits *e) {
+static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose,
+    struct arena *arena, struct edits *e) {
         return meet(s, arena, e);
 }
 

@@ -24,10 +24,10 @@ struct gateway;
 
 /* One instance as configured: a role and where it is. */
 struct gateway_member {
-        bool prefill;     /* else decode, or the one role when there is no prefill/decode split */
-        const char *name; /* for people; NULL: host:port */
-        const char *url;  /* "http://host:port", owned */
-        int dp_rank;      /* -1: none */
+        bool prefill;            /* else decode, or the one role when there is no prefill/decode split */
+        const char *name;        /* for people; NULL: host:port */
+        const char *url;         /* "http://host:port", owned */
+        int dp_rank;             /* -1: none */
         uint16_t bootstrap_port; /* of a prefiller whose connector has it met there; 0: the usual 8998 */
 };
 

@@ -369,6 +369,12 @@ static enum part_state out_of_memory(struct part *p) {
         return fail(p, 500, "InternalServerError", "the gateway is out of memory");
 }
 
+static void drop_handoff(struct part *p) {
+        p->handoff = (struct handoff){0};
+        p->handoff_used = false;
+        pool_give_back(&p->held);
+}
+
 /* Start the prefill leg on an instance. 0 or -ENOMEM. */
 static int send_prefill(struct part *p, struct instance *i) {
         struct gateway *g = gateway_of(p);
@@ -378,7 +384,7 @@ static int send_prefill(struct part *p, struct instance *i) {
         unsigned timeout = ms_from_seconds(g->options.prefill_timeout);
         int r;
 
-        p->handoff = (struct handoff){0};
+        drop_handoff(p);
         p->source.max_model_len = i->max_model_len;
         request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
             .head_ms = timeout,
@@ -452,12 +458,6 @@ static bool needs_prefill(const struct part *p) {
         return order_of(p) == ORDER_PREFILL_FIRST && !p->handoff.params.ptr && !p->bare;
 }
 
-static void drop_handoff(struct part *p) {
-        p->handoff = (struct handoff){0};
-        p->handoff_used = false;
-        pool_give_back(&p->held);
-}
-
 static struct list *asking_bucket(struct gateway *g, struct slice request_id) {
         return &g->asking[hash64(request_id, 0) % ASKING_BUCKETS];
 }
@@ -473,8 +473,8 @@ static bool renew_splitter(struct part *p) {
 static int arrange_meeting(struct part *p, const struct instance *i) {
         const struct http_endpoint *at = i->endpoint;
         struct meeting *m = &p->source.meeting;
-        const char *host = arena_printf(&p->request->arena,
-            slice_find(at->host, ':', 0) < at->host.len ? "[%.*s]" : "%.*s", SLICE_ARG(at->host));
+        const char *host = arena_printf(
+            &p->request->arena, slice_find(at->host, ':', 0) < at->host.len ? "[%.*s]" : "%.*s", SLICE_ARG(at->host));
 
         if (!host || next_request_id(p) < 0)
                 return -ENOMEM;
@@ -698,11 +698,19 @@ static enum part_state begin_relay(struct part *p) {
         return PART_RELAY;
 }
 
+/* Of a prefiller that was called together with a decoder which has not taken its leg in: where they were to meet nobody
+ * else comes. */
+static void leave_behind(struct part *p) {
+        if (order_of(p) == ORDER_TOGETHER && p->state == PART_DECODE)
+                strand(p);
+}
+
 /* KV that will not be used for the answer: a part of its own frees it. */
 static void settle_aside(struct part *p) {
         struct request *r = p->request;
         struct part *s;
 
+        leave_behind(p);
         if (!p->handoff.params.ptr)
                 return;
         s = params_are_fresh(p) ? ARENA_NEW(&r->arena, struct part) : NULL;
@@ -748,6 +756,8 @@ static enum part_state retry_decode(struct part *p) {
          * taken the request in: for the next one they are as good. */
         if (!unsent && !overloaded)
                 drop_handoff(p);
+        else
+                leave_behind(p);
         relay_restart(&p->relay, p->relay.reframe); /* events without text may be held */
         return begin(p);
 }

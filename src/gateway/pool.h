@@ -48,10 +48,10 @@ struct pool;
 struct instance {
         uint32_t id;
         enum role role;
-        int dp_rank;      /* sent as X-data-parallel-rank; -1: none */
-        const char *name; /* for people: the given name, or the key */
-        const char *key;  /* "host:port" or "host:port@rank": unique within the role */
-        void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
+        int dp_rank;             /* sent as X-data-parallel-rank; -1: none */
+        const char *name;        /* for people: the given name, or the key */
+        const char *key;         /* "host:port" or "host:port@rank": unique within the role */
+        void *endpoint;          /* of the pool's user, see pool_options.make_endpoint */
         uint16_t bootstrap_port; /* for the pool's user, as its engine's id there: owned, NULL: not known */
         char *engine_id;
         enum instance_state state;

@@ -199,6 +199,30 @@ class Ledger:
             if t["state"] == "pushing":
                 t["state"] = "broken"
 
+    def meet(self, engine, key, request_id, prompt):
+        """A prefiller that was called together with its decoder holds the KV."""
+        with self.lock:
+            self.committed += 1
+            if key in self.transfers:
+                self.complain(f"a meeting came a second time: {key}")
+            self.transfers[key] = {"engine": engine.engine_id, "port": engine.port, "id": request_id,
+                                   "prompt": list(prompt), "state": "held", "at": time.monotonic()}
+
+    def met(self, key, engine_id, port, request_id, prompt):
+        """Its decoder: the transfer once the KV is there, None before."""
+        with self.lock:
+            t = self.transfers.get(key)
+            if not t:
+                return None
+            if t["state"] != "held":
+                self.complain(f"fetched twice: {key}")
+            if (engine_id or t["engine"], port, request_id) != (t["engine"], t["port"], t["id"]):
+                self.complain(f"the decoder was sent to {engine_id} at {port} as {request_id}, the prefiller is {t}")
+            if t["prompt"] != list(prompt):
+                self.complain(f"prompt of the decode leg differs: {len(prompt)} ids for {len(t['prompt'])}")
+            t["state"] = "admitted"
+            return t
+
     def stranded(self):
         with self.lock:
             return [k for k, t in self.transfers.items() if t["state"] not in ("fetched", "released")]
@@ -247,6 +271,7 @@ class Engine:
         self.running = 0
         self.aborted = 0
         self.reset_calls = 0
+        self.queries, self.query = 0, None  # of the bootstrap server: how often, and what it says instead
         self.calls = []  # statuses of a metaserver
         self.tokens_per_event = 1
         self.engine_id = f"engine-{random.getrandbits(64):016x}"
@@ -466,6 +491,10 @@ class Answer:
                                                                   "max_model_len": e.max_model_len}]})
         if self.path == "/version":
             return self.answer(200, {"version": "fake"})
+        if self.path == "/query":
+            e.queries += 1
+            told = e.query or {}
+            return self.answer(told.get("status", 200), told.get("body", {"0": {"engine_id": e.engine_id}}))
         if self.path.startswith("/reset_prefix_cache"):
             e.reset_calls += 1
             return self.answer(200 if e.health == 200 else 500, b"")
@@ -518,10 +547,16 @@ class Answer:
             return self.error(400, "temperature must be non-negative")
         params = request.get("kv_transfer_params")
         self.request_id = self.fields.get("x-request-id", f"{random.getrandbits(64):016x}")
-        if e.role == "prefill" and params and params.get("do_remote_decode"):
+        if e.role == "prefill" and (params and params.get("do_remote_decode") or "bootstrap_room" in request):
             return self.prefill(request, ids, chat)
         transfer = None
-        if params and params.get("do_remote_prefill"):
+        place = self.meeting_place(request)
+        if place:
+            self.wait(e.admit_time)
+            while not transfer:
+                transfer = e.ledger.met(*place, self.request_id, ids)
+                self.wait(0.005)
+        elif params and params.get("do_remote_prefill"):
             self.wait(e.admit_time)
             if "metaserver" in params:
                 asked = e.ledger.reserve(e, self.request_id, self.name(chat) + ("" if chat else "-0"), ids)
@@ -531,7 +566,7 @@ class Answer:
             if not transfer:
                 return self.error(500, "no such transfer")
         try:
-            if transfer and "metaserver" in params:
+            if transfer and params and "metaserver" in params:
                 for _ in range(f.get("calls", 1)):
                     self.ask_for_prefill(params["metaserver"], asked)
                 while transfer["state"] != "admitted":
@@ -543,6 +578,18 @@ class Answer:
         finally:
             if transfer:
                 e.ledger.release(transfer)
+
+    def meeting_place(self, request):
+        """Of a decoder that was called together with its prefiller: the meeting's name, the engine and its port."""
+        params = request.get("kv_transfer_params") or {}
+        if "bootstrap_room" in request:
+            if request["bootstrap_host"] != "127.0.0.1" or request["rid"] != self.request_id:
+                self.engine.ledger.complain(f"met at {request['bootstrap_host']} as {request['rid']}")
+            return request["bootstrap_room"], None, request["bootstrap_port"]
+        if "transfer_id" in params:
+            at = urllib.parse.urlsplit(params["remote_bootstrap_addr"])
+            return params["transfer_id"], params["remote_engine_id"], at.port
+        return None
 
     def ask_for_prefill(self, url, asked):
         """As the real one, which looks at no status."""
@@ -571,16 +618,18 @@ class Answer:
 
     def prefill(self, request, ids, chat):
         e = self.engine
+        params = request.get("kv_transfer_params") or {}
+        whole = "bootstrap_room" in request  # an engine that takes the client's request as it is
         for key, want in (("max_tokens", 1), ("stream", False), ("min_tokens", 1)):
-            if request.get(key) != want:
+            if not whole and request.get(key) != want:
                 e.ledger.complain(f"prefill leg has {key} {request.get(key)!r}")
         for key in ("stream_options", "logprobs", "echo", "stop", "best_of"):
-            if key in request:
+            if not whole and key in request:
                 e.ledger.complain(f"prefill leg has {key}")
-        if request.get("n", 1) != 1 or request.get("max_completion_tokens", 1) != 1:
+        if request.get("n", 1) != 1 or not whole and request.get("max_completion_tokens", 1) != 1:
             e.ledger.complain("prefill leg makes more than one token")
-        params = request["kv_transfer_params"]
         pushes = "request_id" in params
+        together = request.get("bootstrap_room") or params.get("transfer_id")
         if pushes:
             transfer = e.ledger.begin_push(params, self.body, self.request_id, ids)
             if not transfer:
@@ -595,7 +644,9 @@ class Answer:
         out, _ = generate(ids, 1, ignore_eos=True)
         body = self.whole(request, chat, [self.choice(request, chat, 0, ids, out, "length")], [len(ids), 1])
         body["usage"]["prompt_tokens_details"] = {"cached_tokens": 3}
-        if not self.fault.get("no_params") and not pushes:
+        if together:
+            e.ledger.meet(e, together, self.request_id, ids)
+        elif not self.fault.get("no_params") and not pushes:
             params = e.ledger.commit(e, self.request_id, ids)
             if "params" in self.fault:
                 params = self.fault["params"](params)

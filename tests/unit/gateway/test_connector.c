@@ -356,6 +356,28 @@ static void lists_of_prompts_are_seen(void **state) {
         }
 }
 
+static void an_engine_is_found_by_its_rank(void **state) {
+        static const struct {
+                const char *answer;
+                int rank;
+                const char *want; /* NULL: refused */
+        } cases[] = {{"{\"0\":{\"engine_id\":\"a\"}}", -1, "a"},
+            {"{\"0\":{\"engine_id\":\"a\"},\"1\":{\"engine_id\":\"b\"}}", 1, "b"},
+            {"{\"a\":{\"0\":{}},\"b\":{\"1\":{}}}", 1, "b"}, {"{\"a\":{\"0\":{\"0\":\"x\"}}}", -1, "a"},
+            {"{\"0\":{\"engine_id\":\"a\"},\"1\":{\"engine_id\":\"b\"}}", -1, NULL},
+            {"{\"0\":{\"engine_id\":\"a\"}}", 1, NULL}, {"{\"0\":{\"engine_id\":5}}", -1, NULL}, {"{\"0\":5}", 0, NULL},
+            {"{}", -1, NULL}, {"[]", -1, NULL}, {"", -1, NULL}};
+
+        for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+                struct slice id = SLICE_NONE;
+                struct error e = {0};
+                int r = connector_mooncake.take_engine(slice_str(cases[i].answer), cases[i].rank, &id, &e);
+
+                assert_int_equal(r, cases[i].want ? 0 : -EINVAL);
+                assert_true(cases[i].want ? slice_is(id, cases[i].want) : e.text[0] != 0);
+        }
+}
+
 static void connectors_are_known_by_the_engines_names(void **state) {
         static const char *const names[] = {"pull", "NixlConnector", "nixl", "MooncakeConnectorV1",
             "mooncakeconnectorv1", "LLMDataDistCMgrConnector", "MooncakeHybridConnector"};
@@ -363,6 +385,8 @@ static void connectors_are_known_by_the_engines_names(void **state) {
         for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
                 assert_ptr_equal(connector_find(names[i]), &connector_pull);
         assert_ptr_equal(connector_find("MooncakeLayerwiseConnector"), &connector_push);
+        assert_ptr_equal(connector_find("MooncakeConnector"), &connector_mooncake);
+        assert_ptr_equal(connector_find("SGLang"), &connector_sglang);
         assert_ptr_equal(connector_find("plain"), &connector_plain);
         assert_null(connector_find("pul"));
 }
@@ -378,6 +402,7 @@ int main(void) {
             cmocka_unit_test(numbers_are_understood_as_vllm_does),
             cmocka_unit_test(a_settling_leg_asks_for_one_token_and_nothing_else),
             cmocka_unit_test(lists_of_prompts_are_seen),
+            cmocka_unit_test(an_engine_is_found_by_its_rank),
             cmocka_unit_test(connectors_are_known_by_the_engines_names),
         };
 
