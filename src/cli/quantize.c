@@ -20,9 +20,9 @@ struct options {
 
 static const struct option table[] = {
     {"format", 0, OPTION_STRING, offsetof(struct options, format), NULL, "what to make",
-        .choices = "w8a8-dynamic|w8a8-static|fp8"},
+        .choices = "w8a8-dynamic|w8a8-static|w8a8-mix|fp8"},
     {"calibration", 0, OPTION_STRING, offsetof(struct options, calibration), "FILE",
-        "prompts for w8a8-static, one a line: text, or JSON with \"messages\" or \"prompt\""},
+        "prompts for w8a8-static and w8a8-mix, one a line: text, or JSON with \"messages\" or \"prompt\""},
     {"threads", 0, OPTION_INT, offsetof(struct options, threads), "N", "threads that compute (one per usable core)",
         .min = 1, .max = 1024},
     {"quiet", 'q', OPTION_FLAG, offsetof(struct options, quiet), NULL, "no progress"},
@@ -150,18 +150,30 @@ static int read_prompts(struct prompts *p, const char *path, struct error *e) {
 
 /* ---- the command ---------------------------------------------------------------------------------------------------- */
 
-static int check(const struct options *o, const struct options_result *words, struct error *e) {
-        bool fixed = o->format && !strcmp(o->format, "w8a8-static");
+static const struct format {
+        const char *name;
+        enum quantize_format format;
+        bool calibrated;
+} formats[] = {{"w8a8-dynamic", QUANTIZE_W8A8_DYNAMIC, false}, {"w8a8-static", QUANTIZE_W8A8_STATIC, true},
+    {"w8a8-mix", QUANTIZE_W8A8_MIX, true}, {"fp8", QUANTIZE_FP8, false}};
+
+static int choose_format(
+    const struct options *o, const struct options_result *words, const struct format **ret_format, struct error *e) {
+        const struct format *f = formats;
 
         if (words->count_positional != 2)
                 return error_set(e, -EINVAL, "which folders? usage: %s", set.usage);
         if (!o->format)
-                return error_set(e, -EINVAL, "--format is needed: w8a8-dynamic, w8a8-static or fp8");
-        if (fixed && !o->calibration)
+                return error_set(e, -EINVAL, "--format is needed: w8a8-dynamic, w8a8-static, w8a8-mix or fp8");
+        while (strcmp(f->name, o->format) != 0) /* there: the option's choices */
+                f++;
+        if (f->calibrated && !o->calibration)
                 return error_set(e, -EINVAL,
-                    "w8a8-static takes the ranges of activations from prompts: give a file of them with --calibration");
-        if (!fixed && o->calibration)
-                return error_set(e, -EINVAL, "--calibration is for w8a8-static; %s needs no prompts", o->format);
+                    "%s takes the ranges of activations from prompts: give a file of them with --calibration", f->name);
+        if (!f->calibrated && o->calibration)
+                return error_set(
+                    e, -EINVAL, "--calibration is for w8a8-static and w8a8-mix; %s needs no prompts", f->name);
+        *ret_format = f;
         return 0;
 }
 
@@ -169,15 +181,14 @@ static int quantize(struct options *o, const struct options_result *words, struc
         struct compute_options c = {
             .isa = ISA_BEST, .threads = (unsigned)(o->threads ? o->threads : os_cpu_count()), .spin_us = 50};
         struct quantize_options q = {.progress = progress, .context = o};
-        int r = check(o, words, e);
+        const struct format *format = NULL;
+        int r = choose_format(o, words, &format, e);
 
         if (r < 0)
                 return r;
         q.from = p->dir = words->positional[0];
         q.to = words->positional[1];
-        q.format = !strcmp(o->format, "fp8")           ? QUANTIZE_FP8
-                   : !strcmp(o->format, "w8a8-static") ? QUANTIZE_W8A8_STATIC
-                                                       : QUANTIZE_W8A8_DYNAMIC;
+        q.format = format->format;
         if (o->calibration)
                 r = read_prompts(p, o->calibration, e);
         q.prompts = p->items;

@@ -42,6 +42,7 @@ static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
     .policy = "fcfs",
     .kv_dtype = "auto",
     .isa = "auto",
+    .w8a8_mix = "auto",
     .max_model_len = -1,
     .max_num_seqs = 128,
     .max_num_batched_tokens = 2048,
@@ -173,8 +174,18 @@ static int make_compute(struct serve *s, struct error *e) {
         return compute_new(&c, &s->compute, e);
 }
 
+/* W8A8_MIX: an engine that only decodes is static, as vLLM-Ascend has it. */
+static bool is_static(const struct serve *s) {
+        if (strcmp(s->o.w8a8_mix, "auto") != 0)
+                return strcmp(s->o.w8a8_mix, "static") == 0;
+        return s->transfer.consumes && !s->transfer.produces;
+}
+
 static int load_model(struct serve *s, struct error *e) {
-        struct model_options m = {.dir = s->dir, .load_mtp = s->drafts > 0, .quantization = s->o.quantization};
+        struct model_options m = {.dir = s->dir,
+            .load_mtp = s->drafts > 0,
+            .quantization = s->o.quantization,
+            .static_quantization = is_static(s)};
         uint64_t begun = clock_mono_ns();
         int r = make_compute(s, e);
 

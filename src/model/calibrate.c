@@ -120,7 +120,7 @@ static int check_prompts(const struct calibration *c, size_t *ret_rows, uint32_t
                 longest = n > longest ? n : longest;
         }
         if (rows == 0)
-                return error_set(e, -EINVAL, "w8a8-static takes the ranges of activations from prompts: there is none");
+                return error_set(e, -EINVAL, "the ranges of static activations are taken from prompts: there is none");
         *ret_rows = rows;
         *ret_longest = longest;
         return 0;

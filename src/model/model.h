@@ -149,6 +149,7 @@ int model_draft(struct model *m, struct kv_cache *kv, const struct model_step *s
 enum quantize_format {
         QUANTIZE_W8A8_DYNAMIC, /* Ascend int8, activations scaled per token */
         QUANTIZE_W8A8_STATIC,  /* the same, but attention's projections take one scale and offset out of calibration */
+        QUANTIZE_W8A8_MIX,     /* attention's projections both ways: the engine's role chooses (static_quantization) */
         QUANTIZE_FP8,          /* e4m3 under one scale per block of 128 x 128, as DeepSeek-V3 is released */
 };
 
@@ -161,7 +162,7 @@ struct quantize_options {
         const char *from, *to; /* folders; `to` must not be there yet */
         enum quantize_format format;
         struct compute *compute;
-        const struct quantize_prompt *prompts; /* for QUANTIZE_W8A8_STATIC: what the ranges are taken from */
+        const struct quantize_prompt *prompts; /* for QUANTIZE_W8A8_STATIC and _MIX: what the ranges are taken from */
         size_t prompt_count;
         void (*progress)(void *context, const char *doing, size_t done, size_t all); /* may be NULL */
         void *context;
@@ -172,7 +173,7 @@ struct quantize_options {
  * statically); all else as it is. Files that are no weights come along, config.json says what the weights are now.
  *
  * A file of the old checkpoint becomes a file of the new one, 128 rows at a time: memory holds those, and with
- * QUANTIZE_W8A8_STATIC one layer of the model and the hidden states of all prompts before. All is written to a folder
+ * prompts, before, one layer of the model and the hidden states of all prompts. All is written to a folder
  * `to`.partial that is renamed at the end, and removed on failure.
  * Returns 0, or with a text -EEXIST (`to`, or the partial folder of another run), -EINVAL (what cannot be quantised), what
  * model_load() returns, or why a file cannot be written. */

@@ -13,7 +13,7 @@ struct quantizer {
         const struct quantize_options *o;
         struct model_config config;
         struct weights w;
-        struct layer_ranges *ranges; /* QUANTIZE_W8A8_STATIC */
+        struct layer_ranges *ranges; /* of the static formats */
         struct slab slab;
         struct new_folder folder;
         struct error *e;
@@ -21,7 +21,7 @@ struct quantizer {
 
 /* ---- what becomes of a tensor --------------------------------------------------------------------------------------- */
 
-enum fate { COPIED, LEFT_OUT, TO_BF16, TO_INT8_DYNAMIC, TO_INT8_STATIC, TO_FP8 };
+enum fate { COPIED, LEFT_OUT, TO_BF16, TO_INT8_DYNAMIC, TO_INT8_STATIC, TO_INT8_MIX, TO_FP8 };
 
 enum part { PART_OTHER, PART_ATTENTION, PART_KV_B, PART_MLP };
 
@@ -72,19 +72,19 @@ static enum fate fate_of(const struct quantizer *q, const struct tensor *t, stru
         if (q->o->format == QUANTIZE_W8A8_DYNAMIC || part == PART_MLP || layer >= q->config.layers)
                 return TO_INT8_DYNAMIC;
         *ret_range = q->ranges[layer].at[place];
-        return TO_INT8_STATIC;
+        return q->o->format == QUANTIZE_W8A8_MIX ? TO_INT8_MIX : TO_INT8_STATIC;
 }
 
 /* ---- planning ------------------------------------------------------------------------------------------------------- */
 
 /* No tensor becomes more. */
-#define BECOMES_MAX 5u
+#define BECOMES_MAX 7u
 
 /* A tensor of the old checkpoint and its first in the new one. */
 struct conversion {
         const struct tensor *from;
         enum fate fate;
-        struct range range; /* TO_INT8_STATIC */
+        struct range range; /* TO_INT8_STATIC, TO_INT8_MIX */
         struct new_tensor *to;
 };
 
@@ -109,39 +109,54 @@ static void add_tensor(struct file_plan *p, struct slice name, enum dtype dtype,
             (struct new_tensor){.name = name, .dtype = dtype, .rank = rank, .shape = {rows, columns}, .kind = kind};
 }
 
+/* Activations are scaled per token. */
+static void plan_dynamic(struct file_plan *p, const struct tensor *t, const char *kind) {
+        add_tensor(p, sibling(&p->arena, t->name, ".weight_scale"), DTYPE_F32, kind, 2, t->shape[0], 1);
+        add_tensor(p, sibling(&p->arena, t->name, ".weight_offset"), DTYPE_F32, kind, 2, t->shape[0], 1);
+}
+
+/* They have one scale and offset. Engines of f16 models read the bits of a float in an int64. */
+static void plan_static(struct file_plan *p, const struct tensor *t, const char *kind) {
+        add_tensor(p, sibling(&p->arena, t->name, ".input_scale"), DTYPE_F32, kind, 1, 1, 0);
+        add_tensor(p, sibling(&p->arena, t->name, ".input_offset"), DTYPE_F32, kind, 1, 1, 0);
+        add_tensor(p, sibling(&p->arena, t->name, ".quant_bias"), DTYPE_I32, kind, 1, t->shape[0], 0);
+        add_tensor(p, sibling(&p->arena, t->name, ".deq_scale"), t->dtype == DTYPE_F16 ? DTYPE_I64 : DTYPE_F32, kind, 1,
+            t->shape[0], 0);
+}
+
 static void plan_tensor(struct file_plan *p, const struct conversion *c) {
-        const char *floating = ascend_kind_name(ASCEND_FLOAT), *dynamic = ascend_kind_name(ASCEND_DYNAMIC),
-                   *fixed = ascend_kind_name(ASCEND_STATIC);
+        static const enum ascend_kind kinds[] = {[COPIED] = ASCEND_FLOAT,
+            [TO_BF16] = ASCEND_FLOAT,
+            [TO_FP8] = ASCEND_FLOAT,
+            [TO_INT8_DYNAMIC] = ASCEND_DYNAMIC,
+            [TO_INT8_STATIC] = ASCEND_STATIC,
+            [TO_INT8_MIX] = ASCEND_MIX};
+        const char *kind = ascend_kind_name(kinds[c->fate]);
         const struct tensor *t = c->from;
         const uint64_t n = t->shape[0], k = t->shape[1];
 
         switch (c->fate) {
         case COPIED:
-                add_tensor(p, t->name, t->dtype, floating, t->rank, n, k);
+                add_tensor(p, t->name, t->dtype, kind, t->rank, n, k);
                 return;
         case LEFT_OUT:
                 return;
         case TO_BF16:
-                add_tensor(p, t->name, DTYPE_BF16, floating, 2, n, k);
+                add_tensor(p, t->name, DTYPE_BF16, kind, 2, n, k);
                 return;
         case TO_FP8:
-                add_tensor(p, t->name, DTYPE_F8_E4M3, floating, 2, n, k);
-                add_tensor(p, sibling(&p->arena, t->name, ".weight_scale_inv"), DTYPE_F32, floating, 2,
+                add_tensor(p, t->name, DTYPE_F8_E4M3, kind, 2, n, k);
+                add_tensor(p, sibling(&p->arena, t->name, ".weight_scale_inv"), DTYPE_F32, kind, 2,
                     (n + QUANTIZE_BLOCK - 1) / QUANTIZE_BLOCK, (k + QUANTIZE_BLOCK - 1) / QUANTIZE_BLOCK);
                 return;
         case TO_INT8_DYNAMIC:
-                add_tensor(p, t->name, DTYPE_I8, dynamic, 2, n, k);
-                add_tensor(p, sibling(&p->arena, t->name, ".weight_scale"), DTYPE_F32, dynamic, 2, n, 1);
-                add_tensor(p, sibling(&p->arena, t->name, ".weight_offset"), DTYPE_F32, dynamic, 2, n, 1);
-                return;
         case TO_INT8_STATIC:
-                add_tensor(p, t->name, DTYPE_I8, fixed, 2, n, k);
-                add_tensor(p, sibling(&p->arena, t->name, ".input_scale"), DTYPE_F32, fixed, 1, 1, 0);
-                add_tensor(p, sibling(&p->arena, t->name, ".input_offset"), DTYPE_F32, fixed, 1, 1, 0);
-                add_tensor(p, sibling(&p->arena, t->name, ".quant_bias"), DTYPE_I32, fixed, 1, n, 0);
-                /* Engines of f16 models read the bits of a float in an int64. */
-                add_tensor(p, sibling(&p->arena, t->name, ".deq_scale"), t->dtype == DTYPE_F16 ? DTYPE_I64 : DTYPE_F32,
-                    fixed, 1, n, 0);
+        case TO_INT8_MIX:
+                add_tensor(p, t->name, DTYPE_I8, kind, 2, n, k);
+                if (c->fate != TO_INT8_STATIC)
+                        plan_dynamic(p, t, kind);
+                if (c->fate != TO_INT8_DYNAMIC)
+                        plan_static(p, t, kind);
                 return;
         }
 }
@@ -198,13 +213,21 @@ static int copy(struct quantizer *q, const struct conversion *c, struct new_file
         return r;
 }
 
-static int write_static(
-    struct quantizer *q, const struct conversion *c, struct new_file *f, size_t first, size_t rows) {
+/* An item for each of rows [first, first + rows) of a tensor that has one for every row. */
+static int write_column(
+    struct quantizer *q, struct new_file *f, const struct new_tensor *t, const void *items, size_t first, size_t rows) {
+        const size_t size = dtype_bytes(t->dtype);
+
+        return new_file_write(f, t->begin + first * size, items, rows * size, q->e);
+}
+
+/* `to` as plan_static() added them. Spends the slab's scales and sums. */
+static int write_static(struct quantizer *q, const struct conversion *c, const struct new_tensor *to,
+    struct new_file *f, size_t first, size_t rows) {
         const struct input_scale input = input_scale_of(c->range);
-        const struct new_tensor *scale = &c->to[1], *offset = &c->to[2], *bias = &c->to[3], *deq = &c->to[4];
-        const bool wide = deq->dtype == DTYPE_I64;
+        const struct new_tensor *scale = &to[0], *offset = &to[1], *bias = &to[2], *deq = &to[3];
         struct slab *s = &q->slab;
-        int64_t wide_scales[QUANTIZE_BLOCK] = {0};
+        int64_t wide[QUANTIZE_BLOCK] = {0};
         int r = new_file_write(f, scale->begin, &input.scale, sizeof(input.scale), q->e);
 
         if (r == 0)
@@ -212,33 +235,31 @@ static int write_static(
         for (size_t i = 0; i < rows; i++) {
                 s->sums[i] *= -(int32_t)input.offset;
                 s->scales[i] *= input.scale;
-                memcpy(&wide_scales[i], &s->scales[i], sizeof(s->scales[i]));
+                memcpy(&wide[i], &s->scales[i], sizeof(s->scales[i]));
         }
         if (r == 0)
-                r = new_file_write(f, bias->begin + first * sizeof(*s->sums), s->sums, rows * sizeof(*s->sums), q->e);
-        if (r == 0 && wide)
-                return new_file_write(
-                    f, deq->begin + first * sizeof(*wide_scales), wide_scales, rows * sizeof(*wide_scales), q->e);
+                r = write_column(q, f, bias, s->sums, first, rows);
         return r < 0 ? r
-                     : new_file_write(
-                           f, deq->begin + first * sizeof(*s->scales), s->scales, rows * sizeof(*s->scales), q->e);
+                     : write_column(q, f, deq, deq->dtype == DTYPE_I64 ? (const void *)wide : s->scales, first, rows);
 }
 
 /* What stands beside the codes of rows [first, first + rows). Offsets of weights are zero, as the file is. */
 static int write_companions(
     struct quantizer *q, const struct conversion *c, struct new_file *f, size_t first, size_t rows) {
-        const struct slab *s = &q->slab;
-        const size_t blocks = c->fate == TO_FP8 ? c->to[1].shape[1] : 0;
+        const struct new_tensor *to = &c->to[1];
+        int r;
 
         switch (c->fate) {
-        case TO_INT8_STATIC:
-                return write_static(q, c, f, first, rows);
-        case TO_INT8_DYNAMIC:
-                return new_file_write(
-                    f, c->to[1].begin + first * sizeof(*s->scales), s->scales, rows * sizeof(*s->scales), q->e);
         case TO_FP8:
-                return new_file_write(f, c->to[1].begin + first / QUANTIZE_BLOCK * blocks * sizeof(*s->block_scales),
-                    s->block_scales, blocks * sizeof(*s->block_scales), q->e);
+                return new_file_write(f, to->begin + first / QUANTIZE_BLOCK * to->shape[1] * sizeof(float),
+                    q->slab.block_scales, to->shape[1] * sizeof(float), q->e);
+        case TO_INT8_DYNAMIC:
+                return write_column(q, f, to, q->slab.scales, first, rows);
+        case TO_INT8_STATIC:
+                return write_static(q, c, to, f, first, rows);
+        case TO_INT8_MIX:
+                r = write_column(q, f, to, q->slab.scales, first, rows);
+                return r < 0 ? r : write_static(q, c, to + 2, f, first, rows);
         default:
                 return 0;
         }
@@ -378,12 +399,13 @@ static int write_all(struct quantizer *q) {
         } formats[] = {
             [QUANTIZE_W8A8_DYNAMIC] = {"quant_model_weight_w8a8_dynamic", "W8A8_DYNAMIC"},
             [QUANTIZE_W8A8_STATIC] = {"quant_model_weight_w8a8", "W8A8"},
+            [QUANTIZE_W8A8_MIX] = {"quant_model_weight_w8a8_mix", "W8A8_MIX"},
             [QUANTIZE_FP8] = {"model", NULL},
         };
         const char *type = formats[q->o->format].type;
         int r = new_folder_open(&q->folder, q->o->to, formats[q->o->format].stem, q->w.files.file_count, q->e);
 
-        if (r == 0 && q->o->format == QUANTIZE_W8A8_STATIC)
+        if (r == 0 && (q->o->format == QUANTIZE_W8A8_STATIC || q->o->format == QUANTIZE_W8A8_MIX))
                 r = calibrate(q->o, &q->ranges, q->e);
         if (r == 0)
                 r = new_folder_copy_rest(&q->folder, q->o->from, q->e);

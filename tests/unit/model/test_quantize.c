@@ -28,7 +28,7 @@ static int quantise(const char *from, const char *to, enum quantize_format forma
             .format = format,
             .compute = fixture_compute(&two_threads),
             .prompts = prompts,
-            .prompt_count = format == QUANTIZE_W8A8_STATIC ? 3 : 0};
+            .prompt_count = format == QUANTIZE_W8A8_STATIC || format == QUANTIZE_W8A8_MIX ? 3 : 0};
         int r = model_quantize(&o, e);
 
         compute_free(o.compute);
@@ -276,6 +276,35 @@ static void static_layers_obey_their_formulas(void **state) {
         folder_remove(&made);
 }
 
+/* A mix is the dynamic and the static checkpoint in one. */
+static void a_mix_has_both_sets(void **state) {
+        struct folder made[3];
+        struct safetensors s[3];
+        size_t count = 0;
+
+        for (enum quantize_format format = QUANTIZE_W8A8_DYNAMIC; format <= QUANTIZE_W8A8_MIX; format++) {
+                made[format] = quantised(data_path("v3-f32", ""), format);
+                s[format] = tensors_of(made[format].path);
+        }
+        for (size_t i = 0; i < s[QUANTIZE_W8A8_MIX].count; i++) {
+                const struct tensor *t = &s[QUANTIZE_W8A8_MIX].tensors[i],
+                                    *a = safetensors_find(&s[QUANTIZE_W8A8_DYNAMIC], t->name),
+                                    *b = safetensors_find(&s[QUANTIZE_W8A8_STATIC], t->name);
+
+                assert_true(a || b);
+                if (a)
+                        same_tensor(t, a);
+                if (b)
+                        same_tensor(t, b);
+                count += a && !b;
+        }
+        assert_int_equal(count, 3 * 4 * 2); /* scales and offsets of attention's four in three layers */
+        for (size_t i = 0; i < 3; i++) {
+                safetensors_close(&s[i]);
+                folder_remove(&made[i]);
+        }
+}
+
 static void ranges_use_every_code_and_keep_zero(void **state) {
         static const struct range ranges[] = {{-1, 1}, {0, 6}, {-3, 0}, {-0.001f, 40}, {0, 0}, {-1e-30f, 1e-30f}};
 
@@ -319,7 +348,7 @@ static int compare_doubles(const void *a, const void *b) {
 /* Every format of every float fixture loads, with its MTP module, and says nearly the same. */
 static void a_quantised_model_says_nearly_the_same(void **state) {
         static const char *const fixtures[] = {"v3-f32", "v3-bf16", "v2-greedy", "v2-group", "v3-mscale"};
-        static const double most[] = {0.06, 0.06, 0.12};
+        static const double most[] = {0.06, 0.06, 0.06, 0.12};
 
         for (size_t i = 0; i < sizeof(fixtures) / sizeof(*fixtures); i++)
                 for (enum quantize_format format = QUANTIZE_W8A8_DYNAMIC; format <= QUANTIZE_FP8; format++) {
@@ -343,19 +372,19 @@ static void a_quantised_model_says_nearly_the_same(void **state) {
 static void the_parts_have_the_types_of_their_format(void **state) {
         static const struct {
                 const char *name;
-                enum dtype types[3]; /* by format */
+                enum dtype types[2]; /* W8A8, fp8 */
         } parts[] = {
-            {"model.layers.1.self_attn.q_a_proj.weight", {DTYPE_I8, DTYPE_I8, DTYPE_F8_E4M3}},
-            {"model.layers.1.self_attn.kv_b_proj.weight", {DTYPE_F32, DTYPE_F32, DTYPE_F8_E4M3}},
-            {"model.layers.0.mlp.up_proj.weight", {DTYPE_I8, DTYPE_I8, DTYPE_F8_E4M3}},
-            {"model.layers.1.mlp.experts.0.down_proj.weight", {DTYPE_I8, DTYPE_I8, DTYPE_F8_E4M3}},
-            {"model.layers.1.mlp.shared_experts.gate_proj.weight", {DTYPE_I8, DTYPE_I8, DTYPE_F8_E4M3}},
-            {"model.layers.1.mlp.gate.weight", {DTYPE_F32, DTYPE_F32, DTYPE_F32}},
-            {"model.layers.3.self_attn.o_proj.weight", {DTYPE_I8, DTYPE_I8, DTYPE_F8_E4M3}},
-            {"model.layers.3.eh_proj.weight", {DTYPE_F32, DTYPE_F32, DTYPE_F32}},
-            {"model.layers.3.shared_head.head.weight", {DTYPE_F32, DTYPE_F32, DTYPE_F32}},
-            {"model.embed_tokens.weight", {DTYPE_F32, DTYPE_F32, DTYPE_F32}},
-            {"lm_head.weight", {DTYPE_F32, DTYPE_F32, DTYPE_F32}},
+            {"model.layers.1.self_attn.q_a_proj.weight", {DTYPE_I8, DTYPE_F8_E4M3}},
+            {"model.layers.1.self_attn.kv_b_proj.weight", {DTYPE_F32, DTYPE_F8_E4M3}},
+            {"model.layers.0.mlp.up_proj.weight", {DTYPE_I8, DTYPE_F8_E4M3}},
+            {"model.layers.1.mlp.experts.0.down_proj.weight", {DTYPE_I8, DTYPE_F8_E4M3}},
+            {"model.layers.1.mlp.shared_experts.gate_proj.weight", {DTYPE_I8, DTYPE_F8_E4M3}},
+            {"model.layers.1.mlp.gate.weight", {DTYPE_F32, DTYPE_F32}},
+            {"model.layers.3.self_attn.o_proj.weight", {DTYPE_I8, DTYPE_F8_E4M3}},
+            {"model.layers.3.eh_proj.weight", {DTYPE_F32, DTYPE_F32}},
+            {"model.layers.3.shared_head.head.weight", {DTYPE_F32, DTYPE_F32}},
+            {"model.embed_tokens.weight", {DTYPE_F32, DTYPE_F32}},
+            {"lm_head.weight", {DTYPE_F32, DTYPE_F32}},
         };
 
         for (enum quantize_format format = QUANTIZE_W8A8_DYNAMIC; format <= QUANTIZE_FP8; format++) {
@@ -365,10 +394,11 @@ static void the_parts_have_the_types_of_their_format(void **state) {
                 struct stat st;
 
                 for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
-                        assert_int_equal(safetensors_find(&s, slice_str(parts[i].name))->dtype, parts[i].types[format]);
+                        assert_int_equal(safetensors_find(&s, slice_str(parts[i].name))->dtype,
+                            parts[i].types[format == QUANTIZE_FP8]);
                 /* Main layers alone are static, and all data is aligned. */
                 assert_true((safetensors_find(&s, SLICE_LIT("model.layers.2.self_attn.o_proj.deq_scale")) != NULL) ==
-                            (format == QUANTIZE_W8A8_STATIC));
+                            (format == QUANTIZE_W8A8_STATIC || format == QUANTIZE_W8A8_MIX));
                 assert_null(safetensors_find(&s, SLICE_LIT("model.layers.3.self_attn.o_proj.deq_scale")));
                 for (size_t i = 0; i < s.count; i++)
                         assert_int_equal((uintptr_t)s.tensors[i].data % dtype_bytes(s.tensors[i].dtype), 0);
@@ -497,6 +527,7 @@ int main(void) {
             cmocka_unit_test(an_fp8_checkpoint_comes_out_of_its_values),
             cmocka_unit_test(int8_codes_come_out_of_their_values),
             cmocka_unit_test(static_layers_obey_their_formulas),
+            cmocka_unit_test(a_mix_has_both_sets),
             cmocka_unit_test(ranges_use_every_code_and_keep_zero),
             cmocka_unit_test(a_quantised_model_says_nearly_the_same),
             cmocka_unit_test(the_parts_have_the_types_of_their_format),
