@@ -177,10 +177,26 @@ static int choose_format(
         return 0;
 }
 
+/* A signal's handler has nothing else to write to. */
+static volatile sig_atomic_t stop;
+
+static void on_signal(int number) {
+        stop = number;
+}
+
+/* What was half written is to be cleared away first. The second signal ends at once. */
+static void take_signals(void) {
+        const struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+
+        sigaction(SIGINT, &action, NULL);
+        sigaction(SIGTERM, &action, NULL);
+        sigaction(SIGHUP, &action, NULL);
+}
+
 static int quantize(struct options *o, const struct options_result *words, struct prompts *p, struct error *e) {
         struct compute_options c = {
             .isa = ISA_BEST, .threads = (unsigned)(o->threads ? o->threads : os_cpu_count()), .spin_us = 50};
-        struct quantize_options q = {.progress = progress, .context = o};
+        struct quantize_options q = {.progress = progress, .context = o, .stop = &stop};
         const struct format *format = NULL;
         int r = choose_format(o, words, &format, e);
 
@@ -195,6 +211,7 @@ static int quantize(struct options *o, const struct options_result *words, struc
         q.prompt_count = p->count;
         if (r == 0)
                 r = compute_new(&c, &q.compute, e);
+        take_signals();
         if (r == 0)
                 r = model_quantize(&q, e);
         compute_free(q.compute);

@@ -90,6 +90,9 @@ static int run_layer(struct calibration *c, uint32_t layer, struct error *e) {
         int r = model_walk_layer(c->walk, layer);
 
         for (size_t i = 0; r == 0 && i < o->prompt_count; i++) {
+                r = quantize_go_on(o, e);
+                if (r < 0)
+                        return r;
                 r = run_prompt(c, layer, &o->prompts[i], residual);
                 if (r == -EDOM)
                         error_set(e, -EINVAL, "calibration: prompt %zu is no number after layer %u", i + 1, layer);

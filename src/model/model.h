@@ -6,6 +6,7 @@
  * One thread uses a model at a time. */
 #pragma once
 #include "kernels/kernels.h"
+#include <signal.h>
 
 /* ---- configuration (config.json) -------------------------------------------------------------------------------- */
 
@@ -166,6 +167,7 @@ struct quantize_options {
         size_t prompt_count;
         void (*progress)(void *context, const char *doing, size_t done, size_t all); /* may be NULL */
         void *context;
+        const volatile sig_atomic_t *stop; /* not 0: end soon with -ECANCELED; may be NULL */
 };
 
 /* Write a quantised copy of an f32, f16 or bf16 checkpoint (W8A8: of an fp8 one, too): linear layers of attention (W8A8: but
@@ -175,6 +177,6 @@ struct quantize_options {
  * A file of the old checkpoint becomes a file of the new one, 128 rows at a time: memory holds those, and with
  * prompts, before, one layer of the model and the hidden states of all prompts. All is written to a folder
  * `to`.partial that is renamed at the end, and removed on failure.
- * Returns 0, or with a text -EEXIST (`to`, or the partial folder of another run), -EINVAL (what cannot be quantised), what
- * model_load() returns, or why a file cannot be written. */
+ * Returns 0, or with a text -EEXIST (`to`, or the partial folder of another run), -EINVAL (what cannot be quantised), -ENOSPC, -ECANCELED,
+ * what model_load() returns, or why a file cannot be written. */
 int model_quantize(const struct quantize_options *options, struct error *e);

@@ -57,10 +57,10 @@ static enum part part_of(struct slice name, uint32_t *ret_layer, enum range_plac
                    : PART_OTHER;
 }
 
-static enum fate fate_of(const struct quantizer *q, const struct tensor *t, struct range *ret_range) {
-        enum range_place place = RANGE_HIDDEN;
-        uint32_t layer = 0;
-        enum part part = part_of(t->name, &layer, &place);
+/* *ret_layer and *ret_place say where the range of static activations is. */
+static enum fate fate_of(
+    const struct quantizer *q, const struct tensor *t, uint32_t *ret_layer, enum range_place *ret_place) {
+        enum part part = part_of(t->name, ret_layer, ret_place);
 
         /* Companions of an old weight go with it; the new one's are made. */
         if (slice_ends(t->name, SLICE_LIT(".weight_scale_inv")))
@@ -69,9 +69,8 @@ static enum fate fate_of(const struct quantizer *q, const struct tensor *t, stru
                 return TO_FP8;
         if (part == PART_OTHER || part == PART_KV_B)
                 return t->dtype == DTYPE_F8_E4M3 ? TO_BF16 : COPIED;
-        if (q->o->format == QUANTIZE_W8A8_DYNAMIC || part == PART_MLP || layer >= q->config.layers)
+        if (q->o->format == QUANTIZE_W8A8_DYNAMIC || part == PART_MLP || *ret_layer >= q->config.layers)
                 return TO_INT8_DYNAMIC;
-        *ret_range = q->ranges[layer].at[place];
         return q->o->format == QUANTIZE_W8A8_MIX ? TO_INT8_MIX : TO_INT8_STATIC;
 }
 
@@ -84,7 +83,8 @@ static enum fate fate_of(const struct quantizer *q, const struct tensor *t, stru
 struct conversion {
         const struct tensor *from;
         enum fate fate;
-        struct range range; /* TO_INT8_STATIC, TO_INT8_MIX */
+        uint32_t layer;         /* TO_INT8_STATIC, TO_INT8_MIX */
+        enum range_place place; /* likewise */
         struct new_tensor *to;
 };
 
@@ -188,7 +188,7 @@ static int plan_file(struct quantizer *q, uint32_t file, struct file_plan *p) {
                 if (files->tensors[i].file != file)
                         continue;
                 *c = (struct conversion){.from = &files->tensors[i], .to = p->tensors + p->tensor_count};
-                c->fate = fate_of(q, c->from, &c->range);
+                c->fate = fate_of(q, c->from, &c->layer, &c->place);
                 r = check_tensor(q, c);
                 if (r == 0)
                         plan_tensor(p, c);
@@ -224,7 +224,7 @@ static int write_column(
 /* `to` as plan_static() added them. Spends the slab's scales and sums. */
 static int write_static(struct quantizer *q, const struct conversion *c, const struct new_tensor *to,
     struct new_file *f, size_t first, size_t rows) {
-        const struct input_scale input = input_scale_of(c->range);
+        const struct input_scale input = input_scale_of(q->ranges[c->layer].at[c->place]);
         const struct new_tensor *scale = &to[0], *offset = &to[1], *bias = &to[2], *deq = &to[3];
         struct slab *s = &q->slab;
         int64_t wide[QUANTIZE_BLOCK] = {0};
@@ -265,12 +265,20 @@ static int write_companions(
         }
 }
 
+int quantize_go_on(const struct quantize_options *o, struct error *e) {
+        return o->stop && *o->stop ? error_set(e, -ECANCELED, "interrupted: %s is not there", o->to) : 0;
+}
+
 static int convert_rows(struct quantizer *q, const struct conversion *c, const struct weight_source *source,
     struct new_file *f, size_t first, size_t rows) {
         const size_t row_bytes = source->k * dtype_bytes(c->to->dtype);
-        int r = c->fate == TO_FP8    ? slab_to_fp8(&q->slab, source, first, rows)
-                : c->fate == TO_BF16 ? slab_to_bf16(&q->slab, source, first, rows)
-                                     : slab_to_int8(&q->slab, source, first, rows);
+        int r = quantize_go_on(q->o, q->e);
+
+        if (r < 0)
+                return r;
+        r = c->fate == TO_FP8    ? slab_to_fp8(&q->slab, source, first, rows)
+            : c->fate == TO_BF16 ? slab_to_bf16(&q->slab, source, first, rows)
+                                 : slab_to_int8(&q->slab, source, first, rows);
 
         if (r < 0)
                 return weights_blame(&q->w, c->from, q->e, "holds a value that is no number");
@@ -393,6 +401,22 @@ static int make_slab(struct quantizer *q) {
                    : 0;
 }
 
+/* Hours of work are not begun for a disk that cannot hold them. */
+static int check_space(struct quantizer *q) {
+        uint64_t bytes = 0;
+        int r = 0;
+
+        for (uint32_t i = 0; r == 0 && i < q->w.files.file_count; i++) {
+                struct file_plan p = {0};
+
+                r = plan_file(q, i, &p);
+                for (size_t k = 0; r == 0 && k < p.tensor_count; k++)
+                        bytes += new_tensor_bytes(&p.tensors[k]);
+                arena_free(&p.arena);
+        }
+        return r < 0 ? r : new_folder_check_space(&q->folder, bytes, q->e);
+}
+
 static int write_all(struct quantizer *q) {
         static const struct {
                 const char *stem, *type;
@@ -405,6 +429,8 @@ static int write_all(struct quantizer *q) {
         const char *type = formats[q->o->format].type;
         int r = new_folder_open(&q->folder, q->o->to, formats[q->o->format].stem, q->w.files.file_count, q->e);
 
+        if (r == 0)
+                r = check_space(q);
         if (r == 0 && (q->o->format == QUANTIZE_W8A8_STATIC || q->o->format == QUANTIZE_W8A8_MIX))
                 r = calibrate(q->o, &q->ranges, q->e);
         if (r == 0)

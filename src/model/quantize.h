@@ -3,6 +3,9 @@
 #include "model/core.h"
 #include "model/safetensors.h"
 
+/* 0, or -ECANCELED with a text: somebody wants an end (quantize.c). */
+int quantize_go_on(const struct quantize_options *o, struct error *e);
+
 /* ---- values (quantize_values.c) ------------------------------------------------------------------------------------- */
 
 /* Rows are quantised in slabs of so many, the rows of an fp8 block. */
@@ -62,6 +65,8 @@ struct new_tensor {
         uint64_t begin;   /* in the file: given by new_file_open() */
 };
 
+uint64_t new_tensor_bytes(const struct new_tensor *t);
+
 /* The folder being written. */
 struct new_folder {
         char *path, *partial;    /* what it will be called, and is until then */
@@ -73,6 +78,8 @@ struct new_folder {
 
 /* Make `to`.partial. -EEXIST, or why it cannot be made, with a text; *f is then as zeroed. */
 int new_folder_open(struct new_folder *f, const char *to, const char *stem, size_t file_count, struct error *e);
+/* -ENOSPC with a text when the file system has not so much left. */
+int new_folder_check_space(struct new_folder *f, uint64_t bytes, struct error *e);
 /* Copy the files of `from` that are neither tensors nor their index nor config.json. Folders stay behind. */
 int new_folder_copy_rest(struct new_folder *f, const char *from, struct error *e);
 int new_folder_write(struct new_folder *f, const char *name, struct slice text, struct error *e);

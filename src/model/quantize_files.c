@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 /* Of a file that is no weight, read and written piece by piece. */
@@ -115,6 +116,19 @@ int new_folder_write(struct new_folder *f, const char *name, struct slice text, 
         }
         free(path);
         return r;
+}
+
+int new_folder_check_space(struct new_folder *f, uint64_t bytes, struct error *e) {
+        struct statvfs fs;
+        uint64_t left;
+
+        if (statvfs(f->partial, &fs) < 0)
+                return fail_path(e, -errno, "look at the file system of", f->partial);
+        left = (uint64_t)fs.f_bavail * fs.f_frsize;
+        if (bytes <= left)
+                return 0;
+        return error_set(e, -ENOSPC, "%s needs %.1f GB, and its file system has %.1f GB left", f->path,
+            (double)bytes / 1e9, (double)left / 1e9);
 }
 
 static int copy_bytes(int from, int to) {
@@ -251,7 +265,7 @@ void new_folder_close(struct new_folder *f) {
 
 /* ---- a file with tensors -------------------------------------------------------------------------------------------- */
 
-static uint64_t bytes_of(const struct new_tensor *t) {
+uint64_t new_tensor_bytes(const struct new_tensor *t) {
         uint64_t bytes = dtype_bytes(t->dtype);
 
         for (unsigned i = 0; i < t->rank; i++)
@@ -286,7 +300,7 @@ static void describe(struct json_writer *w, const struct new_tensor *t) {
         json_key(w, "data_offsets");
         json_open(w, '[');
         json_u64(w, t->begin);
-        json_u64(w, t->begin + bytes_of(t));
+        json_u64(w, t->begin + new_tensor_bytes(t));
         json_close(w, ']');
         json_close(w, '}');
 }
@@ -304,7 +318,7 @@ static uint64_t make_header(struct new_tensor **order, size_t count, struct buf 
         for (size_t i = 0; i < count; i++) {
                 order[i]->begin = at;
                 describe(&w, order[i]);
-                at += bytes_of(order[i]);
+                at += new_tensor_bytes(order[i]);
         }
         json_close(&w, '}');
         while (text.len % 8 && buf_ok(&text))
@@ -343,7 +357,7 @@ int new_file_open(struct new_folder *f, size_t number, struct new_tensor *tensor
                 order[i] = &tensors[i];
                 add_member(&f->index, tensors[i].name, name);
                 add_member(&f->kinds, tensors[i].name, tensors[i].kind);
-                f->bytes += bytes_of(&tensors[i]);
+                f->bytes += new_tensor_bytes(&tensors[i]);
         }
         if (order) {
                 qsort(order, count, sizeof(struct new_tensor *), by_layout);

@@ -4,6 +4,7 @@
 #include "model/weights.h"
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 
 static const struct fixture_options two_threads = {FIXTURE_DEFAULTS};
 static const uint32_t prompt_tokens[] = {0, 5, 77, 130, 12, 300, 44, 9, 256, 31, 402, 18, 93, 7, 210, 65};
@@ -502,6 +503,56 @@ static void a_full_disk_leaves_nothing_behind(void **state) {
         assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
 }
 
+static void too_small_a_disk_is_seen_before_the_work(void **state) {
+        struct folder to = folder_to_be(), from = folder_copy("v3-f32");
+        const char *path = folder_file(&from, "model.safetensors");
+        struct buf file = file_read(path), header = {0}, data = {0};
+        struct slice old = tensor_file_header(&file);
+        const uint64_t begin = file.len - 8 - old.len;
+        struct statvfs fs;
+        uint64_t rows;
+
+        /* One more tensor, of a terabyte more than there is; the file has a hole for it. */
+        assert_int_equal(statvfs(from.path, &fs), 0);
+        rows = ((uint64_t)fs.f_bavail * fs.f_frsize >> 20) + (1 << 20);
+        buf_printf(&header,
+            HEADER_BEGIN "\"huge\":{\"dtype\":\"U8\",\"shape\":[%llu,1048576],\"data_offsets\":[%llu,%llu]},",
+            (unsigned long long)rows, (unsigned long long)begin, (unsigned long long)(begin + (rows << 20)));
+        buf_add(&header, slice_sub(old, strlen(HEADER_BEGIN), old.len));
+        buf_add(&data, slice_sub(buf_slice(&file), 8 + old.len, file.len));
+        tensor_file_write(path, buf_slice(&header), buf_slice(&data));
+        assert_int_equal(truncate(path, (off_t)(8 + header.len + begin + (rows << 20))), 0);
+
+        not_quantised(from.path, to.path, QUANTIZE_W8A8_STATIC, -ENOSPC, "GB, and its file system has");
+        buf_free(&file);
+        buf_free(&header);
+        buf_free(&data);
+        folder_remove(&from);
+}
+
+static void an_end_that_is_wanted_leaves_nothing_behind(void **state) {
+        static const volatile sig_atomic_t stop = 1;
+
+        for (enum quantize_format format = QUANTIZE_W8A8_DYNAMIC; format <= QUANTIZE_FP8; format++) {
+                struct folder to = folder_to_be();
+                struct quantize_options o = {.from = data_path("v3-f32", ""),
+                    .to = to.path,
+                    .format = format,
+                    .compute = fixture_compute(&two_threads),
+                    .prompts = prompts,
+                    .prompt_count = 3,
+                    .stop = &stop};
+                struct error e = {{0}};
+                struct stat st;
+
+                assert_int_equal(model_quantize(&o, &e), -ECANCELED);
+                assert_true(stat(to.path, &st) < 0);
+                strcat(to.path, ".partial");
+                assert_true(stat(to.path, &st) < 0);
+                compute_free(o.compute);
+        }
+}
+
 static void calibration_wants_prompts_of_the_model(void **state) {
         static const uint32_t unknown[] = {0, 100000};
         const struct quantize_prompt wrong = {unknown, 2}, none = {unknown, 0};
@@ -535,6 +586,8 @@ int main(void) {
             cmocka_unit_test(fp8_is_quantised_by_its_values),
             cmocka_unit_test(what_cannot_be_quantised_is_refused),
             cmocka_unit_test(a_full_disk_leaves_nothing_behind),
+            cmocka_unit_test(too_small_a_disk_is_seen_before_the_work),
+            cmocka_unit_test(an_end_that_is_wanted_leaves_nothing_behind),
             cmocka_unit_test(calibration_wants_prompts_of_the_model),
         };
 
