@@ -6,6 +6,8 @@
 
 /* A config.json is some kilobytes. */
 #define CONFIG_BYTES_MAX ((size_t)16 << 20)
+/* Sums of int8 are exact up to so many columns (kernels.h). */
+#define INT8_COLUMNS_MAX 131071
 /* Of tensors that are only copied, at a time. */
 #define COPY_BYTES ((size_t)16 << 20)
 
@@ -161,6 +163,10 @@ static void plan_tensor(struct file_plan *p, const struct conversion *c) {
         }
 }
 
+static bool is_int8(enum fate fate) {
+        return fate == TO_INT8_DYNAMIC || fate == TO_INT8_STATIC || fate == TO_INT8_MIX;
+}
+
 static int check_tensor(const struct quantizer *q, const struct conversion *c) {
         const struct tensor *t = c->from;
 
@@ -168,6 +174,9 @@ static int check_tensor(const struct quantizer *q, const struct conversion *c) {
                 return weights_blame(&q->w, t, q->e, "is no weight of this model: it cannot be copied");
         if (c->fate != COPIED && c->fate != LEFT_OUT && t->rank != 2)
                 return weights_blame(&q->w, t, q->e, "has %u dimensions, a matrix is needed", t->rank);
+        if (is_int8(c->fate) && t->shape[1] > INT8_COLUMNS_MAX)
+                return weights_blame(&q->w, t, q->e, "has %llu columns, int8 takes %d", (unsigned long long)t->shape[1],
+                    INT8_COLUMNS_MAX);
         return 0;
 }
 
