@@ -241,6 +241,11 @@ static void post_remove(struct gateway *g, struct http_exchange *x) {
         http_exchange_collect(x, on_remove);
 }
 
+static void post_reset(struct gateway *g, struct http_exchange *x) {
+        pool_forget_prompts(g->pool);
+        errand_broadcast(g, x);
+}
+
 /* ---- routes ---------------------------------------------------------------------------------------------------------- */
 
 static void post_chat(struct gateway *g, struct http_exchange *x) {
@@ -273,7 +278,7 @@ static const struct route {
     {HTTP_METHOD_GET, "/instances", ADMIN, get_instances},
     {HTTP_METHOD_POST, "/instances/add", ADMIN, post_add},
     {HTTP_METHOD_POST, "/instances/remove", ADMIN, post_remove},
-    {HTTP_METHOD_POST, "/reset_prefix_cache", ADMIN, errand_broadcast},
+    {HTTP_METHOD_POST, "/reset_prefix_cache", ADMIN, post_reset},
 };
 
 static bool fits(const struct route *r, struct slice path) {

@@ -150,6 +150,7 @@ struct part {
         struct source source;
         const char *path;
         uint64_t prompt_tokens; /* estimate, for load */
+        struct prompt prompt;   /* without keys where no policy wants them */
         struct relay relay;
         struct sse *sse;
         struct leg prefill, decode;
@@ -215,6 +216,7 @@ struct request {
         struct facts facts;
         struct http_fields fields; /* end-to-end fields of the client, less those that each leg sets */
         struct slice id;           /* X-Request-Id of the first attempt */
+        uint64_t session;          /* a hash of --session-header's value, 0: it was not sent */
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */

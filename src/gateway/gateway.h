@@ -37,6 +37,8 @@ struct gateway_options {
         int64_t port;
         const char *connector;                               /* connector_find() */
         const char *policy, *prefill_policy, *decode_policy; /* the role's own, or `policy` */
+        const char *session_header; /* whose requests go to one instance under consistent_hash */
+        int64_t prefix_bytes;       /* of each index of prompts (prefix_aware) */
         struct gateway_member *members;
         size_t member_count;
 

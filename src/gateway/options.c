@@ -31,6 +31,13 @@ static const struct option rows[] = {
     {"policy", 0, OPTION_STRING, TARGET(policy), POLICY_NAMES, "who takes a leg (default least_load)"},
     {"prefill-policy", 0, OPTION_STRING, TARGET(prefill_policy), POLICY_NAMES, "for prefill legs"},
     {"decode-policy", 0, OPTION_STRING, TARGET(decode_policy), POLICY_NAMES, "for decode legs"},
+    {"session-header", 0, OPTION_STRING, TARGET(session_header), "NAME",
+        "requests with the same value of this header go to "
+        "one instance under consistent_hash (default X-Session-ID)"},
+    {"prefix-index-size", 0, OPTION_SIZE, TARGET(prefix_bytes), "BYTES",
+        "memory of prefix_aware for the prompts that each "
+        "role has seen (default 64M)",
+        1 << 16, 1ll << 36},
     {"max-retries", 0, OPTION_INT, TARGET(max_retries), "N", "attempts for each leg (default 3)", 1, 100},
     {"retry-delay", 0, OPTION_DOUBLE, TARGET(retry_delay), "S",
         "before a leg is sent again to an instance that has "
@@ -105,6 +112,8 @@ void gateway_options_default(struct gateway_options *ret_options) {
             .host = "127.0.0.1",
             .port = 8000,
             .policy = "least_load",
+            .session_header = "X-Session-ID",
+            .prefix_bytes = 64 << 20,
             .max_retries = 3,
             .retry_delay = 0.001,
             .queue_timeout = 30,

@@ -16,6 +16,7 @@
 #include "base/rng.h"
 #include "base/slice.h"
 #include "gateway/policy.h"
+#include "gateway/prefix.h"
 
 /* Membership comes from the operator, but over HTTP too: a bound against a runaway script. */
 #define POOL_INSTANCES_MAX 65536
@@ -47,6 +48,8 @@ struct pool;
 
 struct instance {
         uint32_t id;
+        uint32_t life;  /* grows when it is ejected: what it had in its caches is not counted on any more */
+        uint32_t place; /* a hash of its key */
         enum role role;
         int dp_rank;      /* sent as X-data-parallel-rank; -1: none */
         const char *name; /* for people: the given name, or the key */
@@ -76,6 +79,7 @@ struct pool_options {
         unsigned join_tries;                     /* failed probes after which one added later is dropped; 0: never */
         uint32_t cap;                            /* most legs per instance; 0: any number */
         const struct policy *policy[ROLE_COUNT]; /* NULL: least_load */
+        size_t prefix_bytes;                     /* of each role's index of prompts, where its policy wants one */
         uint64_t seed;                           /* of the random policies and of jitter */
         /* Called after every change of state, and with INSTANCE_LEAVING just before the instance is freed (`gone`). */
         void (*on_change)(void *context, struct instance *i, enum instance_state before, bool gone);
@@ -105,9 +109,15 @@ struct instance *pool_at(const struct pool *p, enum role role, size_t index); /*
 size_t pool_routable(const struct pool *p, enum role role);                   /* healthy and suspect */
 size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s);
 
-/* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy.
- * NULL: none. */
-struct instance *pool_pick(struct pool *p, enum role role, const struct policy_facts *facts);
+/* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy. The facts'
+ * `warm` is found here, from `prompt`. NULL: none. */
+struct instance *pool_pick(
+    struct pool *p, enum role role, const struct policy_facts *facts, const struct prompt *prompt);
+/* The instance is given this prompt. Returns how many of its tokens are in the instance's cache already, as far as is known
+ * (0 where the policy does not want to know). */
+uint64_t pool_note_prompt(struct instance *i, const struct prompt *prompt);
+bool pool_wants_prompts(const struct pool *p);            /* some role's policy does: prompts are to have keys */
+void pool_forget_prompts(struct pool *p);                 /* all caches were cleared */
 bool pool_has_room(const struct pool *p, enum role role); /* whether there is one for a leg that avoids none */
 
 enum load_kind {

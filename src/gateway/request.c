@@ -1,5 +1,6 @@
 /* request.c - a client's exchange: reading it, running its parts, and the one way out. */
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "gateway/core.h"
 #include <assert.h>
@@ -49,6 +50,13 @@ static bool is_plain_id(struct slice id) {
         return id.len > 0 && id.len <= ID_MAX;
 }
 
+/* Seeded with nothing: every gateway is to send a session to the same instance. */
+static uint64_t session_of(const struct gateway *g, struct http_fields fields) {
+        struct slice value = http_field_value(fields, g->options.session_header);
+
+        return value.len > 0 ? hash64(value, 0) | 1 : 0;
+}
+
 /* A client's id may name its legs when it is one everywhere; else 128 random bits. */
 static int choose_id(struct request *r, struct http_fields fields) {
         struct slice id = http_field_value(fields, "x-request-id");
@@ -77,6 +85,7 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
                 r->arena = g->spare_arenas[--g->spare_arena_count];
         r->facts.api = api;
         r->begun = gateway_now(g);
+        r->session = session_of(g, head->fields);
         r->peer = arena_copy(&r->arena, slice_str(http_exchange_peer(x))).ptr;
         list_init(&r->settlers);
         list_init(&r->unsent);
@@ -111,6 +120,9 @@ static int fill_source(struct request *r, struct part *p) {
         p->prompt_tokens = f->prompts ? facts_estimate(f->prompts[prompt]) : f->prompt_tokens;
         p->relay.many = r->part_count > 1;
         p->relay.track = f->stream && r->g->options.max_continuations > 0;
+        if (pool_wants_prompts(r->g->pool) &&
+            facts_prompt(f, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt, &r->arena, &p->prompt) < 0)
+                return -ENOMEM;
         if (!splits(r)) {
                 p->prompt_tokens = f->prompt_tokens;
                 p->relay.track &= f->prompt_count == 1 && f->n == 1;

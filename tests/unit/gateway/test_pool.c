@@ -46,7 +46,7 @@ static struct instance *healthy(struct pool *p, enum role role, const char *key)
 static struct instance *pick(struct pool *p, enum role role) {
         const struct policy_facts facts = {0};
         bool room = pool_has_room(p, role);
-        struct instance *i = pool_pick(p, role, &facts);
+        struct instance *i = pool_pick(p, role, &facts, NULL);
 
         assert_int_equal(room, i != NULL);
         return i;
@@ -180,6 +180,60 @@ static void load_is_given_back_once(void **state) {
         }
         assert_int_equal(a->tokens + a->held_tokens + a->requests + a->held_requests, 0);
         assert_ptr_equal(pick(p, ROLE_PREFILL), a);
+        pool_free(p);
+}
+
+static struct prompt prompt_of(const char *text, uint64_t keys[PREFIX_KEYS_MAX]) {
+        struct slice s = slice_str(text);
+
+        return (struct prompt){
+            .keys = keys, .key_count = prefix_keys(s, 0, keys), .bytes = s.len, .tokens = s.len / 4 + 1};
+}
+
+/* Who was given a prompt is chosen for its continuation, while it may be; a new life begins with an empty cache. */
+static void a_prompt_goes_where_its_beginning_went(void **state) {
+        static const char first[] = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all.";
+        static const char second[] =
+            "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all. Why would it?";
+        const struct pool_options options = {
+            .policy = {policy_find("prefix_aware")}, .seed = 1, .on_change = on_change};
+        const struct policy_facts facts = {0};
+        uint64_t keys[2][PREFIX_KEYS_MAX];
+        struct prompt a = prompt_of(first, keys[0]), b = prompt_of(second, keys[1]);
+        struct instance *i, *others[3];
+        struct pool *p;
+
+        assert_int_equal(pool_new(&options, &p), 0);
+        assert_true(pool_wants_prompts(p));
+        others[0] = healthy(p, ROLE_PREFILL, "a:1");
+        i = healthy(p, ROLE_PREFILL, "b:1");
+        others[1] = healthy(p, ROLE_PREFILL, "c:1");
+        others[2] = healthy(p, ROLE_DECODE, "d:1");
+        assert_int_equal(pool_note_prompt(i, &a), 0);
+        assert_in_range(pool_note_prompt(i, &a), a.tokens / 2, a.tokens);
+        assert_int_equal(pool_note_prompt(others[2], &a), 0); /* its policy does not look */
+        for (int k = 0; k < 6; k++)
+                assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), i);
+        /* One that came later stands elsewhere in the tables; whoever has left is not taken for another. */
+        pool_remove(p, others[0]);
+        assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), i);
+        pool_report(i, HEALTH_LEG_BROKEN, 0);
+        assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), others[1]);
+        pool_report(i, HEALTH_PROBE_DEAD, 0);
+        pool_report(i, HEALTH_PROBE_OK, 0);
+        pool_report(i, HEALTH_PROBE_OK, 0);
+        assert_int_equal(i->state, INSTANCE_HEALTHY);
+        assert_int_equal(pool_note_prompt(i, &b), 0);
+        /* The framing that prompts have in common is no reason. */
+        a = prompt_of(
+            "[{\"role\":\"user\", \"content\":\"What is it that the dog thinks of the fox, do you know?\"}]", keys[0]);
+        b = prompt_of(
+            "[{\"role\":\"user\", \"content\":\"And what would the fox itself say about all of this then?\"}]",
+            keys[1]);
+        pool_note_prompt(i, &a);
+        assert_ptr_not_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), pool_pick(p, ROLE_PREFILL, &facts, &b));
+        pool_forget_prompts(p);
+        assert_int_equal(pool_note_prompt(i, &b), 0);
         pool_free(p);
 }
 
@@ -326,6 +380,7 @@ int main(void) {
             cmocka_unit_test(single_errors_and_refusals_change_nothing),
             cmocka_unit_test(overload_makes_it_stand_back_not_fall),
             cmocka_unit_test(load_is_given_back_once),
+            cmocka_unit_test(a_prompt_goes_where_its_beginning_went),
             cmocka_unit_test(kv_that_waits_weighs_less_than_work),
             cmocka_unit_test(one_that_leaves_ends_its_legs_first),
             cmocka_unit_test(one_that_is_probed_may_be_removed_meanwhile),
