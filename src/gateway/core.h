@@ -11,9 +11,19 @@
 #include "gateway/continuation.h"
 #include "gateway/gateway.h"
 #include "gateway/join.h"
+#include "gateway/queue.h"
 #include "gateway/relay.h"
 #include "gateway/stats.h"
 #include "http/sse.h"
+
+/* Requests that may not begin yet, and how many have (admission.c). */
+struct admission {
+        struct queue queue;
+        struct list arrivals; /* the same requests by age: the first is given up first */
+        uint64_t admitted;
+        uint64_t last_wait; /* of the last one let in, ns */
+        uint64_t seed;      /* of tenants' hashes: nobody can choose a name that is another's */
+};
 
 struct gateway {
         uv_loop_t *loop;
@@ -30,7 +40,8 @@ struct gateway {
         struct list requests;
         uint64_t request_count, leg_count;
         struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
-        size_t waiting_count;
+        size_t waiting_count;            /* with those of the admission */
+        struct admission admission;
         uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
         bool freed[ROLE_COUNT]; /* an instance may take a leg that could not before: the oldest's, on the next turn */
         struct list unsent;     /* requests with bytes for their clients */
@@ -58,6 +69,12 @@ uint64_t gateway_now(const struct gateway *g); /* ns, monotonic */
 void gateway_wake_at(struct gateway *g, uint64_t due);
 /* An instance may take a leg that could not before: those that wait for one try again, the oldest first. */
 void gateway_wake_waiting(struct gateway *g, enum role role);
+/* There may be room for those that wait to be let in. */
+void gateway_wake_admission(struct gateway *g);
+/* The role that takes a request's first leg. */
+enum role gateway_first_role(const struct gateway *g);
+/* The oldest part that waits for an instance (not for a moment). NULL: none. */
+struct part *gateway_first_in_need(struct gateway *g, enum role role);
 void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
@@ -217,6 +234,12 @@ struct request {
         struct http_fields fields; /* end-to-end fields of the client, less those that each leg sets */
         struct slice id;           /* X-Request-Id of the first attempt */
         uint64_t session;          /* a hash of --session-header's value, 0: it was not sent */
+        /* Admission. */
+        struct queue_entry place;
+        struct list arrival;
+        int64_t priority;
+        uint64_t tenant, queued_at, queued; /* ns; queued_at 0: it does not wait */
+        bool admitted;
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */
@@ -236,6 +259,11 @@ void request_settle(struct request *r); /* see whether it is over; the request m
 /* Abort everything (drain past its deadline). The request may be gone after it. */
 void request_stop(struct request *r);
 
+/* Called by admission.c. */
+void request_start(struct request *r);
+/* Answer it before it has begun. `retry_after` in seconds, 0: not said. */
+void request_refuse(struct request *r, const struct openai_error *e, unsigned retry_after);
+
 /* Called by part.c. */
 /* The first bytes of a stream are here: send the head. False: the client is not there any more. */
 bool request_begin_stream(struct request *r, struct part *p);
@@ -252,6 +280,15 @@ void request_part_over(struct request *r, struct part *p);
 /* A part cannot be answered. Before the first byte the client gets the status (the upstream's own answer when
  * part->answer_status says so), after it an SSE error event. */
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message);
+
+/* ---- admission ------------------------------------------------------------------------------------------------------ */
+
+void admission_read(struct request *r, struct http_fields fields); /* what the client's fields say of its place */
+/* The request is read: it begins at once, waits, or is answered 429 (it, or another that it takes the place of). */
+void admission_enter(struct request *r);
+void admission_leave(struct request *r); /* it is over; nothing when it was not in */
+/* Let in those that there is room for, and send away those that have waited too long. */
+void admission_tick(struct gateway *g, uint64_t now);
 
 /* ---- small calls: probes, models, resets ---------------------------------------------------------------------------- */
 

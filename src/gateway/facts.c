@@ -49,17 +49,24 @@ static bool is_nonzero(struct slice v) {
 
 /* ---- prompts -------------------------------------------------------------------------------------------------------- */
 
-/* Estimate: ids are counted by their commas, text by its bytes. */
-uint64_t facts_estimate(struct slice value) {
-        bool ids =
-            value.len > 1 && value.ptr[0] == '[' && value.ptr[1] != '"' && value.ptr[1] != '{' && value.ptr[1] != '[';
+/* By their commas. */
+uint64_t facts_count_ids(struct slice prompt) {
+        struct slice rest = prompt, first;
         uint64_t n = 1;
 
-        if (!ids)
-                return value.len / BYTES_PER_TOKEN + 1;
-        for (size_t at = slice_find(value, ',', 0); at < value.len; at = slice_find(value, ',', at + 1))
+        if (prompt.len == 0 || prompt.ptr[0] != '[' || !openai_next_item(&rest, &first) || first.len == 0 ||
+            strchr("\"{[", first.ptr[0]))
+                return 0;
+        for (size_t at = slice_find(prompt, ',', 0); at < prompt.len; at = slice_find(prompt, ',', at + 1))
                 n++;
         return n;
+}
+
+/* Text by its bytes. */
+uint64_t facts_estimate(struct slice prompt) {
+        uint64_t ids = facts_count_ids(prompt);
+
+        return ids > 0 ? ids : prompt.len / BYTES_PER_TOKEN + 1;
 }
 
 int facts_prompt(const struct facts *f, struct slice prompt, struct arena *arena, struct prompt *ret_prompt) {

@@ -45,6 +45,8 @@ int facts_read(
 
 /* Tokens of a prompt (a string, id list, or messages), estimated; at least 1. */
 uint64_t facts_estimate(struct slice prompt);
+/* The tokens of a prompt that is a list of ids; 0: it is something else, whose tokens only the engine can count. */
+uint64_t facts_count_ids(struct slice prompt);
 /* One of the body's prompts, as the index of prompts sees it (prefix.h): its text as it stands in the body, under what else
  * an engine puts before it or keeps apart (model, tools, cache_salt). Keys live in `arena`. 0 or -ENOMEM. */
 int facts_prompt(const struct facts *f, struct slice prompt, struct arena *arena, struct prompt *ret_prompt);

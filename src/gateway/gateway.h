@@ -42,14 +42,17 @@ struct gateway_options {
         struct gateway_member *members;
         size_t member_count;
 
-        int64_t max_retries;       /* attempts for a leg, the first one counted */
-        double retry_delay;        /* before a leg goes to an instance that has just failed; doubles */
-        double queue_timeout;      /* longest wait for an instance that may take a leg, then 503 */
-        double connect_timeout;    /* to an instance */
-        double prefill_timeout;    /* from the request written out to the whole answer */
-        double first_byte_timeout; /* of the decode leg, from the request written out; 0: none */
-        double request_timeout;    /* of a decode leg whose answer is not streamed; 0: none */
-        double idle_timeout;       /* between bytes of a stream; 0: none */
+        int64_t max_retries;    /* attempts for a leg, the first one counted */
+        double retry_delay;     /* before a leg goes to an instance that has just failed; doubles */
+        double queue_timeout;   /* longest wait to be let in, then 408, or for an instance, then 503 */
+        int64_t max_concurrent; /* requests at once, 0: any number */
+        int64_t queue_size;     /* those that wait to be let in */
+        const char *tenant_header, *priority_header; /* NULL: all are one tenant, equally urgent */
+        double connect_timeout;                      /* to an instance */
+        double prefill_timeout;                      /* from the request written out to the whole answer */
+        double first_byte_timeout;                   /* of the decode leg, from the request written out; 0: none */
+        double request_timeout;                      /* of a decode leg whose answer is not streamed; 0: none */
+        double idle_timeout;                         /* between bytes of a stream; 0: none */
         double params_max_age;     /* kv_transfer_params older than that are not used: prefill again */
         double abandon_grace;      /* a decode leg without its first byte is not cut within this time of its start */
         double drain_timeout;      /* of gateway_drain */

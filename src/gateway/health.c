@@ -31,18 +31,20 @@ static bool start(struct probe *p, const char *target, call_done done) {
 /* The model's length, from the first of the list that says one. An engine that does not answer here is as healthy. */
 static void on_models(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
         struct probe *p = context;
+        int64_t length = 0;
         yyjson_doc *doc;
         yyjson_val *model;
         size_t at, max;
 
         if (status == 200 && json_parse(body, &doc, NULL) == 0) {
                 yyjson_arr_foreach(json_get(yyjson_doc_get_root(doc), "data"), at, max, model) {
-                        p->i->max_model_len = json_get_i64(model, "max_model_len", 0);
-                        if (p->i->max_model_len > 0)
+                        length = json_get_i64(model, "max_model_len", 0);
+                        if (length > 0)
                                 break;
                 }
                 yyjson_doc_free(doc);
         }
+        pool_learn_length(p->i, length);
         finish(p);
 }
 

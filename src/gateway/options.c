@@ -43,8 +43,20 @@ static const struct option rows[] = {
         "before a leg is sent again to an instance that has "
         "just failed; doubles (default 0.001)"},
     {"queue-timeout-secs", 0, OPTION_DOUBLE, TARGET(queue_timeout), "S",
-        "longest wait for an instance, then 503 "
-        "(default 30)"},
+        "longest wait to be let in, then 408, or for an "
+        "instance, then 503 (default 30)"},
+    {"max-concurrent-requests", 0, OPTION_INT, TARGET(max_concurrent), "N",
+        "requests at once; others wait (default 0: any "
+        "number)",
+        0, 10000000},
+    {"queue-size", 0, OPTION_INT, TARGET(queue_size), "N",
+        "requests that may wait to be let in; beyond it 429 (default 1024)", 0, 1000000},
+    {"tenant-header", 0, OPTION_STRING, TARGET(tenant_header), "NAME",
+        "those that wait share by the value of this header, "
+        "each value the same amount of work (default: first come, first served)"},
+    {"priority-header", 0, OPTION_STRING, TARGET(priority_header), "NAME",
+        "of those that wait, the one with the smallest "
+        "number in this header is let in first (default: none)"},
     {"connect-timeout", 0, OPTION_DOUBLE, TARGET(connect_timeout), "S", "to an instance (default 3)"},
     {"prefill-timeout", 0, OPTION_DOUBLE, TARGET(prefill_timeout), "S", "for a whole prefill leg (default 600)"},
     {"first-byte-timeout", 0, OPTION_DOUBLE, TARGET(first_byte_timeout), "S",
@@ -117,6 +129,7 @@ void gateway_options_default(struct gateway_options *ret_options) {
             .max_retries = 3,
             .retry_delay = 0.001,
             .queue_timeout = 30,
+            .queue_size = 1024,
             .connect_timeout = 3,
             .prefill_timeout = 600,
             .first_byte_timeout = 600,

@@ -25,6 +25,8 @@ struct table {
         uint32_t *ids;              /* of `all` */
         size_t all_count, capacity; /* of all four arrays */
         struct policy_state state;
+        int64_t longest;             /* max_model_len that was ever said */
+        bool some_unknown;           /* one has said none */
         struct prefix_index *prefix; /* NULL: the policy does not want one */
 };
 
@@ -345,6 +347,20 @@ size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s
         for (size_t k = 0; k < t->all_count; k++)
                 n += t->all[k]->state == s;
         return n;
+}
+
+void pool_learn_length(struct instance *i, int64_t max_model_len) {
+        struct table *t = table_of(i);
+
+        i->max_model_len = max_model_len;
+        if (max_model_len <= 0)
+                t->some_unknown = true;
+        else if (max_model_len > t->longest)
+                t->longest = max_model_len;
+}
+
+int64_t pool_longest(const struct pool *p, enum role role) {
+        return p->tables[role].some_unknown ? 0 : p->tables[role].longest;
 }
 
 /* ---- choosing and load ---------------------------------------------------------------------------------------------- */

@@ -61,7 +61,7 @@ struct instance {
         unsigned streak[HEALTH_EVENTS], backoff;
         bool added_later; /* by the admin routes: dropped when it never answers (join_tries) */
         unsigned join_failures;
-        int64_t max_model_len; /* from /v1/models; 0: not known */
+        int64_t max_model_len; /* from /v1/models, see pool_learn_length(); 0: not known */
         /* Work: legs in flight, their tokens, and tokens of KV that wait at a prefiller to be fetched. */
         uint32_t requests;
         uint64_t tokens, held_tokens, held_requests;
@@ -108,6 +108,11 @@ size_t pool_count(const struct pool *p, enum role role);
 struct instance *pool_at(const struct pool *p, enum role role, size_t index); /* in order of joining */
 size_t pool_routable(const struct pool *p, enum role role);                   /* healthy and suspect */
 size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s);
+
+/* The instance says how many tokens its model takes; 0: it does not. */
+void pool_learn_length(struct instance *i, int64_t max_model_len);
+/* More than so many tokens no instance of the role takes; 0: not known, for one has not said. */
+int64_t pool_longest(const struct pool *p, enum role role);
 
 /* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy. The facts'
  * `warm` is found here, from `prompt`. NULL: none. */

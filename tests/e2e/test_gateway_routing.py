@@ -1,8 +1,9 @@
 """How the gateway chooses and admits: who gets which request, in which order, and who is sent away."""
+import threading
 import unittest
 
 from gateway_case import COMPLETIONS, Gateway, GatewayCase, chat, completion
-from harness import http
+from harness import TERM, Connection, http, wait_until
 
 
 class Choosing(GatewayCase):
@@ -36,6 +37,131 @@ class Choosing(GatewayCase):
             for k in range(20):
                 self.assertEqual(self.decoder_of(g, completion(), {"X-Who": f"s{k}"}), at[k])
             self.assertEqual(http(g.port, "POST", COMPLETIONS, completion()).status, 200)
+
+
+class Admitting(GatewayCase):
+    """One prefiller and one decoder that take one leg at a time; the first request holds them until it is let go."""
+
+    def setUp(self):
+        self.ledger, self.p, self.d = self.engines(1, 1)
+        self.go = threading.Event()
+        self.addCleanup(self.go.set)
+
+    def hold(self, g):
+        """The gateway is full: a request is with the prefiller."""
+        self.p[0].faults = [{"params": lambda x: self.go.wait() and x}]
+        c = Connection(g.port)
+        self.addCleanup(c.close)
+        c.request("POST", COMPLETIONS, completion("first"))
+        wait_until(lambda: self.p[0].running == 1, "the prefiller works")
+        return c
+
+    def queue(self, g, prompt, **headers):
+        waiting = g.count("requests_waiting")
+        c = Connection(g.port)
+        self.addCleanup(c.close)
+        c.request("POST", COMPLETIONS, completion(prompt), headers={k.replace("_", "-"): v for k, v in headers.items()})
+        wait_until(lambda: g.count("requests_waiting") == waiting + 1, f"{prompt} waits")
+        return c
+
+    def order(self):
+        return [r["body"]["prompt"] for r in self.p[0].requests]
+
+    def test_no_more_run_than_may_and_the_others_wait(self):
+        with Gateway(self.p, self.d, "--max-concurrent-requests", "1") as g:
+            clients = [self.hold(g)] + [self.queue(g, f"number {i}") for i in range(5)]
+            self.go.set()
+            for c in clients:
+                self.assertEqual(c.response().status, 200)
+            self.assertEqual(self.order(), ["first"] + [f"number {i}" for i in range(5)])
+            self.assert_quiet(g)
+            self.assertTrue(all(r["queue_ms"] > 0 for r in g.records()[1:]))
+
+    def test_a_full_queue_is_429_with_retry_after(self):
+        for args in (["--max-concurrent-requests", "1"], ["--instance-cap", "1"]):
+            with self.subTest(args=args), Gateway(self.p, self.d, *args, "--queue-size", "1") as g:
+                first, second = self.hold(g), self.queue(g, "second")
+                r = self.post(g, completion("third"), status=429)
+                self.assertGreaterEqual(int(r.header("Retry-After")), 1)
+                self.assertIn("busy", r.json()["error"]["message"])
+                self.assertEqual(g.count("sent_away_total"), 1)
+                self.go.set()
+                self.assertEqual([c.response().status for c in (first, second)], [200, 200])
+                self.assert_quiet(g)
+                self.go.clear()
+        self.assertNotIn("third", self.order())
+
+    def test_waiting_to_be_let_in_ends_with_408(self):
+        with Gateway(self.p, self.d, "--max-concurrent-requests", "1", "--queue-timeout-secs", "0.3") as g:
+            first = self.hold(g)
+            r = self.post(g, completion("second"), status=408)
+            self.assertIsNotNone(r.header("Retry-After"))
+            self.assertEqual(g.count("queue_timeouts_total"), 1)
+            self.go.set()
+            self.assertEqual(first.response().status, 200)
+            self.assertEqual(self.order(), ["first"])
+            self.assert_quiet(g)
+
+    def test_one_that_leaves_the_queue_is_forgotten(self):
+        with Gateway(self.p, self.d, "--max-concurrent-requests", "1", "--queue-size", "1") as g:
+            first, second = self.hold(g), self.queue(g, "second")
+            second.reset()
+            wait_until(lambda: g.count("requests_waiting") == 0, "it has left")
+            third = self.queue(g, "third")
+            self.go.set()
+            self.assertEqual([c.response().status for c in (first, third)], [200, 200])
+            self.assertEqual(self.order(), ["first", "third"])
+            self.assert_quiet(g)
+
+    def test_tenants_share_and_urgent_ones_go_first(self):
+        with Gateway(self.p, self.d, "--max-concurrent-requests", "1", "--tenant-header", "X-Tenant",
+                     "--priority-header", "X-Priority") as g:
+            clients = [self.hold(g)]
+            clients += [self.queue(g, f"a{i}", X_Tenant="a") for i in range(3)]
+            clients += [self.queue(g, f"b{i}", X_Tenant="b") for i in range(2)]
+            clients += [self.queue(g, "late", X_Tenant="b", X_Priority="5"),
+                        self.queue(g, "urgent", X_Tenant="a", X_Priority="-1"),
+                        self.queue(g, "odd", X_Tenant="c", X_Priority="soon")]
+            self.go.set()
+            for c in clients:
+                self.assertEqual(c.response().status, 200)
+            order = self.order()
+            self.assertEqual(order[:2] + order[-1:], ["first", "urgent", "late"])
+            self.assertEqual(sorted(order[2:5]), ["a0", "b0", "odd"])  # each tenant once, then again
+            self.assertEqual(order[5:8], ["a1", "b1", "a2"])
+            self.assert_quiet(g)
+
+    def test_a_newcomer_takes_the_place_of_whoever_has_most(self):
+        with Gateway(self.p, self.d, "--max-concurrent-requests", "1", "--tenant-header", "X-Tenant",
+                     "--queue-size", "2") as g:
+            first, kept, dropped = self.hold(g), self.queue(g, "a0", X_Tenant="a"), self.queue(g, "a1", X_Tenant="a")
+            other = Connection(g.port)
+            self.addCleanup(other.close)
+            other.request("POST", COMPLETIONS, completion("b0"), headers={"X-Tenant": "b"})
+            self.assertEqual(dropped.response().status, 429)
+            self.go.set()
+            self.assertEqual([c.response().status for c in (first, kept, other)], [200, 200, 200])
+            self.assert_quiet(g)
+
+    def test_a_prompt_that_no_instance_takes_is_refused_before_it_is_sent(self):
+        for e in self.p + self.d:
+            e.max_model_len = 100
+        with Gateway(self.p, self.d) as g:
+            for prompt in (list(range(1, 102)), [[1, 2], list(range(1, 102))]):
+                e = self.post(g, completion(prompt), status=400).json()["error"]
+                self.assertIn("maximum context length is 100 tokens. However, your prompt contains 101", e["message"])
+                self.assertEqual(e["param"], "input_tokens")
+            self.assertEqual(self.p[0].requests, [])
+            self.post(g, completion(list(range(1, 77))))
+            self.assert_quiet(g)
+
+    def test_sigterm_lets_those_that_wait_finish(self):
+        with Gateway(self.p, self.d, "--max-concurrent-requests", "1") as g:
+            clients = [self.hold(g), self.queue(g, "second")]
+            g.signal(TERM)
+            self.go.set()
+            self.assertEqual([c.response().status for c in clients], [200, 200])
+            self.assertEqual(g.wait(), 0)
 
 
 if __name__ == "__main__":
