@@ -98,6 +98,10 @@ static void write_role(struct json_writer *w, const struct pool *p, enum role ro
                 json_u64(w, i->tokens);
                 json_key(w, "held_requests");
                 json_u64(w, i->held_requests);
+                json_key(w, "foreign_requests");
+                json_u64(w, i->foreign_requests);
+                json_key(w, "kv_usage");
+                json_double(w, i->kv_usage);
                 json_key(w, "max_model_len");
                 json_i64(w, i->max_model_len);
                 json_close(w, '}');

@@ -60,7 +60,8 @@ struct gateway_options {
         bool prefill_on_decode;    /* decode without kv_transfer_params when the prefiller gave none */
 
         double probe_interval, probe_timeout;
-        int64_t join_tries; /* 0: for ever */
+        double scrape_interval; /* of instances' metrics; 0: never */
+        int64_t join_tries;     /* 0: for ever */
         double join_interval;
         int64_t instance_cap; /* legs at once per instance, 0: any number */
 

@@ -88,7 +88,7 @@ static struct table *table_of(struct instance *i) {
 }
 
 static uint64_t load_of(const struct instance *i) {
-        return i->tokens + i->held_tokens * POOL_HELD_WEIGHT_TENTHS / 10;
+        return i->tokens + i->held_tokens * POOL_HELD_WEIGHT_TENTHS / 10 + i->foreign_requests * POOL_FOREIGN_TOKENS;
 }
 
 static void slot_write(struct table *t, size_t slot, struct instance *i) {
@@ -503,6 +503,13 @@ void pool_give_back(struct load *l) {
         leave_if_idle(i);
 }
 
+void pool_report_load(struct instance *i, uint64_t requests, uint64_t own, double kv_usage, uint64_t until) {
+        i->foreign_requests = requests > own ? requests - own : 0;
+        i->foreign_until = until;
+        i->kv_usage = kv_usage;
+        refresh(i);
+}
+
 /* ---- health --------------------------------------------------------------------------------------------------------- */
 
 /* A tenth more or less, so that many gateways and instances do not probe in step. */
@@ -612,6 +619,8 @@ void pool_tick(struct pool *p, uint64_t now) {
                 for (size_t k = 0; k < p->tables[r].all_count; k++) {
                         struct instance *i = p->tables[r].all[k];
 
+                        if (i->foreign_until > 0 && i->foreign_until <= now)
+                                pool_report_load(i, 0, 0, 0, 0);
                         if (i->busy_until == 0 || i->busy_until > now)
                                 continue;
                         i->busy_until = 0;

@@ -9,7 +9,8 @@
  * and stays healthy. The last instance of a role that can still be chosen is never ejected for being slow, because a
  * slow answer is better than none; it is ejected when its process is gone.
  *
- * Load is counted in tokens that stand for work: struct load is taken once and given back once, whatever the way out;
+ * Load is counted in tokens that stand for work, of our own legs and of what an instance's metrics say that others have
+ * with it: struct load is taken once and given back once, whatever the way out;
  * giving back again does nothing. */
 #pragma once
 #include "base/error.h"
@@ -65,6 +66,9 @@ struct instance {
         /* Work: legs in flight, their tokens, and tokens of KV that wait at a prefiller to be fetched. */
         uint32_t requests;
         uint64_t tokens, held_tokens, held_requests;
+        /* What others have with it, as far as its metrics say (pool_report_load); old news are no news. */
+        uint64_t foreign_requests, foreign_until, next_scrape;
+        double kv_usage;          /* likewise of its memory, 0..1 */
         uint64_t picks, failures; /* totals */
         size_t slot;              /* in its role's table, SIZE_MAX when not to be chosen */
         unsigned tier;
@@ -141,6 +145,11 @@ void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct 
 /* Twice is harmless. Frees the instance when it was leaving and this was the last that pointed to it. */
 void pool_give_back(struct load *l);
 
+/* What a request that others have with an instance comes to, in tokens: nobody says. */
+#define POOL_FOREIGN_TOKENS 1024
+/* Its metrics say that it works on so many requests, of which `own` are at most ours: the others are load too, until `until`. */
+void pool_report_load(struct instance *i, uint64_t requests, uint64_t own, double kv_usage, uint64_t until);
+
 /* What was seen of an instance; may change its state. Nothing when it is leaving. */
 void pool_report(struct instance *i, enum health_event what, uint64_t now);
 /* It answered 429 or 503: prefer others until then. */
@@ -150,5 +159,5 @@ void pool_stand_back(struct instance *i, uint64_t until);
  * pool_probe_done with what was seen: it may free the instance, which may be leaving or be given up now (join_tries). */
 struct instance *pool_take_probe(struct pool *p, uint64_t now);
 void pool_probe_done(struct instance *i, enum health_event what, uint64_t now);
-/* Bring back those whose stand-back is over. */
+/* Bring back those whose stand-back is over, and forget what was said of their load long ago. */
 void pool_tick(struct pool *p, uint64_t now);

@@ -38,6 +38,18 @@ class Choosing(GatewayCase):
                 self.assertEqual(self.decoder_of(g, completion(), {"X-Who": f"s{k}"}), at[k])
             self.assertEqual(http(g.port, "POST", COMPLETIONS, completion()).status, 200)
 
+    def test_what_others_have_with_an_instance_is_load_while_it_is_news(self):
+        _, _, d = self.engines(0, 2)
+        d[0].metrics = 'vllm:num_requests_running{engine="0"} 4.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
+        with Gateway([], d, "--load-check-interval-secs", "0.2", "--health-check-interval-secs", "0.1") as g:
+            def foreign():
+                return {i["instance"]: i["foreign_requests"] for i in http(g.port, "GET", "/instances").json()["decode"]}
+            wait_until(lambda: foreign() == {d[0].url: 6, d[1].url: 0}, "its metrics were read")
+            self.assertEqual({self.decoder_of(g, completion()) for _ in range(5)}, {d[1].url})
+            d[0].metrics = None
+            wait_until(lambda: foreign()[d[0].url] == 0, "old news are no news")
+            self.assertEqual({self.decoder_of(g, completion()) for _ in range(5)}, {d[0].url, d[1].url})
+
 
 class Admitting(GatewayCase):
     """One prefiller and one decoder that take one leg at a time; the first request holds them until it is let go."""

@@ -237,6 +237,28 @@ static void a_prompt_goes_where_its_beginning_went(void **state) {
         pool_free(p);
 }
 
+/* Others' requests count while they are news; our own are not counted twice. */
+static void what_others_have_with_it_is_load_while_it_is_news(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1"), *b = healthy(p, ROLE_DECODE, "b:1");
+        struct load l = {0};
+
+        pool_take(b, LOAD_LEG, 1500, &l);
+        assert_ptr_equal(pick(p, ROLE_DECODE), a);
+        pool_report_load(a, 2, 0, 0.5, NS_PER_S);
+        pool_report_load(b, 1, 1, 0.5, NS_PER_S);
+        for (int k = 0; k < 4; k++)
+                assert_ptr_equal(pick(p, ROLE_DECODE), b);
+        pool_tick(p, NS_PER_S - 1);
+        assert_ptr_equal(pick(p, ROLE_DECODE), b);
+        pool_tick(p, NS_PER_S);
+        assert_ptr_equal(pick(p, ROLE_DECODE), a);
+        pool_report_load(a, 3, 5, 0.5, 2 * NS_PER_S); /* some have ended meanwhile */
+        assert_int_equal(a->foreign_requests, 0);
+        pool_give_back(&l);
+        pool_free(p);
+}
+
 static void kv_that_waits_weighs_less_than_work(void **state) {
         struct pool *p = new_pool(0);
         struct instance *a = healthy(p, ROLE_PREFILL, "a:1"), *b = healthy(p, ROLE_PREFILL, "b:1");
@@ -381,6 +403,7 @@ int main(void) {
             cmocka_unit_test(overload_makes_it_stand_back_not_fall),
             cmocka_unit_test(load_is_given_back_once),
             cmocka_unit_test(a_prompt_goes_where_its_beginning_went),
+            cmocka_unit_test(what_others_have_with_it_is_load_while_it_is_news),
             cmocka_unit_test(kv_that_waits_weighs_less_than_work),
             cmocka_unit_test(one_that_leaves_ends_its_legs_first),
             cmocka_unit_test(one_that_is_probed_may_be_removed_meanwhile),
