@@ -107,6 +107,16 @@ static int take_cluster_file(int argc, char **argv, struct cli_plan *plan, int *
         return -1;
 }
 
+static void warn_ignored(const struct gateway_options *o, const struct log *log) {
+        struct buf names = {0};
+
+        for (size_t i = 0; i < o->ignored.count; i++)
+                buf_printf(&names, "%s--%s", i ? ", " : "", o->ignored.items[i]);
+        if (names.len > 0)
+                log_warn(log, "known, without effect here (docs/gateway.md says why): %s", buf_cstr(&names));
+        buf_free(&names);
+}
+
 static int run_with_options(int argc, char **argv) {
         struct gateway_options options;
         struct error e = {0};
@@ -132,6 +142,7 @@ static int run_with_options(int argc, char **argv) {
         }
         log = log_to_fd(STDERR_FILENO, level, "gateway");
         options.log = &log;
+        warn_ignored(&options, &log);
         files = os_raise_file_limit();
         if (files < FILES_WANTED)
                 log_warn(&log, "at most %llu open files: enough for about %llu requests at once (ulimit -n)",

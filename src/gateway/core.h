@@ -325,8 +325,23 @@ void errand_forward(struct gateway *g, struct http_exchange *x);
 void errand_broadcast(struct gateway *g, struct http_exchange *x);
 bool gateway_is_ready(const struct gateway *g);
 int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool later, struct error *e);
+/* admin.c: what /instances/add and /instances/remove do with one address. 0 (also for one that is there already), -ENOENT,
+ * -EINVAL or -ENOMEM, with a text. */
+enum change { CHANGE_ADD, CHANGE_REMOVE };
+int gateway_change_member(struct gateway *g, const struct gateway_member *m, enum change change, struct error *e);
+/* workers.c: vllm-router's routes for membership. */
+void workers_add(struct gateway *g, struct http_exchange *x);
+void workers_remove(struct gateway *g, struct http_exchange *x);
+void workers_list(struct gateway *g, struct http_exchange *x);
+void workers_get(struct gateway *g, struct http_exchange *x);
+void workers_post(struct gateway *g, struct http_exchange *x);
+void workers_get_one(struct gateway *g, struct http_exchange *x);
+void workers_delete(struct gateway *g, struct http_exchange *x);
+/* options.c: ranks behind an address of the role, by the options; 0: it is not said. */
+unsigned gateway_ranks_of(const struct gateway_options *o, bool prefill);
 /* options.c; also for /instances/add. */
 int gateway_member_parse(struct slice text, struct gateway_member *ret_member, struct error *e);
+void gateway_member_free(struct gateway_member *m); /* what it points to */
 /* "host:port[@rank]" of a member: its key. In `arena`. */
 int gateway_member_key(struct arena *arena, const struct gateway_member *m, struct http_endpoint *ret_endpoint,
     const char **ret_key, struct error *e);

@@ -271,6 +271,7 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
         struct instance_spec spec = {.role = m->prefill ? ROLE_PREFILL : ROLE_DECODE,
             .name = m->name,
             .dp_rank = m->dp_rank,
+            .bootstrap_port = m->bootstrap_port,
             .added_later = later};
         int r = gateway_member_key(&arena, m, &endpoint, &spec.key, e);
 

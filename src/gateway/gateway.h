@@ -24,10 +24,11 @@ struct gateway;
 
 /* One instance as configured: a role and where it is. */
 struct gateway_member {
-        bool prefill;     /* else decode, or the one role when there is no prefill/decode split */
-        const char *name; /* for people; NULL: host:port */
-        const char *url;  /* "http://host:port", owned */
-        int dp_rank;      /* -1: none */
+        bool prefill;            /* else decode, or the one role when there is no prefill/decode split */
+        const char *name;        /* for people; NULL: host:port */
+        const char *url;         /* "http://host:port", owned */
+        int dp_rank;             /* -1: none */
+        uint16_t bootstrap_port; /* of a prefill instance's KV connector; 0: none */
 };
 
 /* Filled by gateway_options_parse() or by hand from gateway_options_default(). Strings are borrowed for the gateway's
@@ -72,10 +73,15 @@ struct gateway_options {
         const char *access_log; /* a path, "-" for standard output, NULL: none */
         const char *log_level;
         struct http_tls_files tls;
+        const char *health_path; /* what is probed */
         /* Known for compatibility. */
+        bool vllm_pd, disable_retries;
+        int64_t dp_size, prefill_dp_size, decode_dp_size; /* ranks behind each address; 0: not given */
+        int64_t retry_delay_ms;                           /* -1: not given */
         struct option_list prefill_hosts, prefill_ports, prefill_hosts_num, prefill_ports_inc;
         struct option_list decode_hosts, decode_ports, decode_hosts_num, decode_ports_inc;
         struct option_list prefill_urls, decode_urls, worker_urls;
+        struct option_list ignored; /* options that were given and have no effect here: names */
         const struct log *log;
 };
 

@@ -113,7 +113,7 @@ bool health_probe(struct gateway *g) {
                         return false;
                 }
                 *p = (struct probe){.g = g, .i = i, .seen = HEALTH_PROBE_SLOW};
-                if (!start(p, "/health", on_health))
+                if (!start(p, g->options.health_path, on_health))
                         finish(p);
         }
         return true;

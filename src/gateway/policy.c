@@ -177,8 +177,13 @@ const struct policy policy_table[] = {
 };
 
 const struct policy *policy_find(const char *name) {
-        if (slice_is_name(SLICE_LIT("cache_aware"), name)) /* as vllm-router calls it */
-                name = "prefix_aware";
+        static const struct {
+                const char *theirs, *ours;
+        } others[] = {{"cache_aware", "prefix_aware"}, {"rendezvous_hash", "consistent_hash"}}; /* of vllm-router */
+
+        for (size_t i = 0; i < sizeof(others) / sizeof(*others); i++)
+                if (slice_is_name(slice_str(others[i].theirs), name))
+                        name = others[i].ours;
         for (const struct policy *p = policy_table; p->name; p++)
                 if (slice_is_name(slice_str(p->name), name))
                         return p;

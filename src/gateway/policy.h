@@ -52,8 +52,8 @@ struct policy {
         bool wants_warm; /* what is known of caches makes a difference */
 };
 
-/* One of POLICY_NAMES, or "cache_aware", another name for prefix_aware; case aside, '-' and '_' are the same. NULL: no such
- * policy. */
+/* One of POLICY_NAMES, or as vllm-router calls them: "cache_aware" for prefix_aware, "rendezvous_hash" for consistent_hash.
+ * Case aside, '-' and '_' are the same. NULL: no such policy. */
 const struct policy *policy_find(const char *name);
 /* All of them, ended by a row without name. */
 extern const struct policy policy_table[];

@@ -280,6 +280,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->id = ++p->next_id;
         i->role = spec->role;
         i->dp_rank = spec->dp_rank;
+        i->bootstrap_port = spec->bootstrap_port;
         i->endpoint = spec->endpoint;
         i->added_later = spec->added_later;
         i->state = INSTANCE_JOINING;

@@ -52,10 +52,11 @@ struct instance {
         uint32_t life;  /* grows when it is ejected: what it had in its caches is not counted on any more */
         uint32_t place; /* a hash of its key */
         enum role role;
-        int dp_rank;      /* sent as X-data-parallel-rank; -1: none */
-        const char *name; /* for people: the given name, or the key */
-        const char *key;  /* "host:port" or "host:port@rank": unique within the role */
-        void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
+        int dp_rank;             /* sent as X-data-parallel-rank; -1: none */
+        uint16_t bootstrap_port; /* see struct gateway_member */
+        const char *name;        /* for people: the given name, or the key */
+        const char *key;         /* "host:port" or "host:port@rank": unique within the role */
+        void *endpoint;          /* of the pool's user, see pool_options.make_endpoint */
         enum instance_state state;
         uint64_t busy_until; /* stands back until then */
         uint64_t next_probe; /* UINT64_MAX while a probe is under way */
@@ -100,6 +101,7 @@ struct instance_spec {
         enum role role;
         const char *key, *name;
         int dp_rank;
+        uint16_t bootstrap_port;
         void *endpoint;
         bool added_later;
 };

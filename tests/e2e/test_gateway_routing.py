@@ -1,9 +1,10 @@
 """How the gateway chooses and admits: who gets which request, in which order, and who is sent away."""
 import threading
 import unittest
+from urllib.parse import quote
 
 from gateway_case import COMPLETIONS, Gateway, GatewayCase, chat, completion
-from harness import TERM, Connection, http, wait_until
+from harness import TERM, Connection, answers, free_port, http, wait_until
 
 
 class Choosing(GatewayCase):
@@ -174,6 +175,78 @@ class Admitting(GatewayCase):
             self.go.set()
             self.assertEqual([c.response().status for c in clients], [200, 200])
             self.assertEqual(g.wait(), 0)
+
+
+class AsVllmRouter(GatewayCase):
+    """Its flags and its routes for membership."""
+
+    def urls(self, g):
+        return http(g.port, "GET", "/list_workers").json()["urls"]
+
+    def test_whole_engines_come_and_go(self):
+        _, _, d = self.engines(0, 2)
+        a, b = (f"http://{e.url}" for e in d)
+        with Gateway([], [], "--worker-urls", a, "--policy", "cache_aware", "--prometheus-port", "29000") as g:
+            self.assertIn("--prometheus-port", g.output())
+            self.assertEqual(self.urls(g), [a])
+            r = http(g.port, "POST", f"/add_worker?url={quote(b, safe='')}")
+            self.assertEqual((r.status, r.body.decode()), (200, f"Successfully added worker: {b}"))
+            self.assertEqual(self.urls(g), [a, b])
+            self.assertEqual(http(g.port, "POST", f"/remove_worker?url={a}").status, 200)
+            wait_until(g.all_healthy, "the new one answers")
+            self.assertEqual(self.post(g, completion()).header("x-worker"), d[1].url)
+            self.assertEqual((len(d[0].requests), len(d[1].requests)), (0, 1))
+            self.assertEqual(http(g.port, "POST", f"/remove_worker?url={a}").status, 404)
+            for path in ("/add_worker", "/add_worker?url=", f"/add_worker?url={a}&worker_type=prefill"):
+                self.assertEqual(http(g.port, "POST", path).status, 400, path)
+            self.assertEqual(http(g.port, "GET", "/liveness").status, 200)
+            self.assertEqual(http(g.port, "GET", "/readiness").status, 200)
+
+    def test_workers_are_a_resource(self):
+        ledger, p, d = self.engines(1, 2)
+        with Gateway([], [], "--vllm-pd-disaggregation", "--prefill", f"http://{p[0].url}", "8998", "--decode",
+                     f"http://{d[0].url}", "--decode", f"http://{d[1].url}", "--admin-key", "k", wait_ready=False) as g:
+            key = {"Authorization": "Bearer k"}
+            wait_until(lambda: answers(g.port), "it listens")
+            self.assertEqual(http(g.port, "GET", "/workers").status, 401)
+            wait_until(lambda: all(w["is_healthy"] for w in http(g.port, "GET", "/workers", None, key).json()["workers"]),
+                       "all are healthy")
+            got = http(g.port, "GET", "/workers", None, key).json()
+            self.assertEqual([(w["url"], w["worker_type"], w.get("bootstrap_port")) for w in got["workers"]],
+                             [(f"http://{p[0].url}", "prefill", 8998), (f"http://{d[0].url}", "decode", None),
+                              (f"http://{d[1].url}", "decode", None)])
+            self.assertEqual((got["total"], got["stats"]),
+                             (3, {"prefill_count": 1, "decode_count": 2, "regular_count": 0}))
+            one = "/workers/" + quote(f"http://{d[0].url}", safe="")
+            self.assertEqual(http(g.port, "GET", one, None, key).json()["worker_type"], "decode")
+            self.assertTrue(http(g.port, "DELETE", one, None, key).json()["success"])
+            self.assertEqual(http(g.port, "GET", one, None, key).json()["code"], "WORKER_NOT_FOUND")
+            self.assertEqual(http(g.port, "DELETE", one, None, key).status, 404)
+            again = {"url": f"http://{d[0].url}", "worker_type": "decode"}
+            self.assertEqual(http(g.port, "POST", "/workers", {"url": again["url"]}, key).status, 400)
+            self.assertTrue(http(g.port, "POST", "/workers", again, key).json()["success"])
+            self.assertEqual(http(g.port, "GET", "/workers", None, key).json()["total"], 3)
+            self.post(g, completion())
+            self.assertEqual(ledger.violations, [])
+
+    def test_each_rank_behind_an_address_gets_its_share(self):
+        """Prefill and decode in worlds of different sizes; the prefiller gives no parameters, as it may there."""
+        _, p, d = self.engines(1, 1)
+        p[0].faults = [{"no_params": True, "always": True}]
+        with Gateway([], [], "--vllm-pd-disaggregation", "--policy", "round_robin",
+                     "--prefill", f"http://{p[0].url}", "none", "--decode", f"http://{d[0].url}",
+                     "--prefill-data-parallel-size", "4", "--decode-data-parallel-size", "2") as g:
+            for _ in range(8):
+                self.post(g, completion(max_tokens=7))
+            for e, size, tokens in ((p[0], 4, 1), (d[0], 2, 7)):
+                self.assertEqual(sorted(int(r["fields"]["x-data-parallel-rank"]) for r in e.requests),
+                                 sorted(list(range(size)) * (8 // size)))
+                self.assertEqual({r["body"]["max_tokens"] for r in e.requests}, {tokens})
+            added = f"http://127.0.0.1:{free_port()}"
+            self.assertEqual(http(g.port, "POST", "/workers", {"url": added, "worker_type": "decode"}).status, 200)
+            self.assertEqual(self.urls(g)[-2:], [added + "@0", added + "@1"])
+            self.assertEqual(http(g.port, "POST", f"/remove_worker?url={added}").status, 200)
+            self.assertEqual(len(self.urls(g)), 6)
 
 
 if __name__ == "__main__":
