@@ -323,6 +323,7 @@ static int make_pool(struct gateway *g) {
             .cap = (uint32_t)o->instance_cap,
             .policy = {policy_find(o->prefill_policy ? o->prefill_policy : o->policy),
                 policy_find(o->decode_policy ? o->decode_policy : o->policy)},
+            .slow_start = (uint64_t)(o->slow_start * (double)NS_PER_S),
             .prefix_bytes = (size_t)o->prefix_bytes,
             .seed = hash_seed(),
             .on_change = on_change,

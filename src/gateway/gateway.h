@@ -61,6 +61,7 @@ struct gateway_options {
         bool prefill_on_decode;    /* decode without kv_transfer_params when the prefiller gave none */
 
         double probe_interval, probe_timeout;
+        double slow_start;      /* in which a new instance grows to its full share; 0: at once */
         double scrape_interval; /* of instances' metrics; 0: never */
         int64_t join_tries;     /* 0: for ever */
         double join_interval;

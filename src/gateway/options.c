@@ -84,6 +84,9 @@ static const struct option rows[] = {
         "between probes of a healthy instance "
         "(default 5)"},
     {"health-check-timeout-secs", 0, OPTION_DOUBLE, TARGET(probe_timeout), "S", "for a probe's answer (default 3)"},
+    {"slow-start-secs", 0, OPTION_DOUBLE, TARGET(slow_start), "S",
+        "in which an instance that has come, or come back, grows from a "
+        "tenth to its full share of the load (default 10, 0: at once)"},
     {"load-check-interval-secs", 0, OPTION_DOUBLE, TARGET(scrape_interval), "S",
         "between looks into instances' /metrics for the "
         "requests that others have with them (default 10, 0: never)"},
@@ -179,6 +182,7 @@ void gateway_options_default(struct gateway_options *ret_options) {
             .max_continuations = 8,
             .probe_interval = 5,
             .probe_timeout = 3,
+            .slow_start = 10,
             .scrape_interval = 10,
             .join_interval = 0.5,
             .health_path = "/health",
@@ -450,7 +454,7 @@ static int check_times(const struct gateway_options *o, struct error *e) {
             {"abandon-grace", o->abandon_grace, 0}, {"drain-timeout", o->drain_timeout, 0},
             {"health-check-interval-secs", o->probe_interval, 0.01},
             {"health-check-timeout-secs", o->probe_timeout, 0.01}, {"waiting-retry-interval", o->join_interval, 0.01},
-            {"load-check-interval-secs", o->scrape_interval, 0}};
+            {"load-check-interval-secs", o->scrape_interval, 0}, {"slow-start-secs", o->slow_start, 0}};
 
         /* A million seconds: longer waits are no waits, and milliseconds fit 32 bits. */
         for (size_t i = 0; i < sizeof(times) / sizeof(*times); i++)

@@ -25,6 +25,8 @@ struct table {
         uint32_t *ids;              /* of `all` */
         size_t all_count, capacity; /* of all four arrays */
         struct policy_state state;
+        bool any_risen;
+        uint64_t first_risen_at;
         int64_t longest;             /* max_model_len that was ever said */
         bool some_unknown;           /* one has said none */
         struct prefix_index *prefix; /* NULL: the policy does not want one */
@@ -88,7 +90,10 @@ static struct table *table_of(struct instance *i) {
 }
 
 static uint64_t load_of(const struct instance *i) {
-        return i->tokens + i->held_tokens * POOL_HELD_WEIGHT_TENTHS / 10 + i->foreign_requests * POOL_FOREIGN_TOKENS;
+        uint64_t load =
+            i->tokens + i->held_tokens * POOL_HELD_WEIGHT_TENTHS / 10 + i->foreign_requests * POOL_FOREIGN_TOKENS;
+
+        return load * 10 / i->share_tenths;
 }
 
 static void slot_write(struct table *t, size_t slot, struct instance *i) {
@@ -286,6 +291,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->state = INSTANCE_JOINING;
         i->next_probe = now;
         i->slot = NO_SLOT;
+        i->share_tenths = 10;
         i->place = (uint32_t)hash64(slice_str(i->key), 0);
         i->pool = p;
         t->ids[t->all_count] = i->id;
@@ -547,8 +553,29 @@ static bool is_last(struct instance *i) {
         return table_of(i)->count == 1 && i->slot != NO_SLOT;
 }
 
+static void grow_share(struct instance *i, uint64_t now) {
+        uint64_t window = i->pool->options.slow_start, age = now - i->risen_at;
+
+        i->share_tenths = age >= window ? 10 : 1 + (unsigned)(age * 9 / window);
+        refresh(i);
+}
+
+/* It may be chosen from now on. While the whole role is new, nobody has more than it has. */
+static void rise(struct instance *i, uint64_t now) {
+        struct table *t = table_of(i);
+
+        if (!t->any_risen) {
+                t->any_risen = true;
+                t->first_risen_at = now;
+        }
+        if (now - t->first_risen_at < i->pool->options.slow_start)
+                return;
+        i->risen_at = now;
+        grow_share(i, now);
+}
+
 /* Returns whether the state changed. */
-static bool apply(struct instance *i, enum health_event what) {
+static bool apply(struct instance *i, enum health_event what, uint64_t now) {
         const struct rule *rule;
 
         for (int e = 0; e < HEALTH_EVENTS; e++)
@@ -563,13 +590,15 @@ static bool apply(struct instance *i, enum health_event what) {
         if (rule->to == INSTANCE_EJECTED && what != HEALTH_PROBE_DEAD && is_last(i))
                 return false;
         set_state(i, rule->to);
+        if (rule->to == INSTANCE_HEALTHY && rule->from != INSTANCE_SUSPECT)
+                rise(i, now);
         return true;
 }
 
 void pool_report(struct instance *i, enum health_event what, uint64_t now) {
         if (i->state == INSTANCE_LEAVING)
                 return;
-        if (!apply(i, what))
+        if (!apply(i, what, now))
                 return;
         /* A probe that runs was sent before this was known; its result still counts. Else look at once. */
         if (i->next_probe != UINT64_MAX)
@@ -611,7 +640,7 @@ void pool_probe_done(struct instance *i, enum health_event what, uint64_t now) {
                 pool_remove(p, i);
                 return;
         }
-        apply(i, what);
+        apply(i, what, now);
         plan_probe(i, now);
 }
 
@@ -622,6 +651,8 @@ void pool_tick(struct pool *p, uint64_t now) {
 
                         if (i->foreign_until > 0 && i->foreign_until <= now)
                                 pool_report_load(i, 0, 0, 0, 0);
+                        if (i->share_tenths < 10)
+                                grow_share(i, now);
                         if (i->busy_until == 0 || i->busy_until > now)
                                 continue;
                         i->busy_until = 0;

@@ -5,13 +5,13 @@
  *
  * An instance is JOINING until a probe succeeds, then HEALTHY. A sign of trouble makes it SUSPECT: chosen only when no
  * healthy one may take the leg, and probed at once. Probes decide: HEALTHY again, or EJECTED, from where two good
- * probes in a row bring it back. Overload (429, 503 on a request) is not trouble: the instance stands back for a moment
+ * probes in a row bring it back. One that has come, or come back, has no load and would be given all that comes, with its
+ * caches cold: its load counts for up to ten times as much at first (slow_start). Overload (429, 503 on a request) is not trouble: the instance stands back for a moment
  * and stays healthy. The last instance of a role that can still be chosen is never ejected for being slow, because a
  * slow answer is better than none; it is ejected when its process is gone.
  *
  * Load is counted in tokens that stand for work, of our own legs and of what an instance's metrics say that others have
- * with it: struct load is taken once and given back once, whatever the way out;
- * giving back again does nothing. */
+ * with it: struct load is taken once and given back once, whatever the way out; giving back again does nothing. */
 #pragma once
 #include "base/error.h"
 #include "base/rng.h"
@@ -69,7 +69,10 @@ struct instance {
         uint64_t tokens, held_tokens, held_requests;
         /* What others have with it, as far as its metrics say (pool_report_load); old news are no news. */
         uint64_t foreign_requests, foreign_until, next_scrape;
-        double kv_usage;          /* likewise of its memory, 0..1 */
+        double kv_usage; /* likewise of its memory, 0..1 */
+        /* It came, or came back, at `risen_at` and has a share of 1 to 10 tenths of the load that others have. */
+        uint64_t risen_at;
+        unsigned share_tenths;
         uint64_t picks, failures; /* totals */
         size_t slot;              /* in its role's table, SIZE_MAX when not to be chosen */
         unsigned tier;
@@ -84,8 +87,9 @@ struct pool_options {
         unsigned join_tries;                     /* failed probes after which one added later is dropped; 0: never */
         uint32_t cap;                            /* most legs per instance; 0: any number */
         const struct policy *policy[ROLE_COUNT]; /* NULL: least_load */
-        size_t prefix_bytes;                     /* of each role's index of prompts, where its policy wants one */
-        uint64_t seed;                           /* of the random policies and of jitter */
+        uint64_t slow_start; /* ns in which one that has come (back) grows to its full share; 0: it has that at once */
+        size_t prefix_bytes; /* of each role's index of prompts, where its policy wants one */
+        uint64_t seed;       /* of the random policies and of jitter */
         /* Called after every change of state, and with INSTANCE_LEAVING just before the instance is freed (`gone`). */
         void (*on_change)(void *context, struct instance *i, enum instance_state before, bool gone);
         void *context;
@@ -161,5 +165,6 @@ void pool_stand_back(struct instance *i, uint64_t until);
  * pool_probe_done with what was seen: it may free the instance, which may be leaving or be given up now (join_tries). */
 struct instance *pool_take_probe(struct pool *p, uint64_t now);
 void pool_probe_done(struct instance *i, enum health_event what, uint64_t now);
-/* Bring back those whose stand-back is over, and forget what was said of their load long ago. */
+/* What time alone changes: bring back those whose stand-back is over, forget what was said of their load long ago, let the
+ * shares of new ones grow. */
 void pool_tick(struct pool *p, uint64_t now);

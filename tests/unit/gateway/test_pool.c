@@ -259,6 +259,43 @@ static void what_others_have_with_it_is_load_while_it_is_news(void **state) {
         pool_free(p);
 }
 
+/* One that comes back is not given all that comes at once: it has a tenth of the others' load first, and its full share at
+ * the end. */
+static void a_new_one_grows_to_its_share(void **state) {
+        const struct pool_options options = {.seed = 1, .slow_start = 10 * NS_PER_S, .on_change = on_change};
+        struct instance *a, *b;
+        struct load loads[400] = {0};
+        struct pool *p;
+        size_t n = 0;
+
+        assert_int_equal(pool_new(&options, &p), 0);
+        a = healthy(p, ROLE_DECODE, "a:1");
+        b = healthy(p, ROLE_DECODE, "b:1");
+        pool_report(b, HEALTH_LEG_BROKEN, 0);
+        pool_report(b, HEALTH_PROBE_DEAD, 0);
+        pool_tick(p, 60 * NS_PER_S);
+        for (; n < 100; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_int_equal(a->requests, 100);
+        pool_report(b, HEALTH_PROBE_OK, 100 * NS_PER_S);
+        pool_report(b, HEALTH_PROBE_OK, 100 * NS_PER_S);
+        for (; n < 200; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_in_range(b->requests, 16, 20); /* a tenth of what the other has */
+        for (uint64_t s = 100; s <= 105; s++)
+                pool_tick(p, s * NS_PER_S);
+        for (; n < 300; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_in_range(b->requests, 90, 110); /* half of it */
+        pool_tick(p, 110 * NS_PER_S);
+        for (; n < 400; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_in_range(b->requests, 190, 201);
+        while (n > 0)
+                pool_give_back(&loads[--n]);
+        pool_free(p);
+}
+
 static void kv_that_waits_weighs_less_than_work(void **state) {
         struct pool *p = new_pool(0);
         struct instance *a = healthy(p, ROLE_PREFILL, "a:1"), *b = healthy(p, ROLE_PREFILL, "b:1");
@@ -404,6 +441,7 @@ int main(void) {
             cmocka_unit_test(load_is_given_back_once),
             cmocka_unit_test(a_prompt_goes_where_its_beginning_went),
             cmocka_unit_test(what_others_have_with_it_is_load_while_it_is_news),
+            cmocka_unit_test(a_new_one_grows_to_its_share),
             cmocka_unit_test(kv_that_waits_weighs_less_than_work),
             cmocka_unit_test(one_that_leaves_ends_its_legs_first),
             cmocka_unit_test(one_that_is_probed_may_be_removed_meanwhile),
