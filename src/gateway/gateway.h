@@ -98,6 +98,10 @@ void gateway_options_free(struct gateway_options *options);
 int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct gateway **ret_gateway, struct error *e);
 /* Listen, and begin to probe. *ret_port (may be NULL) is the port that was bound. */
 int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e);
+/* The configured instances are these from now on: new ones join, those that are not among them end their legs and go; those
+ * added by the admin routes stay. Members are copied. 0; or -EINVAL or -EEXIST with a text, and nothing has changed; or
+ * -ENOMEM or -ENOSPC, when some may be missing. */
+int gateway_set_members(struct gateway *g, const struct gateway_member *members, size_t count, struct error *e);
 /* Stop accepting, let what is in flight end (at most drain_timeout), close everything, then call back, once. A second
  * call aborts what is left at once. */
 void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *context);

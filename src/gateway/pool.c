@@ -266,6 +266,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
                 free(spec->endpoint);
                 i->next_probe = i->next_probe == UINT64_MAX ? UINT64_MAX : now;
                 i->join_failures = 0;
+                i->added_later = spec->added_later;
                 set_state(i, INSTANCE_JOINING);
                 *ret_instance = i;
                 return 0;

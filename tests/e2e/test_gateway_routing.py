@@ -1,10 +1,14 @@
 """How the gateway chooses and admits: who gets which request, in which order, and who is sent away."""
+import json
+import os
+import tempfile
 import threading
 import unittest
 from urllib.parse import quote
 
-from gateway_case import COMPLETIONS, Gateway, GatewayCase, chat, completion
-from harness import TERM, Connection, answers, free_port, http, wait_until
+from fault_engine import Engine
+from gateway_case import COMPLETIONS, Gateway, GatewayCase, chat, completion, expected, text_of
+from harness import BATON, HUP, MODEL, TERM, Connection, Process, answers, free_port, http, wait_until
 
 
 class Choosing(GatewayCase):
@@ -175,6 +179,123 @@ class Admitting(GatewayCase):
             self.go.set()
             self.assertEqual([c.response().status for c in clients], [200, 200])
             self.assertEqual(g.wait(), 0)
+
+
+CLUSTER = """\
+model: {{path: {model}, served_name: fake}}
+engine: {{kind: embedded}}
+platform: cpu
+nodes:
+{nodes}
+decode: {{groups: [{groups}], host: 127.0.0.1, api_port: {first}}}
+gateway: {{node: n0, host: 127.0.0.1, port: {port}}}
+"""
+
+
+class Membership(GatewayCase):
+    """The cluster file says who is behind the gateway, also when it changes."""
+
+    def setUp(self):
+        self.d = self.neighbours(3)
+        self.dir = tempfile.TemporaryDirectory(prefix="baton-e2e-")
+        self.addCleanup(self.dir.cleanup)
+        self.file = os.path.join(self.dir.name, "cluster.yaml")
+        self.port = free_port()
+
+    def neighbours(self, count):
+        """Engines on ports that follow one another, as a cluster file counts them."""
+        while True:
+            first, engines = free_port(), []
+            try:
+                for i in range(count):
+                    engines.append(Engine("decode", port=first + i))
+                    self.addCleanup(engines[-1].stop)
+                return engines
+            except OSError:
+                continue
+
+    def text(self, engines):
+        nodes = [f"n{i}" for i in range(len(engines))]
+        return CLUSTER.format(model=MODEL, nodes="\n".join(f"  {n}: {{ip: 127.0.0.1}}" for n in nodes), port=self.port,
+                              first=engines[0].port, groups=", ".join(f"[{n}]" for n in nodes))
+
+    def write(self, text):
+        """As editors do it: another file in its place."""
+        with open(self.file + "~", "w", encoding="utf-8") as f:
+            f.write(text)
+        os.rename(self.file + "~", self.file)
+
+    def gateway(self):
+        g = Process([BATON, "gateway", self.file, "--health-check-interval-secs", "0.2"])
+        self.addCleanup(g.stop)
+        wait_until(lambda: answers(self.port) or not g.alive(), "it listens")
+        self.assertTrue(g.alive(), g.output())
+        return g
+
+    def members(self, state=None):
+        got = http(self.port, "GET", "/instances").json()["decode"]
+        return sorted(int(i["instance"].split(":")[1]) for i in got if state in (None, i["state"]))
+
+    def wait_for(self, engines, state="healthy"):
+        want = sorted(e.port for e in engines)
+        wait_until(lambda: self.members(state) == want, f"{want} are {state}, not {self.members()}")
+
+    def test_a_changed_file_is_taken_up_and_streams_end_first(self):
+        a, b, c = self.d
+        a.token_time = 0.05
+        self.write(self.text([a]))
+        g = self.gateway()
+        self.wait_for([a])
+        by_hand = Engine("decode")
+        self.addCleanup(by_hand.stop)
+        self.assertEqual(http(self.port, "POST", "/instances/add",
+                              {"type": "decode", "instances": by_hand.url}).status, 200)
+        self.wait_for([a, by_hand])
+        body = completion(stream=True, max_tokens=400, ignore_eos=True)
+        by_hand.health = 503  # so that the stream is with the first
+        wait_until(lambda: self.members("ejected"), "it is ejected")
+        with Connection(self.port) as client:
+            client.request("POST", COMPLETIONS, body)
+            events = client.events()
+            first = next(events)
+            self.write(self.text([b, c]))
+            self.wait_for([b, c])
+            self.wait_for([a], "leaving")
+            a.token_time = 0
+            rest = [json.loads(e) for e in [first, *events] if e != "[DONE]"]
+        self.assertEqual(text_of(rest), expected(body))
+        wait_until(lambda: self.members() == sorted([b.port, c.port, by_hand.port]), "it has left")
+        self.assertIn("2 instances", g.output())
+
+    def test_a_file_that_is_wrong_changes_nothing(self):
+        a, b, _ = self.d
+        self.write(self.text([a]))
+        g = self.gateway()
+        self.wait_for([a])
+        for n, bad in enumerate(("nodes: [", self.text([a]).replace("gateway:", "gatway:"),
+                                 self.text([a]) + "prefill: {groups: [[n1]]}\n"), 1):
+            self.write(bad)
+            wait_until(lambda n=n: g.output().count("stay as they are") == n, f"mistake {n} is told")
+            self.assertEqual(self.members(), [a.port])
+        os.unlink(self.file)
+        self.write(self.text([b]))
+        self.wait_for([b])
+
+    def test_sighup_reads_the_file_again(self):
+        a, b, _ = self.d
+        self.write(self.text([a, b]))
+        g = self.gateway()
+        self.wait_for([a, b])
+        self.assertEqual(http(self.port, "POST", "/instances/remove", {"type": "decode", "instances": a.url}).status, 200)
+        wait_until(lambda: self.members() == [b.port], "one is gone")
+        g.signal(HUP)
+        self.wait_for([a, b])
+
+    def test_sighup_without_a_file_is_survived(self):
+        with Gateway([], self.d[:1]) as g:
+            g.signal(HUP)
+            wait_until(lambda: "no cluster file" in g.output(), "it says so")
+            self.ask(g, completion())
 
 
 class AsVllmRouter(GatewayCase):
