@@ -359,15 +359,46 @@ static void one_added_later_that_never_answers_is_given_up(void **state) {
         pool_free(p);
 }
 
-/* The table of those that may be chosen agrees with states and loads, whatever happens in whatever order. */
-static void any_history_keeps_the_books(void **state) {
-        struct pool *p = new_pool(0);
+#define HISTORY_CAP 3
+
+/* Whoever is chosen may be, and is no stopgap while a healthy one has room. Its prompt is noted. */
+static void pick_in_history(struct pool *p, struct rng *rng) {
+        static const char text[] =
+            "All who are chosen have room, and none that is ill is chosen while a healthy one has some.";
+        const struct policy_facts facts = {.session = rng_below(rng, 4), .tokens = 25};
+        uint64_t keys[PREFIX_KEYS_MAX];
+        struct prompt prompt = prompt_of(text + rng_below(rng, 4), keys);
+        bool room = pool_has_room(p, ROLE_DECODE);
+        struct instance *chosen = pool_pick(p, ROLE_DECODE, &facts, &prompt);
+
+        assert_int_equal(chosen != NULL, room);
+        if (!chosen)
+                return;
+        assert_true(chosen->state == INSTANCE_HEALTHY || chosen->state == INSTANCE_SUSPECT);
+        assert_true(chosen->requests < HISTORY_CAP);
+        for (size_t n = 0; chosen->tier > 0 && n < pool_count(p, ROLE_DECODE); n++) {
+                const struct instance *i = pool_at(p, ROLE_DECODE, n);
+
+                assert_false(i->state == INSTANCE_HEALTHY && i->busy_until == 0 && i->requests < HISTORY_CAP);
+        }
+        pool_note_prompt(chosen, &prompt);
+}
+
+static void one_history(const struct policy *policy) {
+        const struct pool_options options = {.cap = HISTORY_CAP,
+            .seed = 1,
+            .on_change = on_change,
+            .join_tries = 2,
+            .slow_start = NS_PER_S,
+            .policy = {policy, policy}};
+        struct pool *p;
         struct load loads[64] = {{0}};
         struct rng rng;
         uint64_t now = 0;
 
+        assert_int_equal(pool_new(&options, &p), 0);
         rng_seed(&rng, 5);
-        for (int step = 0; step < 200000; step++) {
+        for (int step = 0; step < 50000; step++) {
                 size_t count = pool_count(p, ROLE_DECODE), k = rng_below(&rng, 64);
                 struct instance *i = count ? pool_at(p, ROLE_DECODE, rng_below(&rng, count)) : NULL, *probed;
                 size_t healthy_count = 0, suspect_count = 0;
@@ -387,7 +418,7 @@ static void any_history_keeps_the_books(void **state) {
                 case 2:
                         if (loads[k].at)
                                 pool_give_back(&loads[k]);
-                        else if (i && i->state != INSTANCE_LEAVING)
+                        else if (i && i->state != INSTANCE_LEAVING && i->requests < HISTORY_CAP)
                                 pool_take(
                                     i, rng_below(&rng, 2) ? LOAD_LEG : LOAD_HELD, rng_below(&rng, 1000), &loads[k]);
                         break;
@@ -397,6 +428,8 @@ static void any_history_keeps_the_books(void **state) {
                         break;
                 case 4:
                         pool_tick(p, now);
+                        if (i)
+                                pool_report_load(i, rng_below(&rng, 9), rng_below(&rng, 9), 0, now + NS_PER_S);
                         break;
                 case 5:
                         probed = pool_take_probe(p, now);
@@ -404,9 +437,7 @@ static void any_history_keeps_the_books(void **state) {
                                 pool_probe_done(probed, (enum health_event)rng_below(&rng, 3), now);
                         break;
                 case 6:
-                        i = pick(p, ROLE_DECODE);
-                        if (i)
-                                assert_true(i->state == INSTANCE_HEALTHY || i->state == INSTANCE_SUSPECT);
+                        pick_in_history(p, &rng);
                         break;
                 default:
                         if (i)
@@ -428,6 +459,13 @@ static void any_history_keeps_the_books(void **state) {
         for (size_t n = 0; n < pool_count(p, ROLE_DECODE); n++)
                 assert_int_equal(pool_at(p, ROLE_DECODE, n)->tokens + pool_at(p, ROLE_DECODE, n)->held_tokens, 0);
         pool_free(p);
+}
+
+/* The table of those that may be chosen agrees with states and loads, whatever happens in whatever order, and whoever
+ * chooses. */
+static void any_history_keeps_the_books(void **state) {
+        for (const struct policy *policy = policy_table; policy->name; policy++)
+                one_history(policy);
 }
 
 int main(void) {
