@@ -85,7 +85,7 @@ static int change(struct gateway *g, const struct worker *w, enum change what, b
 }
 
 static int add(struct gateway *g, const struct worker *w, struct error *e) {
-        bool prefill;
+        bool prefill = false;
         int r = find_role(g, w, &prefill, e);
 
         return r < 0 ? r : change(g, w, CHANGE_ADD, prefill, e);
@@ -93,7 +93,7 @@ static int add(struct gateway *g, const struct worker *w, struct error *e) {
 
 /* Out of the role that is said, or of whichever it is in. */
 static int drop(struct gateway *g, const struct worker *w, struct error *e) {
-        bool prefill;
+        bool prefill = false;
         int r;
 
         if (w->type.len > 0) {

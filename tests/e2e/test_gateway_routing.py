@@ -26,9 +26,16 @@ class Choosing(GatewayCase):
                     prefiller = self.post(g, {**chat(), "messages": said}).header("X-Baton-Prefill")
                     self.assertEqual(seen.setdefault(who, prefiller), prefiller)
             self.assertEqual(len(set(seen.values())), 4)  # new ones are spread
-            # Other tools stand before the messages: nothing of it is cached.
             self.assert_quiet(g)
             self.assertEqual(http(g.port, "POST", "/reset_prefix_cache").status, 200)
+
+    def test_equal_prompts_go_to_one_instance_however_short(self):
+        _, _, d = self.engines(0, 2)
+        with Gateway([], d, "--policy", "cache_aware") as g:
+            body = completion("repeated prompt for cache")
+            self.assertEqual(len({self.decoder_of(g, body) for _ in range(12)}), 1)
+            self.assertEqual({self.decoder_of(g, completion(f"{i} is another prompt")) for i in range(4)},
+                             {d[0].url, d[1].url})
 
     def test_a_session_stays_with_its_instance(self):
         _, _, d = self.engines(0, 5)
