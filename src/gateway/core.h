@@ -11,11 +11,21 @@
 #include "gateway/continuation.h"
 #include "gateway/gateway.h"
 #include "gateway/join.h"
+#include "gateway/queue.h"
 #include "gateway/relay.h"
 #include "gateway/stats.h"
 #include "http/sse.h"
 
 #define ASKING_BUCKETS 1024 /* thousands of decoders' reservations at once make a few in each */
+
+/* Requests that may not begin yet, and how many have (admission.c). */
+struct admission {
+        struct queue queue;
+        struct list arrivals; /* the same requests by age: the first is given up first */
+        uint64_t admitted;
+        uint64_t last_wait; /* of the last one let in, ns */
+        uint64_t seed;      /* of tenants' hashes: nobody can choose a name that is another's */
+};
 
 struct gateway {
         uv_loop_t *loop;
@@ -32,7 +42,8 @@ struct gateway {
         struct list requests;
         uint64_t request_count, leg_count;
         struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
-        size_t waiting_count;
+        size_t waiting_count;            /* with those of the admission */
+        struct admission admission;
         uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
         bool freed[ROLE_COUNT]; /* an instance may take a leg that could not before: the oldest's, on the next turn */
         struct list unsent;     /* requests with bytes for their clients */
@@ -63,6 +74,12 @@ uint64_t gateway_now(const struct gateway *g); /* ns, monotonic */
 void gateway_wake_at(struct gateway *g, uint64_t due);
 /* An instance may take a leg that could not before: those that wait for one try again, the oldest first. */
 void gateway_wake_waiting(struct gateway *g, enum role role);
+/* There may be room for those that wait to be let in. */
+void gateway_wake_admission(struct gateway *g);
+/* The role that takes a request's first leg. */
+enum role gateway_first_role(const struct gateway *g);
+/* The oldest part that waits for an instance (not for a moment). NULL: none. */
+struct part *gateway_first_in_need(struct gateway *g, enum role role);
 void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
@@ -162,6 +179,7 @@ struct part {
         struct source source;
         const char *path;
         uint64_t prompt_tokens; /* estimate, for load */
+        struct prompt prompt;   /* without keys where no policy wants them */
         struct relay relay;
         struct sse *sse;
         struct leg prefill, decode;
@@ -224,6 +242,12 @@ void part_tick_reserve(struct part *p, uint64_t now);
 uint64_t part_due(const struct part *p);
 void part_tick(struct part *p, uint64_t now); /* what of it is so now */
 
+/* Where a prefiller is met: as given, or where those of vLLM (VLLM_MOONCAKE_BOOTSTRAP_PORT) and SGLang are unless told
+ * otherwise. */
+static inline uint16_t gateway_bootstrap_port(const struct instance *i) {
+        return i->bootstrap_port ? i->bootstrap_port : 8998;
+}
+
 /* ---- requests ------------------------------------------------------------------------------------------------------- */
 
 enum answer_state { ANSWER_NONE, ANSWER_BEGUN, ANSWER_ENDED };
@@ -239,6 +263,13 @@ struct request {
         struct facts facts;
         struct http_fields fields; /* end-to-end fields of the client, less those that each leg sets */
         struct slice id;           /* X-Request-Id of the first attempt */
+        uint64_t session;          /* a hash of --session-header's value, 0: it was not sent */
+        /* Admission. */
+        struct queue_entry place;
+        struct list arrival;
+        int64_t priority;
+        uint64_t tenant, queued_at, queued; /* ns; queued_at 0: it does not wait */
+        bool admitted;
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */
@@ -259,6 +290,11 @@ void request_settle(struct request *r); /* see whether it is over; the request m
 /* Abort everything (drain past its deadline). The request may be gone after it. */
 void request_stop(struct request *r);
 
+/* Called by admission.c. */
+void request_start(struct request *r);
+/* Answer it before it has begun. `retry_after` in seconds, 0: not said. */
+void request_refuse(struct request *r, const struct openai_error *e, unsigned retry_after);
+
 /* Called by part.c. */
 /* 128 bits from the kernel as hex digits: nobody can guess an id. SLICE_NONE: no memory. */
 struct slice request_random_id(struct request *r);
@@ -277,6 +313,15 @@ void request_part_over(struct request *r, struct part *p);
 /* A part cannot be answered. Before the first byte the client gets the status (the upstream's own answer when
  * part->answer_status says so), after it an SSE error event. */
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message);
+
+/* ---- admission ------------------------------------------------------------------------------------------------------ */
+
+void admission_read(struct request *r, struct http_fields fields); /* what the client's fields say of its place */
+/* The request is read: it begins at once, waits, or is answered 429 (it, or another that it takes the place of). */
+void admission_enter(struct request *r);
+void admission_leave(struct request *r); /* it is over; nothing when it was not in */
+/* Let in those that there is room for, and send away those that have waited too long. */
+void admission_tick(struct gateway *g, uint64_t now);
 
 /* ---- small calls: probes, models, resets ---------------------------------------------------------------------------- */
 
@@ -315,8 +360,23 @@ void errand_forward(struct gateway *g, struct http_exchange *x);
 void errand_broadcast(struct gateway *g, struct http_exchange *x);
 bool gateway_is_ready(const struct gateway *g);
 int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool later, struct error *e);
+/* admin.c: what /instances/add and /instances/remove do with one address. 0 (also for one that is there already), -ENOENT,
+ * -EINVAL or -ENOMEM, with a text. */
+enum change { CHANGE_ADD, CHANGE_REMOVE };
+int gateway_change_member(struct gateway *g, const struct gateway_member *m, enum change change, struct error *e);
+/* workers.c: vllm-router's routes for membership. */
+void workers_add(struct gateway *g, struct http_exchange *x);
+void workers_remove(struct gateway *g, struct http_exchange *x);
+void workers_list(struct gateway *g, struct http_exchange *x);
+void workers_get(struct gateway *g, struct http_exchange *x);
+void workers_post(struct gateway *g, struct http_exchange *x);
+void workers_get_one(struct gateway *g, struct http_exchange *x);
+void workers_delete(struct gateway *g, struct http_exchange *x);
+/* options.c: ranks behind an address of the role, by the options; 0: it is not said. */
+unsigned gateway_ranks_of(const struct gateway_options *o, bool prefill);
 /* options.c; also for /instances/add. */
 int gateway_member_parse(struct slice text, struct gateway_member *ret_member, struct error *e);
+void gateway_member_free(struct gateway_member *m); /* what it points to */
 /* "host:port[@rank]" of a member: its key. In `arena`. */
 int gateway_member_key(struct arena *arena, const struct gateway_member *m, struct http_endpoint *ret_endpoint,
     const char **ret_key, struct error *e);

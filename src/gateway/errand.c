@@ -96,9 +96,9 @@ static void try_one(struct errand *e) {
         e->request.body = buf_slice(&e->body);
         while (e->avoid_count < TRIES_MAX) {
                 facts.avoid_count = e->avoid_count;
-                i = pool_pick(e->g->pool, ROLE_DECODE, &facts);
+                i = pool_pick(e->g->pool, ROLE_DECODE, &facts, NULL);
                 if (!i)
-                        i = pool_pick(e->g->pool, ROLE_PREFILL, &facts);
+                        i = pool_pick(e->g->pool, ROLE_PREFILL, &facts, NULL);
                 if (!i)
                         break;
                 e->avoid[e->avoid_count++] = i->id;

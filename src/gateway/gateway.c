@@ -30,9 +30,6 @@ bool gateway_is_ready(const struct gateway *g) {
         return pool_routable(g->pool, ROLE_DECODE) > 0;
 }
 
-/* Where prefillers of vLLM (VLLM_MOONCAKE_BOOTSTRAP_PORT) and SGLang are met unless told otherwise. */
-#define BOOTSTRAP_PORT 8998
-
 /* ---- the timer ------------------------------------------------------------------------------------------------------ */
 
 static void on_timer(uv_timer_t *timer);
@@ -63,7 +60,14 @@ void gateway_wake_at(struct gateway *g, uint64_t due) {
                 arm(g, ms);
 }
 
+void gateway_wake_admission(struct gateway *g) {
+        if (g->admission.queue.count > 0)
+                wake(g);
+}
+
 void gateway_wake_waiting(struct gateway *g, enum role role) {
+        if (role == gateway_first_role(g))
+                gateway_wake_admission(g);
         if (list_empty(&g->waiting[role]))
                 return;
         g->freed[role] = true;
@@ -76,8 +80,11 @@ static void probe_soon(struct gateway *g) {
         wake(g);
 }
 
-/* The oldest that waits for an instance (not for a moment). NULL: none. */
-static struct part *first_in_need(struct gateway *g, enum role role) {
+enum role gateway_first_role(const struct gateway *g) {
+        return g->connector->order == ORDER_PREFILL_FIRST ? ROLE_PREFILL : ROLE_DECODE;
+}
+
+struct part *gateway_first_in_need(struct gateway *g, enum role role) {
         list_for_each (at, &g->waiting[role]) {
                 struct part *p = list_item(at, struct part, waiting);
 
@@ -93,7 +100,7 @@ static void fill_freed(struct gateway *g, enum role role) {
         struct part *p;
 
         g->freed[role] = false;
-        while (pool_has_room(g->pool, role) && (p = first_in_need(g, role))) {
+        while (pool_has_room(g->pool, role) && (p = gateway_first_in_need(g, role))) {
                 struct request *r = p->request;
 
                 part_step(p, PART_TRY);
@@ -190,6 +197,7 @@ static void on_timer(uv_timer_t *timer) {
                 for (int role = 0; role < ROLE_COUNT; role++)
                         tick_waiting(g, &g->waiting[role], now);
         }
+        admission_tick(g, now);
         if (now >= g->periodic_at)
                 periodic(g, now);
         maybe_drained(g);
@@ -264,7 +272,7 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
         struct instance_spec spec = {.role = m->prefill ? ROLE_PREFILL : ROLE_DECODE,
             .name = m->name,
             .dp_rank = m->dp_rank,
-            .bootstrap_port = m->bootstrap_port ? m->bootstrap_port : BOOTSTRAP_PORT,
+            .bootstrap_port = m->bootstrap_port,
             .added_later = later};
         int r = gateway_member_key(&arena, m, &endpoint, &spec.key, e);
 
@@ -316,6 +324,8 @@ static int make_pool(struct gateway *g) {
             .cap = (uint32_t)o->instance_cap,
             .policy = {policy_find(o->prefill_policy ? o->prefill_policy : o->policy),
                 policy_find(o->decode_policy ? o->decode_policy : o->policy)},
+            .slow_start = (uint64_t)(o->slow_start * (double)NS_PER_S),
+            .prefix_bytes = (size_t)o->prefix_bytes,
             .seed = hash_seed(),
             .on_change = on_change,
             .context = g,
@@ -366,6 +376,9 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         g->waiting_at = UINT64_MAX;
         for (size_t i = 0; i < ASKING_BUCKETS; i++)
                 list_init(&g->asking[i]);
+        queue_init(&g->admission.queue, (size_t)options->queue_size);
+        list_init(&g->admission.arrivals);
+        g->admission.seed = hash_seed();
         list_init(&g->calls);
         list_init(&g->unsent);
         assert(g->connector);
@@ -506,6 +519,7 @@ void gateway_free(struct gateway *g) {
         assert(g->request_count == 0 && g->leg_count == 0);
         http_server_free(g->server);
         http_client_free(g->client);
+        queue_free(&g->admission.queue);
         pool_free(g->pool);
         access_close(&g->access);
         stats_free(&g->stats);

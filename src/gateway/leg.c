@@ -183,7 +183,7 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         /* The load goes first: whoever is woken below finds the instance free again. */
         report(l, l->at, end, now);
         if (l->role == ROLE_PREFILL && end == LEG_DONE) /* from now on KV may be held there */
-                pool_take(l->at, LOAD_HELD, l->load.tokens, &l->part->held);
+                pool_take(l->at, LOAD_HELD, l->part->prompt_tokens, &l->part->held);
         l->at = NULL;
         pool_give_back(&l->load);
         if (g->waiting_count > 0 && g->options.instance_cap > 0)

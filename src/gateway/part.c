@@ -277,7 +277,10 @@ static void reached(struct part *p) {
 /* NULL: none now; the part waits for p->due. */
 static struct instance *pick(struct part *p, enum role role) {
         struct gateway *g = gateway_of(p);
-        struct policy_facts facts = {.avoid = p->avoid, .avoid_count = p->avoid_count};
+        struct policy_facts facts = {.avoid = p->avoid,
+            .avoid_count = p->avoid_count,
+            .tokens = p->prompt_tokens,
+            .session = p->request->session};
         struct instance *i;
         uint64_t pause;
 
@@ -285,7 +288,7 @@ static struct instance *pick(struct part *p, enum role role) {
         p->due = UINT64_MAX; /* until the pool changes */
         if (g->freed[role])  /* there is room, for those that have waited for it */
                 return NULL;
-        i = pool_pick(g->pool, role, &facts);
+        i = pool_pick(g->pool, role, &facts, &p->prompt);
         if (i)
                 return i;
         if (p->avoid_count > 0) {
@@ -306,6 +309,13 @@ static struct instance *pick(struct part *p, enum role role) {
 
 static enum connector_order order_of(const struct part *p) {
         return gateway_of(p)->connector->order;
+}
+
+/* What of the prompt the instance has to compute; from now on it has the prompt in its cache. */
+static uint64_t tokens_to_compute(struct part *p, struct instance *i) {
+        uint64_t warm = pool_note_prompt(i, &p->prompt);
+
+        return warm < p->prompt_tokens ? p->prompt_tokens - warm : 1;
 }
 
 /* A fresh id for each attempt, the same on both legs of it. Who knows the one that engines find each other by could take
@@ -379,13 +389,13 @@ static void drop_handoff(struct part *p) {
 static int send_prefill(struct part *p, struct instance *i) {
         struct gateway *g = gateway_of(p);
         struct leg *l = &p->prefill;
-        struct leg_request request = {
-            .path = p->path, .tokens = p->prompt_tokens, .only_once = order_of(p) != ORDER_PREFILL_FIRST};
+        struct leg_request request = {.path = p->path, .only_once = order_of(p) != ORDER_PREFILL_FIRST};
         unsigned timeout = ms_from_seconds(g->options.prefill_timeout);
         int r;
 
         drop_handoff(p);
         p->source.max_model_len = i->max_model_len;
+        request.tokens = tokens_to_compute(p, i);
         request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
             .head_ms = timeout,
             .idle_ms = timeout,
@@ -434,7 +444,7 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
         struct leg *l = &p->decode;
         struct leg_request request = {
             .path = p->path,
-            .tokens = p->prompt_tokens + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
+            .tokens = tokens_to_compute(p, i) + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
             .deadlines = decode_deadlines(p, purpose),
             .only_once = p->handoff.params.ptr || order_of(p) == ORDER_DECODE_FIRST || order_of(p) == ORDER_TOGETHER,
         };
@@ -479,7 +489,7 @@ static int arrange_meeting(struct part *p, const struct instance *i) {
         if (!host || next_request_id(p) < 0)
                 return -ENOMEM;
         m->host = slice_str(host);
-        m->port = i->bootstrap_port;
+        m->port = gateway_bootstrap_port(i);
         m->dp_rank = i->dp_rank;
         m->request_id = p->request_id;
         m->engine_id = arena_copy(&p->request->arena, slice_str(i->engine_id ? i->engine_id : ""));
@@ -701,7 +711,7 @@ static enum part_state begin_relay(struct part *p) {
 /* Of a prefiller that was called together with a decoder which has not taken its leg in: where they were to meet nobody
  * else comes. */
 static void leave_behind(struct part *p) {
-        if (order_of(p) == ORDER_TOGETHER && p->state == PART_DECODE)
+        if (order_of(p) == ORDER_TOGETHER && (p->state == PART_DECODE || p->state == PART_LET_FETCH))
                 strand(p);
 }
 
@@ -875,6 +885,7 @@ static enum part_state settle_again(struct part *p) {
                 return strand(p);
         if (p->last_end != LEG_UNSENT && p->last_end != LEG_OVERLOADED && p->last_end != LEG_REFUSED)
                 return PART_END;
+        leave_behind(p);
         return settle(p);
 }
 

@@ -1,5 +1,6 @@
 /* request.c - a client's exchange: reading it, running its parts, and the one way out. */
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "gateway/core.h"
 #include <assert.h>
@@ -49,6 +50,13 @@ static bool is_plain_id(struct slice id) {
         return id.len > 0 && id.len <= ID_MAX;
 }
 
+/* Seeded with nothing: every gateway is to send a session to the same instance. */
+static uint64_t session_of(const struct gateway *g, struct http_fields fields) {
+        struct slice value = http_field_value(fields, g->options.session_header);
+
+        return value.len > 0 ? hash64(value, 0) | 1 : 0;
+}
+
 /* A client's id may name its legs when it is one everywhere; else 128 random bits. */
 static int choose_id(struct request *r, struct http_fields fields) {
         struct slice id = http_field_value(fields, "x-request-id");
@@ -78,9 +86,12 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
         r->facts.api = api;
         r->wants_notes = slice_is(http_field_value(head->fields, "x-baton-notes"), "1");
         r->begun = gateway_now(g);
+        r->session = session_of(g, head->fields);
         r->peer = arena_copy(&r->arena, slice_str(http_exchange_peer(x))).ptr;
         list_init(&r->settlers);
         list_init(&r->unsent);
+        list_init(&r->arrival);
+        admission_read(r, head->fields);
         list_push_back(&g->requests, &r->link);
         g->request_count++;
         http_exchange_watch(x, &callbacks, r);
@@ -113,6 +124,9 @@ static int fill_source(struct request *r, struct part *p) {
         p->prompt_tokens = f->prompts ? facts_estimate(f->prompts[prompt]) : f->prompt_tokens;
         p->relay.many = r->part_count > 1;
         p->relay.track = f->stream && r->g->options.max_continuations > 0;
+        if (pool_wants_prompts(r->g->pool) &&
+            facts_prompt(f, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt, &r->arena, &p->prompt) < 0)
+                return -ENOMEM;
         if (!splits(r)) {
                 p->prompt_tokens = f->prompt_tokens;
                 p->relay.track &= f->prompt_count == 1 && f->n == 1;
@@ -160,23 +174,43 @@ static int make_parts(struct request *r) {
 }
 
 /* Begin parts until enough run. */
-static void start_parts(struct request *r) {
+void request_start(struct request *r) {
         while (!r->failed && !r->gone && r->started < r->part_count && r->started - r->over < FANOUT_MAX)
                 part_step(&r->parts[r->started++], PART_TRY);
 }
 
-static void refuse(struct request *r, const struct openai_error *e) {
-        struct http_field type = {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
+static void stop_parts(struct request *r, const struct part *but);
+
+void request_refuse(struct request *r, const struct openai_error *e, unsigned retry_after) {
+        struct http_field fields[2] = {{SLICE_LIT("Content-Type"), SLICE_LIT("application/json")}};
         struct buf body = {0};
+        char seconds[16];
 
         r->failed = true;
         r->answer = ANSWER_ENDED;
         r->status = e->status;
         r->end = "refused";
         openai_write_error(&body, e);
-        http_respond(r->x, e->status, (struct http_fields){&type, 1}, buf_slice(&body));
+        snprintf(seconds, sizeof(seconds), "%u", retry_after);
+        fields[1] = (struct http_field){SLICE_LIT("Retry-After"), slice_str(seconds)};
+        http_respond(r->x, e->status, (struct http_fields){fields, retry_after > 0 ? 2 : 1}, buf_slice(&body));
         r->bytes_out += body.len;
         buf_free(&body);
+        stop_parts(r, NULL);
+}
+
+/* A prompt that is too long for every instance is refused in their words, before one of them reads it. */
+static int check_length(const struct request *r, struct openai_error *e) {
+        const struct facts *f = &r->facts;
+        int64_t longest = pool_longest(r->g->pool, gateway_first_role(r->g));
+
+        for (size_t i = 0; longest > 0 && i < f->prompt_count; i++) {
+                uint64_t ids = facts_count_ids(f->prompts ? f->prompts[i] : f->prompt);
+
+                if (ids > (uint64_t)longest)
+                        return openai_too_long(ids, false, (uint32_t)longest, e);
+        }
+        return 0;
 }
 
 static int check(struct request *r, struct openai_error *e) {
@@ -190,7 +224,7 @@ static int check(struct request *r, struct openai_error *e) {
                     "%zu prompts with n=%u make %llu answers; this gateway takes at most %lld in one request",
                     r->facts.prompt_count, r->facts.n, (unsigned long long)parts, (long long)r->g->options.max_prompts);
         r->part_count = (size_t)parts;
-        return 0;
+        return check_length(r, e);
 }
 
 static void on_body_end(struct http_exchange *x, void *user) {
@@ -209,10 +243,10 @@ static void on_body_end(struct http_exchange *x, void *user) {
                 err = make_parts(r);
         if (err < 0) {
                 r->part_count = 0;
-                refuse(r, &e);
+                request_refuse(r, &e, 0);
                 return;
         }
-        start_parts(r);
+        admission_enter(r);
 }
 
 /* ---- answering ------------------------------------------------------------------------------------------------------ */
@@ -387,7 +421,7 @@ void request_part_over(struct request *r, struct part *p) {
         if (p->settler)
                 return;
         r->over++;
-        start_parts(r);
+        request_start(r);
 }
 
 static void stop_parts(struct request *r, const struct part *but) {
@@ -512,14 +546,14 @@ static struct join_usage sum_tokens(const struct request *r) {
         return sum;
 }
 
-/* Parts wait side by side: the longest. */
+/* To be let in, and for instances. Parts wait side by side: the longest. */
 static uint64_t waited(const struct request *r) {
         uint64_t longest = 0;
 
         for (size_t i = 0; i < r->part_count; i++)
                 if (r->parts[i].waited > longest)
                         longest = r->parts[i].waited;
-        return longest;
+        return r->queued + longest;
 }
 
 static void log_ms(struct json_writer *w, const char *name, uint64_t ns) {
@@ -659,6 +693,7 @@ static void put_arena(struct gateway *g, struct arena *a) {
 static void finish(struct request *r) {
         struct gateway *g = r->g;
 
+        admission_leave(r);
         count(r);
         log_access(r);
         for (size_t i = 0; i < r->part_count; i++)

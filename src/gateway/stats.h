@@ -29,6 +29,7 @@ enum counter {
         COUNT_WITHOUT_PARAMS, /* prefill answers without usable kv_transfer_params */
         COUNT_PARAMS_EXPIRED, /* prefilled again because the params were too old */
         COUNT_QUEUE_TIMEOUTS,
+        COUNT_SENT_AWAY,
         COUNT_PROMPT_TOKENS,
         COUNT_CACHED_TOKENS,
         COUNT_COMPLETION_TOKENS,

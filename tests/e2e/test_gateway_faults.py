@@ -352,7 +352,8 @@ class AfterTheFirstByte(GatewayCase):
         for role, engines in (("prefill", self.p), ("decode", self.d)):
             for e in engines:
                 http(self.g.port, "POST", "/instances/remove", {"type": role, "instances": e.url})
-                http(self.g.port, "POST", "/instances/add", {"type": role, "instances": e.url})
+                http(self.g.port, "POST", "/instances/add",
+                     {"type": role, "instances": e.url, "bootstrap_port": e.port})
         wait_until(self.g.all_healthy, "all healthy")
         for body in self.BODIES:
             for kind in ("reset", "close", "error", "recomputed", "hang"):
