@@ -48,11 +48,7 @@ static void get_ready(struct gateway *g, struct http_exchange *x) {
 }
 
 static void get_metrics(struct gateway *g, struct http_exchange *x) {
-        struct stats_now now = {.requests = g->request_count,
-            .waiting = g->waiting_count,
-            .connections = http_server_connections(g->server),
-            .ready = gateway_is_ready(g),
-            .draining = g->draining};
+        struct stats_now now = gateway_measure(g);
         struct buf b = {0};
 
         stats_write(&g->stats, g->pool, &now, &b);
@@ -115,6 +111,22 @@ static void get_instances(struct gateway *g, struct http_exchange *x) {
         json_key(&w, "decode");
         write_role(&w, g->pool, ROLE_DECODE);
         json_close(&w, '}');
+        respond_json(x, 200, &b);
+}
+
+static void get_debug_requests(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        debug_write_requests(g, &w);
+        respond_json(x, 200, &b);
+}
+
+static void get_debug_load(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        debug_write_load(g, &w);
         respond_json(x, 200, &b);
 }
 
@@ -271,6 +283,8 @@ static const struct route {
     {HTTP_METHOD_POST, "/tokenize", OPEN, errand_forward},
     {HTTP_METHOD_POST, "/detokenize", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/instances", ADMIN, get_instances},
+    {HTTP_METHOD_GET, "/debug/requests", ADMIN, get_debug_requests},
+    {HTTP_METHOD_GET, "/debug/load", ADMIN, get_debug_load},
     {HTTP_METHOD_POST, "/instances/add", ADMIN, post_add},
     {HTTP_METHOD_POST, "/instances/remove", ADMIN, post_remove},
     {HTTP_METHOD_POST, "/reset_prefix_cache", ADMIN, errand_broadcast},

@@ -5,11 +5,13 @@
  * it has at most one prefill leg and one decode leg at a time (leg.c). The request puts the parts' answers together
  * (request.c) and has one exit, request_settle(). */
 #pragma once
+#include "base/json.h"
 #include "base/list.h"
 #include "gateway/access.h"
 #include "gateway/connector.h"
 #include "gateway/continuation.h"
 #include "gateway/gateway.h"
+#include "gateway/history.h"
 #include "gateway/join.h"
 #include "gateway/relay.h"
 #include "gateway/stats.h"
@@ -25,10 +27,11 @@ struct gateway {
         struct pool *pool;
         struct stats stats;
         struct access access;
+        struct history history;
         struct http_field key_field;   /* "Authorization: Bearer API_KEY" */
         struct http_fields key_fields; /* it, or none */
         struct list requests;
-        uint64_t request_count, leg_count;
+        uint64_t request_count, stream_count, leg_count;
         struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
         size_t waiting_count;
         uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
@@ -43,7 +46,7 @@ struct gateway {
         uv_check_t flush; /* sends them once per turn of the loop, whatever came in during it */
         uv_timer_t timer; /* waiting parts, and what is done again and again, each at its own time */
         bool timer_open, listening;
-        uint64_t periodic_at, silence_at;
+        uint64_t periodic_at, silence_at, sample_at;
         unsigned open_handles;
         struct list calls; /* of call.c: probes and the like */
         /* The end, in this order. */
@@ -125,6 +128,7 @@ enum part_state {
         PART_END,
         PART_STATES,
 };
+const char *part_state_name(enum part_state s);
 
 enum part_event {
         PART_TRY, /* an instance may be there, a pause is over */
@@ -216,6 +220,7 @@ struct request {
         struct facts facts;
         struct http_fields fields; /* end-to-end fields of the client, less those that each leg sets */
         struct slice id;           /* X-Request-Id of the first attempt */
+        struct slice trace;        /* traceparent, the client's or our own */
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */
@@ -225,6 +230,7 @@ struct request {
         bool stream, gone, failed;
         bool wants_notes; /* comments in its stream that tell where it is continued */
         uint64_t begun, first, ended;
+        uint64_t last_sent; /* to the client, ns; only with --keepalive-secs */
         uint64_t bytes_out;
         unsigned retries, continued;
         const char *end; /* for the access log */
@@ -243,6 +249,9 @@ bool request_begin_stream(struct request *r, struct part *p);
 void request_take_buffer(struct request *r);
 /* Bytes were added to r->pending: they leave at the end of this turn of the loop, together with what else comes. */
 void request_send_pending(struct request *r);
+/* With --keepalive-secs: a comment, when the client of a stream has got nothing for so long. The status 200 leaves with it;
+ * what fails from then on is an error event. */
+void request_keep_alive(struct request *r, uint64_t now);
 /* Send them now; called once per turn for each request of gateway.unsent. */
 void request_flush(struct request *r);
 /* A part's answer is complete (whole in part->answer, or relayed). */
@@ -274,10 +283,13 @@ void call_abort_all(struct gateway *g);
 /* ---- header fields (fields.c) ---------------------------------------------------------------------------------------- */
 
 /* Copies in `arena` of the end-to-end fields of an instance's answer, less those that our framing sets; or of a client's
- * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization. 0 or -ENOMEM. */
+ * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization, and with `more`
+ * behind them (borrowed). 0 or -ENOMEM. */
 int fields_of_answer(struct http_fields from, struct arena *arena, struct http_fields *ret_fields);
-int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without, struct arena *arena,
-    struct http_fields *ret_fields);
+int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without,
+    struct http_fields more, struct arena *arena, struct http_fields *ret_fields);
+/* The one valid traceparent among `fields` (W3C Trace Context, level 1, 3.2), or SLICE_NONE. */
+struct slice fields_trace(struct http_fields fields);
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
@@ -286,6 +298,12 @@ void route_request(struct gateway *g, struct http_exchange *x); /* admin.c: find
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);
 void errand_broadcast(struct gateway *g, struct http_exchange *x);
+/* debug.c: what can be seen of it, as JSON: the requests in flight (the oldest DEBUG_ROWS_MAX); or instances, gauges and
+ * the last minutes. */
+#define DEBUG_ROWS_MAX 1000
+void debug_write_requests(const struct gateway *g, struct json_writer *w);
+void debug_write_load(const struct gateway *g, struct json_writer *w);
+struct stats_now gateway_measure(const struct gateway *g);
 bool gateway_is_ready(const struct gateway *g);
 int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool later, struct error *e);
 /* options.c; also for /instances/add. */

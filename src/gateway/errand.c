@@ -52,7 +52,7 @@ static int read_head(struct errand *e, const struct http_request_head *head) {
             .timeout_ms = TIMEOUT_MS};
         if (!e->request.target)
                 return -ENOMEM;
-        return fields_of_client(e->g, head->fields, for_us, &e->arena, &e->request.fields);
+        return fields_of_client(e->g, head->fields, for_us, (struct http_fields){0}, &e->arena, &e->request.fields);
 }
 
 /* Gather the body, then call `run` (an on_body_end). */

@@ -12,7 +12,7 @@
 #define PACE (100 * NS_PER_MS)
 /* The same, when more probes are due than are started at once. */
 #define PACE_OF_MANY (10 * NS_PER_MS)
-/* Between looks for legs that have gone silent. */
+/* Between looks for streams that have gone silent. */
 #define PACE_OF_SILENCE NS_PER_S
 /* A leg whose instance was ejected is cut when it has shown no life for so long; one that still talks is left alone, for
  * a health route may fail where the engine works. */
@@ -137,6 +137,7 @@ static void tick_silence(struct gateway *g, uint64_t now) {
         list_for_each (at, &g->requests) {
                 struct request *r = list_item(at, struct request, link);
 
+                request_keep_alive(r, now);
                 for (size_t i = 0; i < r->part_count; i++) {
                         struct part *p = &r->parts[i];
 
@@ -164,6 +165,12 @@ static void periodic(struct gateway *g, uint64_t now) {
         if (now >= g->silence_at) {
                 g->silence_at = now + PACE_OF_SILENCE;
                 tick_silence(g, now);
+        }
+        if (now >= g->sample_at) {
+                struct stats_now figures = gateway_measure(g);
+
+                g->sample_at = now + HISTORY_STEP_NS;
+                history_sample(&g->history, &g->stats, &figures, now);
         }
         access_flush(&g->access);
 }
@@ -364,6 +371,8 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         assert(g->connector);
         r = stats_init(&g->stats);
         if (r == 0)
+                r = history_init(&g->history, &g->stats);
+        if (r == 0)
                 r = make_key_field(g);
         if (r == 0)
                 r = make_pool(g);
@@ -480,6 +489,7 @@ void gateway_free(struct gateway *g) {
         http_client_free(g->client);
         pool_free(g->pool);
         access_close(&g->access);
+        history_free(&g->history);
         stats_free(&g->stats);
         free((char *)g->key_field.value.ptr);
         while (g->spare_arena_count > 0)

@@ -51,6 +51,7 @@ struct gateway_options {
         double params_max_age;     /* kv_transfer_params older than that are not used: prefill again */
         double abandon_grace;      /* a decode leg without its first byte is not cut within this time of its start */
         double drain_timeout;      /* of gateway_drain */
+        double keepalive;          /* a stream that is silent for so long gets an SSE comment; 0: never */
         int64_t max_continuations; /* of one stream on other instances; 0: none */
         bool prefill_on_decode;    /* decode without kv_transfer_params when the prefiller gave none */
 

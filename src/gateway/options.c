@@ -54,6 +54,9 @@ static const struct option rows[] = {
         "when the client leaves, a decode leg that has not "
         "answered yet is given so long from its start to fetch the KV (default 1)"},
     {"drain-timeout", 0, OPTION_DOUBLE, TARGET(drain_timeout), "S", "for requests in flight at SIGTERM (default 60)"},
+    {"keepalive-secs", 0, OPTION_DOUBLE, TARGET(keepalive), "S",
+        "a stream that has been silent for so long gets an "
+        "SSE comment, also before its first event (default 0: never)"},
     {"max-continuations", 0, OPTION_INT, TARGET(max_continuations), "N",
         "how often a stream that was cut goes on with "
         "its exact tokens on other instances (default 8, 0: never)",
@@ -330,7 +333,7 @@ static int check_times(const struct gateway_options *o, struct error *e) {
             {"first-byte-timeout", o->first_byte_timeout, 0}, {"request-timeout-secs", o->request_timeout, 0},
             {"idle-timeout", o->idle_timeout, 0}, {"kv-lease", o->params_max_age, 0.001},
             {"abandon-grace", o->abandon_grace, 0}, {"drain-timeout", o->drain_timeout, 0},
-            {"health-check-interval-secs", o->probe_interval, 0.01},
+            {"keepalive-secs", o->keepalive, 0}, {"health-check-interval-secs", o->probe_interval, 0.01},
             {"health-check-timeout-secs", o->probe_timeout, 0.01}, {"waiting-retry-interval", o->join_interval, 0.01}};
 
         /* A million seconds: longer waits are no waits, and milliseconds fit 32 bits. */
