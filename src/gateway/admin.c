@@ -277,6 +277,7 @@ static const struct route {
     {HTTP_METHOD_GET, "/ready", OPEN, get_ready},
     {HTTP_METHOD_GET, "/metrics", OPEN, get_metrics},
     {HTTP_METHOD_GET, "/healthcheck", OPEN, get_healthcheck},
+    {HTTP_METHOD_GET, "/ui", OPEN, get_ui}, /* what it shows is guarded */
     {HTTP_METHOD_GET, "/v1/models", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/v1/models/", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/version", OPEN, errand_forward},

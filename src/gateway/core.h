@@ -303,6 +303,7 @@ void errand_broadcast(struct gateway *g, struct http_exchange *x);
 #define DEBUG_ROWS_MAX 1000
 void debug_write_requests(const struct gateway *g, struct json_writer *w);
 void debug_write_load(const struct gateway *g, struct json_writer *w);
+void get_ui(struct gateway *g, struct http_exchange *x); /* ui.c: GET /ui */
 struct stats_now gateway_measure(const struct gateway *g);
 bool gateway_is_ready(const struct gateway *g);
 int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool later, struct error *e);

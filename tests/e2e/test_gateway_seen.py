@@ -1,11 +1,16 @@
 """What can be seen of the gateway: requests in flight, traces, keep-alives, figures; and its page."""
 import json
+import os
+import pty
 import re
+import signal
+import subprocess
+import tempfile
 import threading
 import unittest
 
 from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, expected, text_of
-from harness import Connection, http, stream, wait_until
+from harness import BATON, Connection, baton, http, stream, wait_until
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -199,6 +204,89 @@ class KeepAlive(GatewayCase):
             self.assertEqual(text_of(self.events(pieces)), expected(chat()))
             self.assertEqual(whole.response().json()["choices"][0]["message"]["content"], expected(chat()))
         self.assert_quiet(self.g)
+
+
+class Pictures(GatewayCase):
+    """The page, and the same in the terminal."""
+
+    def setUp(self):
+        self.ledger, self.p, self.d = self.engines(1, 2)
+        self.g = Gateway(self.p, self.d)
+        self.addCleanup(self.g.stop)
+        self.url = f"http://127.0.0.1:{self.g.port}"
+
+    def test_the_page_is_whole_and_asks_nobody_else(self):
+        page = http(self.g.port, "GET", "/ui")
+        self.assertEqual((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"))
+        policy = page.header("content-security-policy")
+        self.assertIn("default-src 'none'", policy)
+        self.assertIn("frame-ancestors 'none'", policy)
+        text = page.body.decode()
+        self.assertTrue(text.startswith("<!doctype html>") and text.endswith("</html>\n"))
+        self.assertEqual(re.findall(r"""(?:src|href)=|@import|url\(|https?://(?!www\.w3\.org/2000/svg)""", text), [])
+        self.assertNotIn("innerHTML", text)  # names are text, whatever they hold
+        # What it reads is there.
+        load = http(self.g.port, "GET", "/" + re.search(r'fetch\("([^"]+)"', text).group(1)).json()
+        wait_until(lambda: http(self.g.port, "GET", "/debug/load").json()["history"], "a point")
+        point = http(self.g.port, "GET", "/debug/load").json()["history"][0]
+        for name in re.findall(r'\["(\w+)", "[^"]*"\]', text):
+            self.assertTrue(name in load or name in point, name)
+        for name in re.findall(r"\bi\.(\w+)", text):
+            self.assertIn(name, load["instances"][0])
+        self.assertEqual(http(self.g.port, "HEAD", "/ui").status, 200)
+
+    def test_top_prints_one_picture(self):
+        self.post(self.g, chat())
+        self.d[1].stop()
+        wait_until(lambda: self.g.count("instances", role="decode", state="ejected") == 1, "the dead one is ejected")
+        code, out, err = baton("top", self.url, "--once")
+        self.assertEqual((code, err), (0, ""))
+        self.assertNotIn("\033", out)
+        lines = out.splitlines()
+        self.assertEqual(lines[0].split(), ["gateway", self.url, "ready"])
+        rows = {line.split()[0]: line.split()[1:] for line in lines[lines.index("") + 1:] if line}
+        self.assertEqual(rows[self.p[0].url], ["prefill", "healthy", "0", "0", "0", "1", "0"])
+        self.assertEqual(rows[self.d[1].url][:2], ["decode", "ejected"])
+        code, out, _ = baton("top", self.url, "--once", "--format", "json")
+        self.assertEqual((code, len(json.loads(out)["instances"])), (0, 3))
+
+    def test_top_draws_anew_on_a_terminal(self):
+        mine, theirs = pty.openpty()
+        child = subprocess.Popen([BATON, "top", self.url, "--interval", "0.1"], stdin=theirs, stdout=theirs, stderr=theirs,
+                                 env={**os.environ, "NO_COLOR": "1"})
+        os.close(theirs)
+        seen = b""
+        while seen.count(b"\033[H\033[J") < 3:
+            seen += os.read(mine, 65536)
+        child.send_signal(signal.SIGINT)
+        self.assertEqual(child.wait(20), -signal.SIGINT)
+        os.close(mine)
+        self.assertIn(b"requests/s", seen)
+
+    def test_top_reads_a_cluster_file_and_tells_what_is_wrong(self):
+        with tempfile.TemporaryDirectory() as dir:
+            path = os.path.join(dir, "c.yaml")
+            with open(os.path.join(os.path.dirname(__file__), "../../examples/local.yaml"), encoding="utf-8") as f:
+                text = f.read()
+            self.assertIn("port: 8000", text)
+            with open(path, "w", encoding="utf-8") as f:
+                f.write(text.replace("port: 8000", f"port: {self.g.port}"))
+            code, out, err = baton("top", path, "--once")
+            self.assertEqual((code, out.split()[1]), (0, self.url), err)
+        engine = self.p[0].url
+        for args, status, words in (((), 2, "which gateway"), ((self.url, "--interval", "0"), 2, "--interval"),
+                                    (("http://127.0.0.1:9", "--once"), 1, "127.0.0.1:9"),
+                                    (("http://" + engine, "--once"), 1, "is it a baton gateway?")):
+            code, out, err = baton("top", *args)
+            self.assertEqual((code, out), (status, ""), err)
+            self.assertIn(words, err)
+        with Gateway(self.p, self.d, "--admin-key", "secret", wait_ready=False) as g:
+            wait_until(lambda: http_ready(g.port), "it is ready")
+            url = f"http://127.0.0.1:{g.port}"
+            code, _, err = baton("top", url, "--once")
+            self.assertEqual(code, 3)
+            self.assertIn("--admin-key", err)
+            self.assertEqual(baton("top", url, "--once", "--admin-key", "secret")[0], 0)
 
 
 if __name__ == "__main__":
