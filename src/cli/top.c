@@ -87,7 +87,7 @@ static void add_line(struct buf *b, yyjson_val *history, const char *key, double
                 peak = v > peak ? v : peak;
         }
         for (i = 0; i < CELLS; i++)
-                buf_add_str(b, isnan(cells[i]) ? " " : heights[peak > 0 ? (size_t)(7 * cells[i] / peak) : 0]);
+                buf_add_str(b, isnan(cells[i]) ? " " : heights[peak > 0 ? (size_t)(7 * (cells[i] / peak)) : 0]);
 }
 
 static void add_rates(struct buf *b, yyjson_val *load) {

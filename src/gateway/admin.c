@@ -25,6 +25,19 @@ void gateway_respond_error(struct http_exchange *x, int status, const char *type
         respond_json(x, status, &body);
 }
 
+void gateway_respond_full(struct http_exchange *x) {
+        struct http_field fields[] = {
+            {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")}, {SLICE_LIT("Retry-After"), SLICE_LIT("1")}};
+        struct openai_error e;
+        struct buf body = {0};
+
+        openai_fail(&e, 503, "ServiceUnavailable", NULL,
+            "the requests in flight hold all the memory that the gateway gives them (--max-bodies-size)");
+        openai_write_error(&body, &e);
+        http_respond(x, 503, (struct http_fields){fields, 2}, buf_slice(&body));
+        buf_free(&body);
+}
+
 /* ---- health and figures --------------------------------------------------------------------------------------------- */
 
 static void get_health(struct gateway *g, struct http_exchange *x) {
@@ -239,18 +252,29 @@ static void on_remove(struct http_exchange *x, struct slice body, void *user) {
         on_members(x, body, user, false);
 }
 
-static void post_add(struct gateway *g, struct http_exchange *x) {
-        static const struct http_exchange_callbacks none;
+/* Some thousand instances in one call. These bodies are not counted among those of --max-bodies-size. */
+#define MEMBERS_BODY_MAX (256 << 10)
 
+static void collect_members(struct gateway *g, struct http_exchange *x,
+    void (*on_all)(struct http_exchange *x, struct slice body, void *user)) {
+        static const struct http_exchange_callbacks none;
+        int64_t length = http_exchange_request(x)->content_length;
+
+        if (length == HTTP_LENGTH_CHUNKED || length > MEMBERS_BODY_MAX) {
+                gateway_respond_error(
+                    x, 413, "RequestEntityTooLarge", "this route takes at most 256 KiB, and wants a Content-Length");
+                return;
+        }
         http_exchange_watch(x, &none, g);
-        http_exchange_collect(x, on_add);
+        http_exchange_collect(x, on_all);
+}
+
+static void post_add(struct gateway *g, struct http_exchange *x) {
+        collect_members(g, x, on_add);
 }
 
 static void post_remove(struct gateway *g, struct http_exchange *x) {
-        static const struct http_exchange_callbacks none;
-
-        http_exchange_watch(x, &none, g);
-        http_exchange_collect(x, on_remove);
+        collect_members(g, x, on_remove);
 }
 
 /* ---- routes ---------------------------------------------------------------------------------------------------------- */

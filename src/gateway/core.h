@@ -32,7 +32,8 @@ struct gateway {
         struct http_fields key_fields; /* it, or none */
         struct list requests;
         uint64_t request_count, stream_count, leg_count;
-        struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
+        size_t body_bytes, max_body_bytes; /* of what clients have sent and is still needed */
+        struct list waiting[ROLE_COUNT];   /* parts that need an instance of the role or a moment, oldest first */
         size_t waiting_count;
         uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
         bool freed[ROLE_COUNT]; /* an instance may take a leg that could not before: the oldest's, on the next turn */
@@ -61,7 +62,12 @@ uint64_t gateway_now(const struct gateway *g); /* ns, monotonic */
 void gateway_wake_at(struct gateway *g, uint64_t due);
 /* An instance may take a leg that could not before: those that wait for one try again, the oldest first. */
 void gateway_wake_waiting(struct gateway *g, enum role role);
-void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
+/* Bodies are kept until their request is answered: all of them together are bounded (--max-bodies-size). Adds `data` to
+ * one; false: there is no room (`body` is as it was), or it has failed for want of memory. */
+bool gateway_keep_body(struct gateway *g, struct buf *body, struct slice data);
+void gateway_drop_body(struct gateway *g, struct buf *body); /* frees it */
+void gateway_respond_full(struct http_exchange *x);          /* 503: there was no room */
+void gateway_request_gone(struct gateway *g);                /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
 

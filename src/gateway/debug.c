@@ -8,6 +8,7 @@ struct stats_now gateway_measure(const struct gateway *g) {
             .streams = g->stream_count,
             .waiting = g->waiting_count,
             .connections = http_server_connections(g->server),
+            .body_bytes = g->body_bytes,
             .ready = gateway_is_ready(g),
             .draining = g->draining};
 

@@ -30,6 +30,23 @@ bool gateway_is_ready(const struct gateway *g) {
         return pool_routable(g->pool, ROLE_DECODE) > 0;
 }
 
+/* ---- what clients send ------------------------------------------------------------------------------------------------ */
+
+bool gateway_keep_body(struct gateway *g, struct buf *body, struct slice data) {
+        size_t before = body->len;
+
+        if (g->body_bytes + data.len > g->max_body_bytes)
+                return false;
+        buf_add(body, data);
+        g->body_bytes += body->len - before;
+        return buf_ok(body);
+}
+
+void gateway_drop_body(struct gateway *g, struct buf *body) {
+        g->body_bytes -= body->len;
+        buf_free(body);
+}
+
 /* ---- the timer ------------------------------------------------------------------------------------------------------ */
 
 static void on_timer(uv_timer_t *timer);
@@ -360,6 +377,9 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         g->loop = loop;
         g->options = *options;
         g->log = options->log;
+        g->max_body_bytes = (size_t)options->max_bodies;
+        if (g->max_body_bytes == 0)
+                g->max_body_bytes = os_memory_total() / 4;
         g->connector = connector_find(options->connector ? options->connector : "pull");
         g->access.fd = -1;
         list_init(&g->requests);
@@ -484,7 +504,7 @@ void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *c
 void gateway_free(struct gateway *g) {
         if (!g)
                 return;
-        assert(g->request_count == 0 && g->leg_count == 0);
+        assert(g->request_count == 0 && g->leg_count == 0 && g->body_bytes == 0);
         http_server_free(g->server);
         http_client_free(g->client);
         pool_free(g->pool);

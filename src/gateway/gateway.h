@@ -61,6 +61,7 @@ struct gateway_options {
         int64_t instance_cap; /* legs at once per instance, 0: any number */
 
         int64_t max_body;       /* bytes of a request */
+        int64_t max_bodies;     /* bytes of all requests in flight; 0: a quarter of the memory */
         int64_t max_prompts;    /* prompts times n of one request */
         const char *api_key;    /* sent upstream when the client sent no Authorization, and with probes; NULL: none */
         const char *admin_key;  /* wanted as a bearer token on admin routes; NULL: open */

@@ -79,6 +79,10 @@ static const struct option rows[] = {
         0, 1000000},
     {"max-payload-size", 0, OPTION_SIZE, TARGET(max_body), "BYTES", "of a request, then 413 (default 64M)", 1,
         1ll << 40},
+    {"max-bodies-size", 0, OPTION_SIZE, TARGET(max_bodies), "BYTES",
+        "of all requests in flight together, then 503 "
+        "(default: a quarter of the memory)",
+        1, 1ll << 50},
     {"max-prompts", 0, OPTION_INT, TARGET(max_prompts), "N", "prompts times n in one request, then 400 (default 1024)",
         1, 1000000},
     {"api-key", 0, OPTION_STRING, TARGET(api_key), "KEY",

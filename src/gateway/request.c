@@ -9,6 +9,8 @@
 
 /* Parts of one request that run at once: a list of a thousand prompts takes its turn beside other clients. */
 #define FANOUT_MAX 16
+/* Memory for a body that is only announced. */
+#define RESERVE_MAX (1 << 20)
 
 static const struct http_exchange_callbacks callbacks;
 
@@ -95,7 +97,13 @@ static int choose_id(struct request *r, struct http_fields fields) {
 static void on_body(struct http_exchange *x, struct slice data, void *user) {
         struct request *r = user;
 
-        buf_add(&r->body, data);
+        if (r->answer != ANSWER_NONE || gateway_keep_body(r->g, &r->body, data))
+                return;
+        gateway_drop_body(r->g, &r->body);
+        r->answer = ANSWER_ENDED;
+        r->status = 503;
+        r->end = "full";
+        gateway_respond_full(x);
 }
 
 void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
@@ -123,9 +131,9 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
                 gateway_respond_error(x, 500, "InternalServerError", "the gateway is out of memory");
                 return;
         }
-        /* In one piece when the client says how long it is (http/ has checked the limit). */
+        /* In one piece when the client says how long it is, but for so much that only who sends it gets the memory. */
         if (head->content_length > 0)
-                buf_reserve(&r->body, (size_t)head->content_length);
+                buf_reserve(&r->body, head->content_length < RESERVE_MAX ? (size_t)head->content_length : RESERVE_MAX);
 }
 
 /* ---- parts ---------------------------------------------------------------------------------------------------------- */
@@ -757,7 +765,7 @@ static void finish(struct request *r) {
         list_remove(&r->link);
         list_remove(&r->unsent);
         buf_free(&r->pending);
-        buf_free(&r->body);
+        gateway_drop_body(g, &r->body);
         put_arena(g, &r->arena);
         free(r);
         g->request_count--;

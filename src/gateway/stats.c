@@ -235,6 +235,7 @@ void stats_write(const struct stats *s, const struct pool *p, const struct stats
                 metrics_sample(out, "baton_gateway_waiting", label, (double)now->waiting_for[role]);
         }
         gauge(out, "baton_gateway_connections", "Client connections", (double)now->connections);
+        gauge(out, "baton_gateway_body_bytes", "Held of what clients have sent", (double)now->body_bytes);
         write_instances(p, out);
         write_instance_legs(p, out);
         write_counts(s, out);

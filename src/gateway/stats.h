@@ -52,7 +52,7 @@ void stats_time(struct stats *s, enum timing t, uint64_t ns);
 
 /* Gauges of the moment, beside what the pool knows. */
 struct stats_now {
-        uint64_t requests, streams, waiting, waiting_for[ROLE_COUNT], connections;
+        uint64_t requests, streams, waiting, waiting_for[ROLE_COUNT], connections, body_bytes;
         bool ready, draining;
 };
 void stats_write(const struct stats *s, const struct pool *p, const struct stats_now *now, struct buf *out);

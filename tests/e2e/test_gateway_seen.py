@@ -76,6 +76,14 @@ class Debug(GatewayCase):
                 self.assertEqual(http(g.port, "GET", path, headers={"Authorization": "Bearer secre"}).status, 401)
                 self.assertEqual(http(g.port, "GET", path, headers={"Authorization": "Bearer secret"}).status, 200)
 
+    def test_open_admin_routes_are_warned_of_where_others_may_reach_them(self):
+        # An address of this machine alone that is not written like one.
+        for args, warned in ((("--host", "::ffff:127.0.0.1"), True), ((), False),
+                             (("--host", "::ffff:127.0.0.1", "--admin-key", "k"), False)):
+            with Gateway(self.p, self.d, *args, wait_ready=False) as g:
+                wait_until(lambda: http_ready(g.port), "it is ready")
+                self.assertEqual("the admin routes are open" in g.output(), warned)
+
     def test_the_load_is_told_with_its_last_minutes(self):
         with Gateway(self.p, self.d) as g:
             def load():
