@@ -192,6 +192,9 @@ int gateway_member_parse(struct slice text, struct gateway_member *ret_member, s
         if (url.len == 0)
                 return error_set(e, -EINVAL, "`%.*s` is not an address; wanted host:port or http://host:port",
                     SLICE_ARG(slice_sub(text, 0, 200)));
+        /* Answers carry it in a field, and terminals show it. */
+        if (!http_value_is_safe(name) || slice_find(name, '\t', 0) < name.len)
+                return error_set(e, -EINVAL, "an instance's name has no control characters");
         m.url = slice_dup(url);
         if (name.len > 0)
                 m.name = slice_dup(name);

@@ -209,7 +209,9 @@ class Flow(GatewayCase):
         self.assertEqual(len(more.requests), 1)
         self.assertEqual(http(self.g.port, "POST", "/instances/remove",
                               {"type": "decode", "instances": self.d[0].url}).status, 404)
-        for bad in ({"type": "x", "instances": "a:1"}, {"type": "decode"}, {"type": "decode", "instances": ["[::1"]}):
+        for bad in ({"type": "x", "instances": "a:1"}, {"type": "decode"}, {"type": "decode", "instances": ["[::1"]},
+                    {"type": "decode", "instances": "\x1b[2Jred=127.0.0.1:9"},
+                    {"type": "decode", "instances": "a\nb=127.0.0.1:9"}):
             self.assertEqual(http(self.g.port, "POST", "/instances/add", bad).status, 400)
 
     def test_an_instance_that_is_removed_ends_its_streams(self):
