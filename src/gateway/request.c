@@ -16,12 +16,11 @@ static const struct http_exchange_callbacks callbacks;
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
 
-/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. The last two
- * stay where the trace is not the client's. */
-static const char *const for_us[] = {"host", "content-length", "content-type", "x-request-id", "accept-encoding",
-    "expect", "x-baton-notes", "traceparent", "tracestate", NULL};
-static const char *const for_us_but_trace[] = {
-    "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", "x-baton-notes", NULL};
+/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. The first
+ * TRACE_FIELDS of them pass when the client has sent a trace. */
+static const char *const for_us[] = {"traceparent", "tracestate", "host", "content-length", "content-type",
+    "x-request-id", "accept-encoding", "expect", "x-baton-notes", NULL};
+#define TRACE_FIELDS 2
 
 /* From the kernel, as hex digits: nobody can guess an id. They are fetched in batches. */
 static void random_hex(struct gateway *g, size_t bytes, char *ret_text) {
@@ -71,9 +70,8 @@ static int take_fields(struct request *r, struct http_fields from) {
         if (!r->trace.ptr)
                 return -ENOMEM;
         own.value = r->trace;
-        if (trace.ptr)
-                return fields_of_client(r->g, from, for_us_but_trace, (struct http_fields){0}, &r->arena, &r->fields);
-        return fields_of_client(r->g, from, for_us, (struct http_fields){&own, 1}, &r->arena, &r->fields);
+        return fields_of_client(r->g, from, trace.ptr ? for_us + TRACE_FIELDS : for_us,
+            (struct http_fields){&own, trace.ptr ? 0 : 1}, &r->arena, &r->fields);
 }
 
 #define ID_MAX 128
