@@ -30,6 +30,7 @@ int cmd_restart(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_supervise(int argc, char **argv);
+int cmd_top(int argc, char **argv);
 int cmd_up(int argc, char **argv);
 int cmd_warmup(int argc, char **argv);
 
