@@ -24,7 +24,6 @@ int cmd_check(int argc, char **argv) {
         struct arena arena = {0};
         struct findings findings = {.arena = &arena};
         struct cluster *c;
-        struct plan *plan;
         struct error e = {0};
         struct buf b = {0};
         const char *path;
@@ -36,7 +35,7 @@ int cmd_check(int argc, char **argv) {
         options_result_free(&parsed); /* the path is argv's */
         r = cluster_read(path, &arena, &c, &findings, &e);
         if (r == 0)
-                r = plan_make(c, "baton", &arena, &plan, &findings);
+                r = plan_check(c, &arena, &findings);
         findings_sort(&findings);
         if (r < 0 && !findings_count(&findings, SEVERITY_ERROR))
                 r = cli_fail(r, &e);

@@ -131,6 +131,8 @@ static void read_setting(struct reader *r, yaml_node_t *key, yaml_node_t *value,
                 struct buf json = {0};
                 struct json_writer w = {.out = &json};
 
+                if (value->type == YAML_MAPPING_NODE)
+                        s->kind = SETTING_OBJECT;
                 if (node_to_json(r, value, &w, 0))
                         s->value = arena_copy(r->arena, buf_slice(&json));
                 else
