@@ -23,6 +23,7 @@ int cmd_complete(int argc, char **argv);
 int cmd_down(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_gateway(int argc, char **argv);
+int cmd_init(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_restart(int argc, char **argv);

@@ -217,3 +217,30 @@ int plan_check(const struct cluster *c, struct arena *arena, struct findings *fi
 /* Columns for people; and JSON with a stable shape. */
 void plan_write_table(const struct plan *p, struct buf *out);
 void plan_write_json(const struct plan *p, struct buf *out);
+
+/* ---- a new file ------------------------------------------------------------------------------------------------------- */
+
+/* What `baton init` was asked for. Texts NULL, numbers 0: what the recipe has, or what follows from the platform. */
+struct init_role {
+        const char *const *hosts; /* addresses of the role's nodes; none: `nodes` made-up ones */
+        size_t host_count;
+        int64_t nodes, group_nodes; /* group_nodes: nodes of a DP group */
+        int64_t dp, tp;
+};
+struct init_options {
+        const char *recipe; /* documented settings for a model on a machine, see init_recipe() */
+        const char *engine, *platform, *model, *served_name, *version, *connector, *ranktable, *nic;
+        int64_t max_len, gateway_port;
+        bool whole; /* no prefill role: every rank does both */
+        struct init_role roles[2];
+};
+
+/* Write a commented cluster file. Returns 0, -EINVAL with a text (no such recipe, engine, platform; a group size that does
+ * not divide the nodes), -ENOMEM. What is written may still break a rule: plan_check() tells. */
+int init_write(const struct init_options *o, struct buf *out, struct error *e);
+
+/* The recipes by number, for lists; NULL beyond the last. */
+struct init_recipe {
+        const char *name, *about;
+};
+const struct init_recipe *init_recipe(size_t index);

@@ -3,15 +3,22 @@
 #include "base/json.h"
 #include <stdlib.h>
 
-static struct command_entry *find(const struct command *c, struct slice name) {
-        char text[128];
+static char fold(char c) {
+        return c == '_' ? '-' : c;
+}
 
-        if (name.len >= sizeof(text))
-                return NULL;
-        memcpy(text, name.ptr, name.len);
-        text[name.len] = 0;
+static bool same_option(struct slice a, struct slice b) {
+        if (a.len != b.len)
+                return false;
+        for (size_t i = 0; i < a.len; i++)
+                if (fold(a.ptr[i]) != fold(b.ptr[i]))
+                        return false;
+        return true;
+}
+
+static struct command_entry *find(const struct command *c, struct slice name) {
         for (size_t i = 0; i < c->count; i++)
-                if (slice_is_name(c->items[i].name, text))
+                if (c->exact ? slice_eq(c->items[i].name, name) : same_option(c->items[i].name, name))
                         return &c->items[i];
         return NULL;
 }
@@ -40,15 +47,22 @@ static struct slice merge(struct command *c, struct slice base, struct slice pat
         return merged;
 }
 
-static void put(struct command *c, struct command_entry e) {
-        struct command_entry *old;
-
-        if (slice_starts(e.name, SLICE_LIT("--"))) /* `--max-num-seqs: 8` is meant as well as `max-num-seqs: 8` */
+/* `--max-num-seqs: 8` is meant as well as `max-num-seqs: 8`, and `no-x: true` is `x: false`. */
+static struct command_entry spell_option(struct command_entry e) {
+        if (slice_starts(e.name, SLICE_LIT("--")))
                 e.name = slice_sub(e.name, 2, e.name.len);
         if ((e.kind == SETTING_TRUE || e.kind == SETTING_FALSE) && slice_starts(e.name, SLICE_LIT("no-"))) {
                 e.name = slice_sub(e.name, 3, e.name.len);
                 e.kind = e.kind == SETTING_TRUE ? SETTING_FALSE : SETTING_TRUE;
         }
+        return e;
+}
+
+static void put(struct command *c, struct command_entry e) {
+        struct command_entry *old;
+
+        if (!c->exact)
+                e = spell_option(e);
         old = find(c, e.name);
         if (old) {
                 if (e.kind == SETTING_OBJECT && (old->kind == SETTING_OBJECT || old->kind == SETTING_VALUE)) {

@@ -12,10 +12,11 @@ struct command {
         struct arena *arena;
         struct command_entry *items;
         size_t count, capacity;
+        bool exact; /* names of variables, not of options: '-' and '_' differ, and dashes in front are part of them */
         bool failed;
 };
 
-/* Names compare with '-' and '_' equal. An existing entry keeps its position and takes the new value; a JSON object written
+/* An existing entry keeps its position and takes the new value; a JSON object written
  * as a mapping is merged into the one that is there (RFC 7386: null drops a member). */
 void command_set(struct command *c, const char *name, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void command_switch(struct command *c, const char *name); /* an option without value */

@@ -417,7 +417,7 @@ void profile_command(struct planner *p, const struct plan_rank *rank, struct ran
             &c->engine.args, &role->args, &group->args, &node->args, own ? &own->args : NULL};
         const struct settings *env[] = {&c->engine.env, &role->env, &group->env, &node->env, own ? &own->env : NULL};
 
-        *ret_command = (struct rank_command){.argv = {.arena = p->arena}, .env = {.arena = p->arena}};
+        *ret_command = (struct rank_command){.argv = {.arena = p->arena}, .env = {.arena = p->arena, .exact = true}};
         if (by_kind[c->engine.kind])
                 by_kind[c->engine.kind](p, rank, ret_command);
         for (size_t i = 0; i < sizeof(args) / sizeof(*args); i++) {
