@@ -218,6 +218,29 @@ int plan_check(const struct cluster *c, struct arena *arena, struct findings *fi
 void plan_write_table(const struct plan *p, struct buf *out);
 void plan_write_json(const struct plan *p, struct buf *out);
 
+/* ---- for other launchers ---------------------------------------------------------------------------------------------- */
+
+enum export_format {
+        EXPORT_SHELL,   /* a bash script per node that starts its ranks and stands alone */
+        EXPORT_SYSTEMD, /* a unit per rank, a target per node */
+        EXPORT_DOCKER,  /* a bash script of `docker run` lines per node */
+        EXPORT_K8S,     /* a manifest: a LeaderWorkerSet per DP group, scripts as ConfigMaps, the gateway */
+        EXPORT_SLURM,   /* one batch script */
+};
+
+struct export_file {
+        const char *name;  /* relative: "p0.sh", "p0/baton-p0.0.service" */
+        struct slice node; /* whose it is; empty: the whole cluster's */
+        struct slice text;
+        bool executable;
+};
+
+/* The plan as files that need no baton (but for the gateway and embedded ranks), every value quoted for where it stands.
+ * `image` NULL: the engine's usual one. Returns 0 with a list in the arena, -EINVAL with a text (a value that the format
+ * cannot hold), -ENOMEM. */
+int plan_export(const struct plan *p, enum export_format format, const char *image, struct arena *arena,
+    const struct export_file **ret_files, size_t *ret_count, struct error *e);
+
 /* ---- a new file ------------------------------------------------------------------------------------------------------- */
 
 /* What `baton init` was asked for. Texts NULL, numbers 0: what the recipe has, or what follows from the platform. */

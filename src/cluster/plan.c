@@ -154,7 +154,7 @@ static void check_node(struct planner *p, const struct cluster_node *n) {
         int64_t has = platform_devices(node_platform(c, n));
         struct finding *f;
 
-        if (p->hosts > 1 && is_local_only(n->ip)) {
+        if (p->remote && is_local_only(n->ip)) {
                 f = planner_find(p, SEVERITY_ERROR, "N01", n->ip_at,
                     "%.*s is not an address at which the other nodes reach %.*s", SLICE_ARG(n->ip), SLICE_ARG(n->name));
                 finding_cure(p->findings, f, "the address of its nic, as `ip addr` shows it");
@@ -634,6 +634,8 @@ static int lay_out(struct planner *p) {
         number_hosts(p);
         if (!p->ranks || p->failed)
                 return -ENOMEM;
+        for (size_t i = 0; i < c->node_count; i++)
+                p->remote |= !is_local_only(c->nodes[i].ip);
         for (size_t i = 0; i < c->node_count; i++)
                 check_node(p, &c->nodes[i]);
         check_node_use(p);

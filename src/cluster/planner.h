@@ -61,6 +61,7 @@ struct planner {
         size_t rank_count;
         uint32_t *host_of; /* node -> number of its address */
         uint32_t hosts;
+        bool remote;               /* some node is not this machine */
         struct host_use *host_use; /* by host */
         struct port_use *ports;
         size_t port_count;

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+#include <yaml.h>
 
 struct outcome {
         struct arena arena;
@@ -265,6 +266,78 @@ static void templates_are_called_as_the_launchers_do(void **state) {
         }
         assert_int_equal(compared, 13);
         yyjson_doc_free(doc);
+}
+
+/* ---- exports (what they start is tested in tests/e2e/test_plan.py) --------------------------------------------------------- */
+
+static void export_of(const struct plan *p, enum export_format format, struct arena *arena, struct buf *out) {
+        const struct export_file *files;
+        struct error e = {0};
+        size_t count;
+
+        if (plan_export(p, format, NULL, arena, &files, &count, &e) < 0)
+                fail_msg("%s", e.text);
+        for (size_t i = 0; i < count; i++)
+                buf_add(out, files[i].text);
+}
+
+/* Whatever a plan holds, its manifest is YAML, a document for each node's script, each group and the gateway. */
+static void manifests_are_yaml(void **state) {
+        static const char *const values[] = {
+            "it's", "a: b", "# no", "\\\"x\\\"", "\\n\\n  - x\\n---\\nkind: Pod", "{{ x }}"};
+
+        (void)state;
+        for (size_t i = 0; i < sizeof(values) / sizeof(*values); i++) {
+                struct buf file = {0}, manifest = {0};
+                struct outcome o;
+                yaml_parser_t parser;
+                yaml_document_t document;
+                size_t documents = 0;
+                bool more = true;
+
+                buf_printf(&file,
+                    "model: {path: \"/m%s\"}\nengine: {kind: vllm, env: {X: \"%s\"}}\nnodes: {A_b: {ip: 10.0.0.1}, c: "
+                    "{ip: "
+                    "10.0.0.2}}\nprefill: {groups: [[A_b]]}\ndecode: {groups: [[c]]}\ngateway: {node: c, args: "
+                    "{api-key: "
+                    "\"%s\"}}\n",
+                    values[i], values[i], values[i]);
+                plan_text(buf_slice(&file), &o);
+                expect_clean(buf_slice(&file), &o);
+                export_of(o.plan, EXPORT_K8S, &o.arena, &manifest);
+                assert_true(yaml_parser_initialize(&parser));
+                yaml_parser_set_input_string(&parser, (const unsigned char *)manifest.ptr, manifest.len);
+                while (more) {
+                        if (!yaml_parser_load(&parser, &document))
+                                fail_msg("%s\n%s", parser.problem, buf_cstr(&manifest));
+                        more = yaml_document_get_root_node(&document) != NULL;
+                        documents += more;
+                        yaml_document_delete(&document);
+                }
+                assert_int_equal(documents, 5);
+                yaml_parser_delete(&parser);
+                arena_free(&o.arena);
+                buf_free(&file);
+                buf_free(&manifest);
+        }
+}
+
+static void manifests_refuse_what_yaml_cannot_hold(void **state) {
+        static const char text[] =
+            "model: {path: m}\nengine: {kind: vllm, env: {X: \"\\a\"}}\nnodes: {a: {ip: 10.0.0.1}}\n"
+            "decode: {groups: [[a]]}\n";
+        const struct export_file *files;
+        struct error e = {0};
+        struct outcome o;
+        size_t count;
+
+        (void)state;
+        plan_text(SLICE_LIT(text), &o);
+        expect_clean(SLICE_LIT(text), &o);
+        assert_int_equal(plan_export(o.plan, EXPORT_K8S, NULL, &o.arena, &files, &count, &e), -EINVAL);
+        assert_non_null(strstr(e.text, "a.0"));
+        assert_int_equal(plan_export(o.plan, EXPORT_SHELL, NULL, &o.arena, &files, &count, &e), 0);
+        arena_free(&o.arena);
 }
 
 /* ---- settings ----------------------------------------------------------------------------------------------------------- */
@@ -522,6 +595,8 @@ int main(void) {
             cmocka_unit_test(documented_deployments_are_planned_as_ever),
             cmocka_unit_test(the_examples_are_clean_and_planned_as_ever),
             cmocka_unit_test(templates_are_called_as_the_launchers_do),
+            cmocka_unit_test(manifests_are_yaml),
+            cmocka_unit_test(manifests_refuse_what_yaml_cannot_hold),
             cmocka_unit_test(roles_groups_nodes_and_ranks_set_what_they_like),
             cmocka_unit_test(objects_are_merged_and_texts_replace),
             cmocka_unit_test(random_clusters_never_clash),
