@@ -34,6 +34,7 @@ struct serve {
         bool prefill_first;
         struct engine_transfer transfer;
         struct api_transfer api_transfer;
+        struct engine_group group;
 };
 
 static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
@@ -53,7 +54,9 @@ static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
     .drain_seconds = 30,
     .tls_cert_reqs = -1,
     .tensor_parallel = 1,
-    .data_parallel = 1,
+    .data_parallel = -1,
+    .dp_rank = -1,
+    .dp_port = -1,
     .pipeline_parallel = 1,
     .chunked_prefill = true,
     .prefix_caching = true};
@@ -85,10 +88,11 @@ static int check_options(struct serve *s, struct error *e) {
         if (r < 0)
                 return r;
 
-        if (o->tensor_parallel > 1 || o->data_parallel > 1 || o->pipeline_parallel > 1)
+        if (o->tensor_parallel > 1 || o->pipeline_parallel > 1)
                 return error_set(e, -EINVAL,
-                    "this engine runs one rank a model: parallel sizes must be 1 (threads share the work of a rank: "
-                    "--threads)");
+                    "this engine does not cut layers: tensor and pipeline parallel sizes must be 1 (threads share the "
+                    "work "
+                    "of a rank: --threads; ranks share experts: --data-parallel-size with --enable-expert-parallel)");
         if (o->config_file)
                 return error_set(
                     e, -EINVAL, "--config: files of options are not read; give what is in %s here", o->config_file);
@@ -146,7 +150,13 @@ static int read_transfer(struct serve *s, struct error *e) {
 static int read_configs(struct serve *s, struct error *e) {
         int r = 0;
 
-        if (s->o.speculative)
+        r = serve_read_parallel(&s->o, &s->group, e);
+        if (r == 0 && s->group.size > 1 && !s->o.expert_parallel)
+                log_info(&s->log,
+                    "rank %u of %u: without --enable-expert-parallel each holds all experts, and none needs the "
+                    "others",
+                    s->group.rank, s->group.size);
+        if (r == 0 && s->o.speculative)
                 r = serve_read_speculative(s->o.speculative, &s->drafts, e);
         if (r == 0 && s->o.kv_transfer)
                 r = read_transfer(s, e);
@@ -173,12 +183,21 @@ static int make_compute(struct serve *s, struct error *e) {
         return compute_new(&c, &s->compute, e);
 }
 
+static bool shares_experts(const struct serve *s) {
+        return s->o.expert_parallel && s->group.size > 1;
+}
+
 static int load_model(struct serve *s, struct error *e) {
         struct model_options m = {.dir = s->dir, .load_mtp = s->drafts > 0, .quantization = s->o.quantization};
+
         uint64_t begun = clock_mono_ns();
         int r = make_compute(s, e);
 
         m.compute = s->compute;
+        if (shares_experts(s)) {
+                m.shard.ep_rank = s->group.rank;
+                m.shard.ep_size = s->group.size;
+        }
         if (r == 0)
                 r = model_load(&m, &s->model, e);
         if (r < 0)
@@ -262,6 +281,7 @@ static int make_engine(struct serve *s, struct error *e) {
             .seed = s->o.seed == INT64_MIN ? (int64_t)hash_seed() : s->o.seed,
             .draft_tokens = s->drafts,
             .transfer = s->o.kv_transfer ? &s->transfer : NULL,
+            .group = shares_experts(s) ? &s->group : NULL,
             .log = &s->log,
             .wake = api_wake,
             .wake_context = s->api};

@@ -7,6 +7,7 @@
 #include "openai/openai.h"
 
 struct serve_options {
+        const char *dp_address;
         const char *host, *uds, *tls_cert, *tls_key, *tls_ca, *model, *dtype, *quantization, *policy, *kv_dtype;
         const char *generation_config, *chat_format, *reasoning_parser, *tool_parser, *speculative, *additional, *isa,
             *log_level;
@@ -15,9 +16,11 @@ struct serve_options {
         struct option_list api_key, served_names;
         int64_t port, max_model_len, max_num_seqs, max_num_batched_tokens, max_queued, long_prefill, block_size,
             kv_bytes, kv_blocks;
+        int64_t dp_rank, dp_port, dp_silence; /* -1: not given; seconds, 0: the engine's own */
         int64_t max_logprobs, seed, drain_seconds, threads, tensor_parallel, data_parallel, pipeline_parallel;
         int64_t tls_cert_reqs; /* as Python's ssl has them: 0 none, 2 required; -1 not given */
         double memory_share;
+        bool expert_parallel;
         bool chunked_prefill, prefix_caching, auto_tools, prompt_details, id_headers, force_usage, tokens_as_ids,
             allow_credentials;
 };
@@ -33,6 +36,8 @@ struct serve_additional {
         bool chunked_prefill; /* in: what the options say */
 };
 int serve_read_additional(const char *json, struct serve_additional *a, struct buf *ret_unused, struct error *e);
+/* The ranks of one model; size 1: there is one. Texts are the options' and the environment's. */
+int serve_read_parallel(const struct serve_options *o, struct engine_group *ret_group, struct error *e);
 /* --kv-transfer-config. Texts live in `arena`; api_host is --host, or NULL. */
 int serve_read_transfer(
     const char *json, const char *api_host, struct arena *arena, struct engine_transfer *ret_transfer, struct error *e);

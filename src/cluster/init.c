@@ -71,7 +71,7 @@ static int answer_role(struct draft *d, enum role role, const struct recipe *rec
         if (r->dp == 0 && from->dp && r->tp == from->tp)
                 r->dp = from->dp * r->group_nodes / from->group_nodes;
         if (r->dp == 0)
-                r->dp = alone || devices < 0 ? 1 : devices * r->group_nodes / r->tp;
+                r->dp = alone || devices < 0 ? r->group_nodes : devices * r->group_nodes / r->tp;
         if (r->dp == 0)
                 r->dp = 1; /* the check tells what does not fit */
         return 0;
@@ -229,6 +229,9 @@ static void write_role(const struct draft *d, enum role role, struct buf *out) {
                 buf_printf(out,
                     "  dp: %lld    # ranks of a group, over all of its nodes\n  tp: %lld    # devices of a rank\n",
                     (long long)r->dp, (long long)r->tp);
+        else if (r->dp > 1)
+                buf_printf(out, "  dp: %lld    # ranks of a group, over all of its nodes: they share the experts\n",
+                    (long long)r->dp);
         if (d->kind == ENGINE_EMBEDDED)
                 buf_printf(out, "  api_port: %d    # of the first rank of a machine, counted up\n",
                     role == ROLE_PREFILL ? 9100 : 9200);

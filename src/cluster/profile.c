@@ -168,22 +168,30 @@ static void set_speculative(struct planner *p, const struct plan_rank *rank, str
 }
 
 /* The rank's place in its group by vLLM's options. A group of one needs none, and a dense model would refuse them. */
+static void set_data_parallel(const struct plan_rank *rank, struct command *argv) {
+        if (rank->dp_size == 1)
+                return;
+        command_set(argv, "data-parallel-size", "%u", rank->dp_size);
+        command_set(argv, "data-parallel-rank", "%u", rank->dp_rank);
+        command_set(argv, "data-parallel-address", "%.*s", SLICE_ARG(rank->dp_address));
+        command_set(argv, "data-parallel-rpc-port", "%u", rank->dp_port);
+}
+
+static void set_expert_parallel(const struct plan_rank *rank, struct command *argv) {
+        if (rank->dp_size > 1 || rank->tp_size > 1)
+                command_switch(argv, "enable-expert-parallel");
+}
+
 static void set_parallel(struct planner *p, const struct plan_rank *rank, struct command *argv) {
         const struct cluster_role *role = &p->c->roles[rank->role];
 
-        if (rank->dp_size > 1) {
-                command_set(argv, "data-parallel-size", "%u", rank->dp_size);
-                command_set(argv, "data-parallel-rank", "%u", rank->dp_rank);
-                command_set(argv, "data-parallel-address", "%.*s", SLICE_ARG(rank->dp_address));
-                command_set(argv, "data-parallel-rpc-port", "%u", rank->dp_port);
-        }
+        set_data_parallel(rank, argv);
         command_set(argv, "tensor-parallel-size", "%u", rank->tp_size);
         if (role->pp > 1)
                 command_set(argv, "pipeline-parallel-size", "%lld", (long long)role->pp);
         if (role->pcp > 1)
                 command_set(argv, "prefill-context-parallel-size", "%lld", (long long)role->pcp);
-        if (rank->dp_size > 1 || rank->tp_size > 1)
-                command_switch(argv, "enable-expert-parallel");
+        set_expert_parallel(rank, argv);
 }
 
 static void set_devices(struct command *env, const char *name, const struct plan_rank *rank) {
@@ -219,6 +227,8 @@ static void command_embedded(struct planner *p, const struct plan_rank *rank, st
         r->head[2] = planner_cstr(p, c->model.path);
         set_model(p, rank, &r->argv);
         set_speculative(p, rank, &r->argv, "deepseek_mtp");
+        set_data_parallel(rank, &r->argv);
+        set_expert_parallel(rank, &r->argv);
         if (p->connector)
                 command_set(&r->argv, "kv-transfer-config",
                     "{\"kv_connector\":\"%s\",\"kv_role\":\"%s\",\"kv_port\":\"%u\","
@@ -253,8 +263,7 @@ static void set_page_parallel(const struct plan_rank *rank, struct rank_command 
         command_set(&r->env, "VLLM_WORKER_MULTIPROC_METHOD", "fork");
         command_set(&r->env, "VLLM_USE_V1", "1");
         command_set(&r->argv, "tensor-parallel-size", "%u", rank->tp_size);
-        if (rank->dp_size > 1 || rank->tp_size > 1)
-                command_switch(&r->argv, "enable-expert-parallel");
+        set_expert_parallel(rank, &r->argv);
 }
 
 static void set_llmdatadist(struct planner *p, const struct plan_rank *rank, struct rank_command *r) {

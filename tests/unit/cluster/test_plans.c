@@ -550,7 +550,7 @@ static void what_init_writes_passes_the_check(void **state) {
                 for (int role = 0; role < 2; role++) {
                         int64_t groups = 1 + (int64_t)rng_below(&rng, 4);
 
-                        o.roles[role].group_nodes = strcmp(o.platform, "cpu") ? 1 + (int64_t)rng_below(&rng, 4) : 1;
+                        o.roles[role].group_nodes = 1 + (int64_t)rng_below(&rng, 4);
                         o.roles[role].nodes = groups * o.roles[role].group_nodes;
                 }
                 assert_int_equal(init_write(&o, &file, NULL), 0);
