@@ -214,6 +214,9 @@ int plan_make(const struct cluster *c, const char *program, struct arena *arena,
 /* The same rules without a plan, for those who only ask: 1,024 nodes of 16 ranks in a few hundredths of a second. */
 int plan_check(const struct cluster *c, struct arena *arena, struct findings *findings);
 
+/* Whether all ranks are for one address, or for loopback ones: a supervisor starts the ranks of its own machine only. */
+bool plan_on_one_machine(const struct plan *p);
+
 /* Columns for people; and JSON with a stable shape. */
 void plan_write_table(const struct plan *p, struct buf *out);
 void plan_write_json(const struct plan *p, struct buf *out);

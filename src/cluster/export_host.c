@@ -113,7 +113,7 @@ static void add_ascend_devices(const struct exporter *x, const struct cluster_no
         static const char *const mounts[] = {"/usr/local/dcmi", "/usr/local/Ascend/driver/tools/hccn_tool",
             "/usr/local/bin/npu-smi", "/usr/local/Ascend/driver/lib64", "/usr/local/Ascend/driver/version.info",
             "/etc/ascend_install.info", "/etc/hccn.conf"};
-        int64_t count = node->devices >= 0 ? node->devices : platform_devices(node_platform(x->c, node));
+        int64_t count = node_devices(x->c, node);
 
         for (int64_t i = node->first_device; i < node->first_device + count; i++)
                 buf_printf(b, "%s--device /dev/davinci%lld", i == node->first_device ? " \\\n    " : " ", (long long)i);

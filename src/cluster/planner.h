@@ -1,6 +1,6 @@
 /* planner.h - what the files that plan share (private to cluster/).
  *
- * plan.c lays out ranks, ports.c their ports, profile.c says how an engine is started, rules.c checks what the options mean
+ * plan.c lays out ranks on the nodes of nodes.c, ports.c their ports, profile.c says how an engine is started, rules.c checks what the options mean
  * together, retired.c what the engine's version still reads. Each rule's code stands in findings.c for `baton explain`. */
 #pragma once
 #include "cluster/command.h"
@@ -86,9 +86,6 @@ static inline int64_t role_width(const struct cluster_role *role) {
         return role->tp * role->pp * role->pcp;
 }
 
-enum platform node_platform(const struct cluster *c, const struct cluster_node *n);
-/* NPUs or GPUs that a machine of the platform has; -1: it is not counted in those. */
-int64_t platform_devices(enum platform p);
 static inline bool platform_is_ascend(enum platform p) {
         return p == PLATFORM_ASCEND_A2 || p == PLATFORM_ASCEND_A3 || p == PLATFORM_ASCEND_A5;
 }
@@ -101,6 +98,17 @@ struct finding *planner_find(struct planner *p, enum severity severity, const ch
     const char *format, ...) __attribute__((format(printf, 5, 6)));
 struct finding *planner_find_each(struct planner *p, enum severity severity, const char *code, struct place at,
     const char *format, ...) __attribute__((format(printf, 5, 6)));
+
+/* ---- nodes.c ---------------------------------------------------------------------------------------------------------- */
+
+enum platform node_platform(const struct cluster *c, const struct cluster_node *n);
+/* NPUs or GPUs that a machine of the platform has; -1: it is not counted in those. */
+int64_t platform_devices(enum platform p);
+int64_t node_devices(const struct cluster *c, const struct cluster_node *n); /* likewise */
+bool ip_is_local_only(struct slice ip);
+/* Number the addresses (host_of), and see that nodes which share one do not share its devices. */
+void nodes_number(struct planner *p);
+void nodes_check(struct planner *p);
 
 /* ---- ports.c ---------------------------------------------------------------------------------------------------------- */
 

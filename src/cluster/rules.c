@@ -470,30 +470,40 @@ static void decode_context_on_both(struct option_view *v, const struct compariso
                     "on both sides or on neither, for models with sparse attention (DeepSeek-V3.2, V4)");
 }
 
-static bool is_pull(const struct slice name) {
-        return slice_is(name, "pull") || slice_is(name, "nixl") || slice_is(name, "llmdatadist");
+/* The gateway's own names for its connectors, and the engines'. Returns whether the order of legs is known. */
+static bool gateway_order(struct slice name, enum leg_order *ret) {
+        static const struct {
+                const char *name;
+                enum leg_order order;
+        } own[] = {{"pull", LEGS_PREFILL_FIRST}, {"nixl", LEGS_PREFILL_FIRST}, {"llmdatadist", LEGS_PREFILL_FIRST},
+            {"push", LEGS_DECODE_FIRST}};
+        const struct connector_info *engines = connector_named(name);
+
+        if (engines)
+                *ret = engines->order;
+        for (size_t i = 0; i < sizeof(own) / sizeof(*own); i++)
+                if (slice_is(name, own[i].name)) {
+                        *ret = own[i].order;
+                        return true;
+                }
+        return engines != NULL;
 }
 
-/* Asked of the cluster as a whole, at its first rank. */
 static void gateway_speaks_it(struct option_view *v, const struct comparison *c) {
-        const struct cluster *f = v->p->c;
-        const struct connector_info *engines = connector_named(kv_text(v, "kv_connector")),
-                                    *gateways = connector_named(f->gateway.connector);
+        struct slice name = v->p->c->gateway.connector;
+        const struct connector_info *engines = connector_named(kv_text(v, "kv_connector"));
         enum leg_order order;
 
         (void)c;
-        if (!engines || !has_peer(v) || f->gateway.connector.len == 0)
+        /* A name that only the gateway knows is its own to judge. */
+        if (!engines || !has_peer(v) || !gateway_order(name, &order) || order == engines->order)
                 return;
-        if (!gateways && !is_pull(f->gateway.connector))
-                return; /* a name that only the gateway knows; it says itself what it takes */
-        order = gateways ? gateways->order : LEGS_PREFILL_FIRST;
-        if (order != engines->order)
-                finding_cure(v->p->findings,
-                    planner_find(v->p, SEVERITY_ERROR, "K03", f->gateway.connector_at,
-                        "the gateway would call %s first (%.*s), %s wants %s first",
-                        order == LEGS_PREFILL_FIRST ? "prefill" : "decode", SLICE_ARG(f->gateway.connector),
-                        engines->name, engines->order == LEGS_PREFILL_FIRST ? "prefill" : "decode"),
-                    "leave gateway.connector out: it follows from the engine's");
+        finding_cure(v->p->findings,
+            planner_find(v->p, SEVERITY_ERROR, "K03", v->p->c->gateway.connector_at,
+                "the gateway would call %s first (%.*s), %s wants %s first",
+                order == LEGS_PREFILL_FIRST ? "prefill" : "decode", SLICE_ARG(name), engines->name,
+                engines->order == LEGS_PREFILL_FIRST ? "prefill" : "decode"),
+            "leave gateway.connector out: it follows from the engine's");
 }
 
 static void retired_options(struct option_view *v, const struct comparison *c) {

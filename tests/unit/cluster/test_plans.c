@@ -384,6 +384,26 @@ static void roles_groups_nodes_and_ranks_set_what_they_like(void **state) {
         arena_free(&o.arena);
 }
 
+/* Decode-first engines ask the gateway for their prefill, at an address that reaches it. */
+static void gateways_are_told_the_connector_and_where_they_are(void **state) {
+        static const char text[] =
+            "model: {path: m}\nengine: {kind: vllm-ascend, connector: MooncakeLayerwiseConnector}\nplatform: "
+            "ascend-a3\n"
+            "nodes: {a: {ip: 10.0.0.1, nic: e}, b: {ip: 10.0.0.2, nic: e}}\n"
+            "prefill: {groups: [[a]], dp: 2, tp: 8}\ndecode: {groups: [[b]], dp: 16}\ngateway: {node: b, port: 81}\n";
+        struct plan_rank gateway = {0};
+        struct outcome o;
+
+        (void)state;
+        plan_text(SLICE_LIT(text), &o);
+        expect_clean(SLICE_LIT(text), &o);
+        gateway.argv = o.plan->gateway_argv;
+        assert_string_equal(value_of(&gateway, "--connector"), "MooncakeLayerwiseConnector");
+        assert_string_equal(value_of(&gateway, "--metaserver-url"), "http://10.0.0.2:81/v1/metaserver");
+        assert_false(plan_on_one_machine(o.plan));
+        arena_free(&o.arena);
+}
+
 /* A mapping is merged into what is derived, quoted text takes its place. */
 static void objects_are_merged_and_texts_replace(void **state) {
         static const char text[] =
@@ -598,6 +618,7 @@ int main(void) {
             cmocka_unit_test(manifests_are_yaml),
             cmocka_unit_test(manifests_refuse_what_yaml_cannot_hold),
             cmocka_unit_test(roles_groups_nodes_and_ranks_set_what_they_like),
+            cmocka_unit_test(gateways_are_told_the_connector_and_where_they_are),
             cmocka_unit_test(objects_are_merged_and_texts_replace),
             cmocka_unit_test(random_clusters_never_clash),
             cmocka_unit_test(what_init_writes_passes_the_check),
