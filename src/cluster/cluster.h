@@ -204,7 +204,8 @@ struct plan {
         size_t rank_count;
         struct slice gateway_url;        /* empty: none */
         const char *const *gateway_argv; /* NULL: none */
-        uint64_t digest;                 /* of everything above: equal plans are equal */
+        const char *connector; /* by which every prefill rank hands over to every decode rank; NULL: none planned */
+        uint64_t digest;       /* of everything above: equal plans are equal */
 };
 
 /* Derive ports, ranks, argv and env, checking every rule that must hold. Returns 0 with a plan, or -EINVAL when findings

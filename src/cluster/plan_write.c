@@ -4,7 +4,7 @@
 #include <stdio.h>
 
 void plan_write_table(const struct plan *p, struct buf *out) {
-        size_t width = 4;
+        size_t width = 4, prefill = 0;
 
         for (size_t i = 0; i < p->rank_count; i++)
                 width = p->ranks[i].name.len > width ? p->ranks[i].name.len : width;
@@ -21,9 +21,14 @@ void plan_write_table(const struct plan *p, struct buf *out) {
                 buf_printf(out, "%-*.*s  %-7s  %5u  %3u/%-3u  %2u  %-7s  %.*s\n", (int)width, SLICE_ARG(r->name),
                     role_name(r->role), r->group, r->dp_rank, r->dp_size, r->tp_size, devices, SLICE_ARG(r->url));
         }
+        for (size_t i = 0; i < p->rank_count; i++)
+                prefill += p->ranks[i].role == ROLE_PREFILL;
         if (p->gateway_argv)
                 buf_printf(out, "%-*s  gateway                              %.*s\n", (int)width, "",
                     SLICE_ARG(p->gateway_url));
+        if (p->connector)
+                buf_printf(out, "hand-off: %s, every prefill rank to every decode rank (%zu x %zu)\n", p->connector,
+                    prefill, p->rank_count - prefill);
 }
 
 static void write_strings(struct json_writer *w, const char *key, const char *const *list) {
@@ -31,6 +36,28 @@ static void write_strings(struct json_writer *w, const char *key, const char *co
         json_open(w, '[');
         for (; list && *list; list++)
                 json_str(w, *list);
+        json_close(w, ']');
+}
+
+/* Files that must be there before a rank starts, the same on every node. */
+static void write_files(struct json_writer *w, const struct cluster *c) {
+        const struct {
+                const char *what;
+                struct slice path;
+        } files[] = {
+            {"model", c->model.path}, {"template", c->engine.template_path}, {"ranktable", c->engine.ranktable}};
+
+        json_key(w, "files");
+        json_open(w, '[');
+        for (size_t i = 0; i < sizeof(files) / sizeof(*files); i++)
+                if (files[i].path.len) {
+                        json_open(w, '{');
+                        json_key(w, "what");
+                        json_str(w, files[i].what);
+                        json_key(w, "path");
+                        json_string(w, files[i].path);
+                        json_close(w, '}');
+                }
         json_close(w, ']');
 }
 
@@ -80,6 +107,9 @@ void plan_write_json(const struct plan *p, struct buf *out) {
                 json_close(&w, '}');
         }
         json_close(&w, ']');
+        json_key(&w, "connector");
+        json_str(&w, p->connector);
+        write_files(&w, p->cluster);
         json_key(&w, "gateway");
         if (p->gateway_argv) {
                 json_open(&w, '{');

@@ -359,6 +359,12 @@ static void command_vllm(struct planner *p, const struct plan_rank *rank, struct
 
 /* ---- template --------------------------------------------------------------------------------------------------------------- */
 
+static void command_template(struct planner *p, const struct plan_rank *rank, struct rank_command *r) {
+        (void)p;
+        (void)rank;
+        unset_proxies(&r->env);
+}
+
 static const char *devices_text(struct planner *p, const struct plan_rank *rank) {
         struct command list = {.arena = p->arena};
 
@@ -415,7 +421,7 @@ void profile_command(struct planner *p, const struct plan_rank *rank, struct ran
             [ENGINE_EMBEDDED] = command_embedded,
             [ENGINE_VLLM_ASCEND] = command_ascend,
             [ENGINE_VLLM] = command_vllm,
-            [ENGINE_TEMPLATE] = NULL,
+            [ENGINE_TEMPLATE] = command_template,
         };
         const struct cluster *c = p->c;
         const struct cluster_role *role = &c->roles[rank->role];
@@ -427,8 +433,7 @@ void profile_command(struct planner *p, const struct plan_rank *rank, struct ran
         const struct settings *env[] = {&c->engine.env, &role->env, &group->env, &node->env, own ? &own->env : NULL};
 
         *ret_command = (struct rank_command){.argv = {.arena = p->arena}, .env = {.arena = p->arena, .exact = true}};
-        if (by_kind[c->engine.kind])
-                by_kind[c->engine.kind](p, rank, ret_command);
+        by_kind[c->engine.kind](p, rank, ret_command);
         for (size_t i = 0; i < sizeof(args) / sizeof(*args); i++) {
                 if (args[i])
                         command_apply(&ret_command->argv, args[i]);

@@ -146,6 +146,16 @@ static void derived_stay_derived(struct option_view *v, const struct comparison 
         }
 }
 
+static void templates_take_no_options(struct option_view *v, const struct comparison *c) {
+        (void)c;
+        if (v->command.argv.count)
+                finding_cure(v->p->findings,
+                    planner_find(v->p, SEVERITY_WARNING, "M12", v->command.argv.items[0].at,
+                        "`%.*s` goes nowhere: a template gets its seven arguments and no options",
+                        SLICE_ARG(v->command.argv.items[0].name)),
+                    "write it into the script; variables can be set here (`env`)");
+}
+
 /* ---- sizes of steps -------------------------------------------------------------------------------------------------------------- */
 
 static void drafts_are_few(struct option_view *v, const struct comparison *c) {
@@ -516,6 +526,7 @@ static void retired_options(struct option_view *v, const struct comparison *c) {
 #define EMBEDDED (1u << ENGINE_EMBEDDED)
 #define ASCEND   (1u << ENGINE_VLLM_ASCEND)
 #define VLLM     (1u << ENGINE_VLLM)
+#define TEMPLATE (1u << ENGINE_TEMPLATE)
 #define EVERY    (EMBEDDED | ASCEND | VLLM)
 #define LAUNCHED (ASCEND | VLLM)
 
@@ -525,6 +536,7 @@ static const struct {
 } option_rules[] = {
     {EVERY, json_is_whole},
     {EVERY, derived_stay_derived},
+    {TEMPLATE, templates_take_no_options},
     {EVERY, drafts_are_few},
     {ASCEND, prefill_drafts_one},
     {LAUNCHED, drafts_agree},
@@ -535,7 +547,7 @@ static const struct {
     {LAUNCHED, group_agrees},
     {ASCEND, port_ranges_on_all},
     {LAUNCHED, addresses_are_the_nodes},
-    {LAUNCHED, no_proxies},
+    {LAUNCHED | TEMPLATE, no_proxies},
     {LAUNCHED, sizes_are_real},
     {LAUNCHED, engine_ids_are_unique},
     {LAUNCHED, roles_are_kept},

@@ -106,6 +106,14 @@ class Exported:
 
 
 class Plan(TestCase):
+    def test_json_tells_devices_ports_files_and_the_hand_off(self):
+        with Exported("shell") as x:
+            self.assertEqual(x.plan["connector"], "NixlConnector")
+            self.assertEqual(x.plan["files"], [{"what": "model", "path": "/models/deep seek's"}])
+            d = x.ranks("d1")[1]
+            self.assertEqual((d["name"], d["dp_rank"], d["dp_size"], d["dp_address"], d["api_port"]),
+                             ("d1.1", 3, 4, "127.0.0.2", 8001))
+
     def expect_rank(self, rank, record):
         self.assertEqual(record["argv"], rank["argv"])
         for entry in rank["env"]:
@@ -223,7 +231,7 @@ class Init(TestCase):
             self.assertEqual(code, 0, said)
             self.assertEqual(baton("check", file), (0, f"{file}: no findings\n", ""))
             code, out, _ = baton("plan", file)
-            self.assertEqual((code, out.count("prefill"), out.count("decode")), (0, 4, 32))
+            self.assertEqual((code, len(re.findall("^p[01]", out, re.M)), len(re.findall("^d[01]", out, re.M))), (0, 4, 32))
             code, _, said = baton("init", "-o", file)
             self.assertEqual(code, 2)
             self.assertIn("--force", said)
