@@ -24,7 +24,6 @@ const char *platform_name(enum platform p) {
 #define AT(type, member) offsetof(type, member)
 #define NO_PLACE         SIZE_MAX
 #define PORT_MAX         65535
-#define DEVICES_MAX      1024
 #define FIELD_COUNT(t)   (sizeof(t) / sizeof(*(t)))
 
 /* ---- model, engine, supervise ----------------------------------------------------------------------------------------- */

@@ -170,6 +170,7 @@ struct cluster {
 #define CLUSTER_FILE_MAX  (4u << 20) /* 1,024 nodes take 60 KB */
 #define CLUSTER_NODES_MAX 16384u
 #define CLUSTER_RANKS_MAX 262144u
+#define DEVICES_MAX       1024 /* of a node */
 
 /* Read and check the form of `text` (the file's contents; `file` is its name for messages). Returns 0 with a cluster that
  * is complete enough to plan, or -EINVAL when findings hold an error; -ENOMEM. */

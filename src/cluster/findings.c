@@ -242,6 +242,8 @@ static const struct rule rules[] = {
         "A card with a range and one without do not find each other."},
     {"M12", "options reach the engine",
         "A template's script is called with seven arguments, and has its options inside."},
+    {"M13", "the engine runs on the platform",
+        "vllm-ascend needs Ascend NPUs, vllm GPUs or CPUs. `platform` is cpu unless it is set."},
     {"K01", "the sizes told to the connector are the real ones",
         "\"KV transfer 'prefill' config has a conflicting data parallel size\": the engine compares "
         "kv_connector_extra_config with its own. A dense model, for which vLLM ignores data parallelism, needs dp 1."},

@@ -31,11 +31,28 @@ static int compare_ips(const void *a, const void *b, void *nodes) {
         return order;
 }
 
-/* Number the addresses, and see that nodes which share one do not share its devices. */
+static int64_t last_device(const struct cluster *c, const struct cluster_node *n) {
+        return n->first_device + node_devices(c, n) - 1;
+}
+
+/* `n` follows at the same address on `widest`, the node before it that reaches furthest. */
+static void check_shared_devices(struct planner *p, const struct cluster_node *n, const struct cluster_node *widest) {
+        const struct cluster *c = p->c;
+        struct finding *f;
+
+        if (node_devices(c, n) < 1 || n->first_device > last_device(c, widest))
+                return;
+        f = planner_find(p, SEVERITY_ERROR, "D05", n->devices_at.line ? n->devices_at : n->at,
+            "%.*s and %.*s (line %u) are one machine (%.*s) and share its device %lld", SLICE_ARG(n->name),
+            SLICE_ARG(widest->name), widest->at.line, SLICE_ARG(n->ip), (long long)n->first_device);
+        finding_cure(p->findings, f, "give each its own, such as `devices: 0-7` and `devices: 8-15`");
+}
+
 void nodes_number(struct planner *p) {
         const struct cluster *c = p->c;
         size_t count = c->node_count;
         uint32_t *order = arena_array(p->arena, count + 1, sizeof(*order));
+        const struct cluster_node *widest = NULL; /* of those with ranks at this address so far */
 
         p->host_of = arena_array(p->arena, count + 1, sizeof(*p->host_of));
         p->host_use = arena_array(p->arena, count + 1, sizeof(*p->host_use));
@@ -47,23 +64,48 @@ void nodes_number(struct planner *p) {
                 order[i] = (uint32_t)i;
         qsort_r(order, count, sizeof(*order), compare_ips, (void *)c->nodes);
         for (size_t i = 0; i < count; i++) {
-                const struct cluster_node *n = &c->nodes[order[i]], *before = i ? &c->nodes[order[i - 1]] : n;
+                const struct cluster_node *n = &c->nodes[order[i]];
 
-                if (!slice_eq(n->ip, before->ip))
+                if (i && !slice_eq(n->ip, c->nodes[order[i - 1]].ip)) {
                         p->hosts++;
-                else if (n != before && node_devices(c, n) >= 0 &&
-                         n->first_device < before->first_device + node_devices(c, before)) {
-                        struct finding *f =
-                            planner_find(p, SEVERITY_ERROR, "D05", n->devices_at.line ? n->devices_at : n->at,
-                                "%.*s and %.*s (line %u) are one machine (%.*s) and share its device %lld",
-                                SLICE_ARG(n->name), SLICE_ARG(before->name), before->at.line, SLICE_ARG(n->ip),
-                                (long long)n->first_device);
-
-                        finding_cure(p->findings, f, "give each its own, such as `devices: 0-7` and `devices: 8-15`");
+                        widest = NULL;
                 }
                 p->host_of[order[i]] = p->hosts;
+                if (!p->group_of[order[i]])
+                        continue;
+                if (widest)
+                        check_shared_devices(p, n, widest);
+                if (!widest || last_device(c, n) > last_device(c, widest))
+                        widest = n;
         }
         p->hosts++;
+}
+
+/* Each node carries one group; several names may stand for one address. */
+void nodes_group(struct planner *p) {
+        p->group_of = arena_array(p->arena, p->c->node_count + 1, sizeof(*p->group_of));
+        if (!p->group_of) {
+                p->failed = true;
+                return;
+        }
+        for (int role = 0; role < 2; role++)
+                for (size_t g = 0; g < p->c->roles[role].group_count; g++) {
+                        const struct cluster_group *group = &p->c->roles[role].groups[g];
+
+                        for (size_t i = 0; i < group->count; i++) {
+                                uint32_t node = group->nodes[i];
+
+                                if (p->group_of[node]) {
+                                        struct finding *f = findings_add(p->findings, SEVERITY_ERROR, "D02", group->at,
+                                            "node %.*s is in this group and in the one of line %u",
+                                            SLICE_ARG(p->c->nodes[node].name), p->group_of[node]->at.line);
+
+                                        finding_cure(p->findings, f,
+                                            "give each group nodes of its own (two names may have one ip)");
+                                } else
+                                        p->group_of[node] = group;
+                        }
+                }
 }
 
 static bool is_address(struct slice ip) {
@@ -100,11 +142,10 @@ static void check_node(struct planner *p, const struct cluster_node *n) {
                 f = planner_find(p, SEVERITY_ERROR, "N03", n->at, "%.*s has no `nic`", SLICE_ARG(n->name));
                 finding_cure(p->findings, f, "nic: the interface that has %.*s (`ip -br addr`)", SLICE_ARG(n->ip));
         }
-        if (node_platform(c, n) != node_platform(c, &c->nodes[0]) && c->platform != PLATFORM_CPU) {
-                f = planner_find(p, SEVERITY_ERROR, "N05", n->platform_at.line ? n->platform_at : n->at,
-                    "%.*s is %s, %.*s is %s: ranks of one deployment do not mix them", SLICE_ARG(n->name),
-                    platform_name(node_platform(c, n)), SLICE_ARG(c->nodes[0].name),
-                    platform_name(node_platform(c, &c->nodes[0])));
+        if (node_platform(c, n) != c->platform) {
+                f = planner_find(p, SEVERITY_ERROR, "N05", n->platform_at,
+                    "%.*s is %s, the others are %s: ranks of one deployment do not mix them", SLICE_ARG(n->name),
+                    platform_name(node_platform(c, n)), platform_name(c->platform));
                 finding_cure(p->findings, f, "one cluster file for each kind of machine");
         }
         if (has >= 0 && n->devices >= 0 && n->first_device + n->devices > has) {
@@ -121,40 +162,29 @@ static void check_node(struct planner *p, const struct cluster_node *n) {
         }
 }
 
-/* Each node carries one group; several names may stand for one address. */
-static void check_node_use(struct planner *p) {
-        const struct cluster_group **used = arena_array(p->arena, p->c->node_count + 1, sizeof(*used));
+static void check_platform(struct planner *p) {
+        const struct cluster *c = p->c;
+        bool ascend = platform_is_ascend(c->platform);
+        struct finding *f;
 
-        if (!used) {
-                p->failed = true;
-                return;
+        if (c->engine.kind == ENGINE_VLLM_ASCEND && !ascend) {
+                f = planner_find(p, SEVERITY_ERROR, "M13", c->engine.kind_at, "vllm-ascend does not run on platform %s",
+                    platform_name(c->platform));
+                finding_cure(p->findings, f, "platform: ascend-a2, ascend-a3 or ascend-a5");
+        } else if (c->engine.kind == ENGINE_VLLM && ascend) {
+                f = planner_find(p, SEVERITY_ERROR, "M13", c->engine.kind_at, "vllm does not run on platform %s",
+                    platform_name(c->platform));
+                finding_cure(p->findings, f, "engine: {kind: vllm-ascend}");
         }
-        for (int role = 0; role < 2; role++)
-                for (size_t g = 0; g < p->c->roles[role].group_count; g++) {
-                        const struct cluster_group *group = &p->c->roles[role].groups[g];
-
-                        for (size_t i = 0; i < group->count; i++) {
-                                uint32_t node = group->nodes[i];
-
-                                if (used[node]) {
-                                        struct finding *f = findings_add(p->findings, SEVERITY_ERROR, "D02", group->at,
-                                            "node %.*s is in this group and in the one of line %u",
-                                            SLICE_ARG(p->c->nodes[node].name), used[node]->at.line);
-
-                                        finding_cure(p->findings, f,
-                                            "give each group nodes of its own (two names may have one ip)");
-                                } else
-                                        used[node] = group;
-                        }
-                }
 }
 
 void nodes_check(struct planner *p) {
         const struct cluster *c = p->c;
 
+        check_platform(p);
         for (size_t i = 0; i < c->node_count; i++)
-                p->remote |= !ip_is_local_only(c->nodes[i].ip);
+                p->remote |= p->group_of[i] && !ip_is_local_only(c->nodes[i].ip);
         for (size_t i = 0; i < c->node_count; i++)
-                check_node(p, &c->nodes[i]);
-        check_node_use(p);
+                if (p->group_of[i])
+                        check_node(p, &c->nodes[i]);
 }

@@ -1,5 +1,6 @@
 /* plan.c - from the cluster file to ranks and their devices, ports and commands. */
 #include "base/hash.h"
+#include "base/json.h"
 #include "cluster/planner.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -59,6 +60,18 @@ struct slice planner_format(struct planner *p, const char *format, ...) {
         return s;
 }
 
+const char *planner_json(struct planner *p, struct slice text) {
+        struct buf b = {0};
+        const char *json;
+
+        json_add_string(&b, text);
+        json = arena_copy(p->arena, buf_slice(&b)).ptr;
+        if (!json || !buf_ok(&b))
+                p->failed = true;
+        buf_free(&b);
+        return json ? json : "\"\"";
+}
+
 const char *planner_cstr(struct planner *p, struct slice s) {
         const char *text = arena_copy(p->arena, s).ptr;
 
@@ -93,6 +106,11 @@ static void check_role(struct planner *p, const struct cluster_role *role) {
         const char *name = role_name(role->role);
         struct finding *f;
 
+        if (role_width(role) > DEVICES_MAX) {
+                f = planner_find(p, SEVERITY_ERROR, "D03", place_or(role->tp_at, place_or(role->pp_at, role->pcp_at)),
+                    "a rank of %s would have %lld devices", name, (long long)role_width(role));
+                finding_cure(p->findings, f, "tp x pp x pcp: at most %d", DEVICES_MAX);
+        }
         if (role->pp > 1 && role->pcp > 1) {
                 f = planner_find(p, SEVERITY_ERROR, "D08", role->pcp_at, "%s.pp is %lld and %s.pcp is %lld", name,
                     (long long)role->pp, name, (long long)role->pcp);
@@ -263,7 +281,7 @@ static void plan_group(struct planner *p, const struct cluster_role *role, uint3
                 finding_cure(p->findings, f, "dp: a multiple of %zu", group->count);
                 return;
         }
-        if (!group_fits(p, &l))
+        if (role_width(role) > DEVICES_MAX || !group_fits(p, &l))
                 return;
         l.dp_port = group->dp_port >= 0 ? group->dp_port : role->dp_port + p->host_use[master].masters[role->role]++;
         if (role->dp > 1)
@@ -495,7 +513,9 @@ static int lay_out(struct planner *p) {
                 return p->findings->failed ? -ENOMEM : -EINVAL;
         p->ranks = arena_array(p->arena, ranks + 1, sizeof(*p->ranks));
         ports_init(p, ranks);
-        nodes_number(p);
+        nodes_group(p);
+        if (!p->failed)
+                nodes_number(p);
         if (!p->ranks || p->failed)
                 return -ENOMEM;
         nodes_check(p);
@@ -509,8 +529,10 @@ static int lay_out(struct planner *p) {
         if (c->gateway.present && c->gateway.node >= 0)
                 ports_use(p, PORT_GATEWAY, ROLE_PREFILL, 0, p->host_of[c->gateway.node], c->gateway.port, 1,
                     place_or(c->gateway.port_at, c->gateway.at));
-        find_rank_settings(p);
-        ports_check(p);
+        if (!p->failed)
+                find_rank_settings(p);
+        if (!p->failed)
+                ports_check(p);
         if (!p->failed)
                 rules_check(p);
         if (p->failed || p->findings->failed)

@@ -59,9 +59,10 @@ struct planner {
         struct plan_rank *ranks;
         const struct cluster_rank **rank_settings; /* by rank; NULL when no rank has any */
         size_t rank_count;
-        uint32_t *host_of; /* node -> number of its address */
+        const struct cluster_group **group_of; /* node -> the group it carries, NULL: none */
+        uint32_t *host_of;                     /* node -> number of its address */
         uint32_t hosts;
-        bool remote;               /* some node is not this machine */
+        bool remote;               /* some node with ranks has an address that is not its own machine's alone */
         struct host_use *host_use; /* by host */
         struct port_use *ports;
         size_t port_count;
@@ -90,6 +91,8 @@ static inline bool platform_is_ascend(enum platform p) {
         return p == PLATFORM_ASCEND_A2 || p == PLATFORM_ASCEND_A3 || p == PLATFORM_ASCEND_A5;
 }
 
+/* Text as a JSON string, quotes included. */
+const char *planner_json(struct planner *p, struct slice text);
 struct slice planner_format(struct planner *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
 const char *planner_cstr(struct planner *p, struct slice s);
 /* As findings_add, but one mistake is told once: NULL (which finding_cure takes) when a finding of that code stands at that
@@ -106,6 +109,7 @@ enum platform node_platform(const struct cluster *c, const struct cluster_node *
 int64_t platform_devices(enum platform p);
 int64_t node_devices(const struct cluster *c, const struct cluster_node *n); /* likewise */
 bool ip_is_local_only(struct slice ip);
+void nodes_group(struct planner *p); /* group_of; a node has one */
 /* Number the addresses (host_of), and see that nodes which share one do not share its devices. */
 void nodes_number(struct planner *p);
 void nodes_check(struct planner *p);

@@ -163,8 +163,8 @@ static void set_speculative(struct planner *p, const struct plan_rank *rank, str
                 return;
         if (c->engine.kind == ENGINE_VLLM_ASCEND && rank->role == ROLE_PREFILL && is_mtp(method))
                 tokens = 1;
-        command_set(argv, "speculative-config", "{\"num_speculative_tokens\":%lld,\"method\":\"%.*s\"}", tokens,
-            SLICE_ARG(method));
+        command_set(argv, "speculative-config", "{\"num_speculative_tokens\":%lld,\"method\":%s}", tokens,
+            planner_json(p, method));
 }
 
 /* The rank's place in its group by vLLM's options. A group of one needs none, and a dense model would refuse them. */
@@ -232,8 +232,8 @@ static void command_embedded(struct planner *p, const struct plan_rank *rank, st
         if (p->connector)
                 command_set(&r->argv, "kv-transfer-config",
                     "{\"kv_connector\":\"%s\",\"kv_role\":\"%s\",\"kv_port\":\"%u\","
-                    "\"kv_connector_extra_config\":{\"host\":\"%.*s\"}}",
-                    p->connector->name, kv_role(rank->role), rank->kv_port, SLICE_ARG(c->nodes[rank->node].ip));
+                    "\"kv_connector_extra_config\":{\"host\":%s}}",
+                    p->connector->name, kv_role(rank->role), rank->kv_port, planner_json(p, c->nodes[rank->node].ip));
 }
 
 /* ---- vllm-ascend ---------------------------------------------------------------------------------------------------------- */
@@ -273,11 +273,10 @@ static void set_llmdatadist(struct planner *p, const struct plan_rank *rank, str
         command_set(&r->env, "DISAGGREGATED_PREFILL_RANK_TABLE_PATH", "%.*s", SLICE_ARG(c->engine.ranktable));
         command_set(&r->env, p->version < VERSION(0, 10, 1) ? "VLLM_LLMDD_RPC_PORT" : "VLLM_ASCEND_LLMDD_RPC_PORT",
             "%u", rank->kv_base);
-        /* The engine adds "_dp" and the local rank: with the node's name that is unique over all engines. */
         command_set(&r->argv, "kv-transfer-config",
             "{\"kv_connector\":\"%s\",\"kv_buffer_device\":\"npu\",\"kv_role\":\"%s\",\"kv_parallel_size\":\"1\","
             "\"kv_port\":\"%u\",\"engine_id\":\"%.*s\",\"kv_connector_module_path\":\"%s\"}",
-            k->name, kv_role(rank->role), rank->kv_base, SLICE_ARG(c->nodes[rank->node].name), k->module_path);
+            k->name, kv_role(rank->role), rank->kv_base, SLICE_ARG(rank->name), k->module_path);
 }
 
 static void add_sizes(struct buf *out, const char *name, const struct cluster_role *role) {

@@ -394,26 +394,24 @@ static void sizes_are_real(struct option_view *v, const struct comparison *c) {
                     "write kv-transfer-config as a mapping: it is merged into what the plan derives");
 }
 
+/* LLMDataDist is happy with ids that repeat as long as no decoder pulls from two that do; Mooncake refuses them. */
 static void engine_ids_are_unique(struct option_view *v, const struct comparison *c) {
         struct slice id = kv_text(v, "engine_id");
         const struct option_view *prefill = c->first[ROLE_PREFILL];
-        const struct cluster_role *role = v->role;
         const struct command_entry *e = option(v, "kv-transfer-config");
+        enum severity severity = v->p->connector && v->p->connector->ranktable ? SEVERITY_WARNING : SEVERITY_ERROR;
+        int64_t engines = v->role->dp * (int64_t)v->role->group_count;
+        struct finding *f = NULL;
 
         if (id.len == 0 || !e || e->at.line == 0)
                 return;
-        if (prefill && prefill->rank != v->rank && slice_eq(kv_text(prefill, "engine_id"), id) &&
-            v->rank->role == ROLE_DECODE)
-                finding_cure(v->p->findings,
-                    planner_find(
-                        v->p, SEVERITY_ERROR, "K02", e->at, "engine_id `%.*s` is that of prefill, too", SLICE_ARG(id)),
-                    "leave engine_id out: every engine makes its own");
-        else if (role->dp * (int64_t)role->group_count > 1 && v->p->version >= VERSION(0, 10, 0) &&
-                 !v->p->rank_settings)
-                finding_cure(v->p->findings,
-                    planner_find(v->p, SEVERITY_ERROR, "K02", e->at, "all %lld ranks of %s have the engine_id `%.*s`",
-                        (long long)(role->dp * (int64_t)role->group_count), role_name(v->rank->role), SLICE_ARG(id)),
-                    "leave engine_id out: every engine makes its own");
+        if (v->rank->role == ROLE_DECODE && prefill && slice_eq(kv_text(prefill, "engine_id"), id))
+                f = planner_find(
+                    v->p, severity, "K02", e->at, "engine_id `%.*s` is that of prefill, too", SLICE_ARG(id));
+        else if (engines > 1 && !(v->p->rank_settings && v->p->rank_settings[v->rank - v->p->ranks]))
+                f = planner_find(v->p, severity, "K02", e->at, "all %lld ranks of %s have the engine_id `%.*s`",
+                    (long long)engines, role_name(v->rank->role), SLICE_ARG(id));
+        finding_cure(v->p->findings, f, "leave engine_id out: every engine gets one of its own");
 }
 
 static void roles_are_kept(struct option_view *v, const struct comparison *c) {

@@ -76,6 +76,12 @@ static const struct {
     {VLLM NODES "prefill: {groups: [[a]], tp: 3}\ndecode: {groups: [[b]], tp: 2}\n", "D04", 8, 29, "no multiple"},
     {VLLM NODES "decode: {groups: [[a]], dp: 3, api_port: 65534}\n", "P02", 7, 42, "API port of a.2 would be 65536"},
     {HEAD NODES "decode: {groups: [[a]], api_port: 8000}\ngateway: {node: a}\n", "P01", 8, 10, "planned twice"},
+    {VLLM NODES "decode: {groups: [[a]], tp: 1024, pp: 1024}\n", "D03", 7, 29, "a rank of decode would have 1048576"},
+    /* a reaches past b to c; what carries no ranks has no devices. */
+    {VLLM "platform: cuda\nnodes:\n  a: {ip: 1.1.1.1, devices: 0-7}\n  b: {ip: 1.1.1.1, devices: 0}\n"
+          "  c: {ip: 1.1.1.1, devices: 6-7}\n  d: {ip: 1.1.1.1}\n"
+          "decode: {groups: [[a], [c]]}\ngateway: {node: d, port: 1}\n",
+        "D05", 7, 29, "share its device 6"},
     {HEAD NODES "decode: {groups: [[a]]}\ngateway: {node: q}\n", "Y08", 8, 17, "no node is named `q`"},
 };
 
@@ -276,6 +282,38 @@ static void the_example_plans(void **state) {
         arena_free(&arena);
 }
 
+/* At whatever allocation memory runs out, the answer is -ENOMEM and nothing is read that is not there. */
+static void memory_may_run_out_anywhere(void **state) {
+        static const char text[] =
+            "model: {path: m, speculative: {method: mtp, tokens: 1}}\n"
+            "engine: {kind: vllm-ascend, args: {additional-config: {a: {b: 1}}}}\nplatform: ascend-a3\n"
+            "nodes: {a: {ip: 10.0.0.1, nic: e}, b: {ip: 10.0.0.2, nic: e, args: {additional-config: {a: null}}}}\n"
+            "prefill: {groups: [[a]], dp: 2, tp: 8, kv_port: 30000}\n"
+            "decode: {groups: [[b]], dp: 3, ranks: {b.1: {env: {A: b}}}}\ngateway: {node: a}\n";
+        bool done = false;
+
+        (void)state;
+        for (size_t limit = 64; !done; limit += 64) {
+                struct arena arena = {.limit = limit};
+                struct findings findings = {.arena = &arena};
+                const struct export_file *files;
+                struct cluster *c = NULL;
+                struct plan *plan = NULL;
+                size_t count;
+                int r = cluster_parse("f.yaml", SLICE_LIT(text), &arena, &c, &findings);
+
+                if (r == 0)
+                        r = plan_make(c, "baton", &arena, &plan, &findings);
+                for (int format = EXPORT_SHELL; r == 0 && format <= EXPORT_SLURM; format++)
+                        r = plan_export(plan, (enum export_format)format, NULL, &arena, &files, &count, NULL);
+                done = r == 0;
+                if (!done)
+                        assert_int_equal(r, -ENOMEM);
+                arena_free(&arena);
+                assert_true(limit < 1u << 20);
+        }
+}
+
 static void missing_files_are_named(void **state) {
         struct arena arena = {0};
         struct findings findings = {.arena = &arena};
@@ -299,6 +337,7 @@ int main(void) {
             cmocka_unit_test(an_alias_cycle_is_an_error_not_a_hang),
             cmocka_unit_test(findings_are_bounded),
             cmocka_unit_test(the_example_plans),
+            cmocka_unit_test(memory_may_run_out_anywhere),
             cmocka_unit_test(missing_files_are_named),
         };
 

@@ -456,7 +456,8 @@ static void draw_world(struct rng *rng, struct world *w) {
 }
 
 static void write_world(const struct world *w, struct buf *out) {
-        buf_printf(out, "model: {path: m}\nengine: %s\nplatform: ascend-a3\nnodes:\n", w->engine);
+        buf_printf(out, "model: {path: m}\nengine: %s\nplatform: %s\nnodes:\n", w->engine,
+            strstr(w->engine, "vllm}") ? "cuda" : "ascend-a3");
         for (unsigned i = 0; i < w->nodes; i++) {
                 unsigned each = 16 / w->cuts, first = i % w->cuts * each;
 
