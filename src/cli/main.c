@@ -10,6 +10,7 @@ static int cmd_version(int argc, char **argv);
 
 static const struct cli_command commands[] = {
     {"serve", "serve a model on CPUs over the OpenAI API", cmd_serve},
+    {"init", "write a commented cluster file for a topology", cmd_init},
     {"check", "lint a cluster file before anything starts", cmd_check},
     {"plan", "show what follows from a cluster file: ranks, ports, commands", cmd_plan},
     {"up", "start and supervise the ranks and the gateway of a cluster file", cmd_up},
