@@ -1,6 +1,7 @@
 /* check.c - `baton check`, `baton plan`, `baton explain`: what a cluster file says, before anything starts. */
 #include "cli/cli.h"
 #include "cluster/cluster.h"
+#include "verify/verify.h"
 #include <stdio.h>
 #include <unistd.h>
 
@@ -100,6 +101,8 @@ int cmd_explain(int argc, char **argv) {
         r = EXIT_FINE;
         if (parsed.count_positional) {
                 rule = rule_find(slice_str(parsed.positional[0]));
+                if (!rule)
+                        rule = verify_rule_find(slice_str(parsed.positional[0]));
                 if (rule)
                         printf("%s  %s\n    %s\n", rule->code, rule->title, rule->why);
                 else {
@@ -111,6 +114,8 @@ int cmd_explain(int argc, char **argv) {
                 rule = rule_list(&count);
                 for (size_t i = 0; i < count; i++)
                         printf("%s  %s\n", rule[i].code, rule[i].title);
+                for (size_t i = 0; (rule = verify_rule_at(i)); i++)
+                        printf("%s  %s\n", rule->code, rule->title);
         }
         options_result_free(&parsed);
         return r;
