@@ -174,7 +174,6 @@ static int read_parts(struct ranktable_run *run) {
 /* What refuses the table is an error here, all else a warning: the table is right without it. */
 static int say_findings(struct ranktable_run *run) {
         struct verify_findings said = run->findings;
-        struct report_options report = {.color = cli_color(STDERR_FILENO)};
         struct buf b = {0};
         bool refused = false;
         int code;
@@ -188,7 +187,7 @@ static int say_findings(struct ranktable_run *run) {
         if (!said.count)
                 return -1;
         code = verify_exit_code(&said);
-        verify_write_text(&run->facts, &said, &report, &b);
+        verify_write_text(&run->facts, &said, cli_color(STDERR_FILENO), &b);
         fflush(stderr);
         file_write_fd(STDERR_FILENO, buf_slice(&b));
         buf_free(&b);
@@ -314,13 +313,13 @@ static int run_ranktable(struct ranktable_run *run, const char *path) {
         if (r >= 0)
                 return r;
         settle_platform(run);
+        r = choose_local(run);
+        if (r >= 0)
+                return r;
         run->findings.arena = &run->arena;
         r = judge(&run->facts, &run->findings);
         if (r < 0)
                 return cli_fail(r, &run->e);
-        r = choose_local(run);
-        if (r >= 0)
-                return r;
         return run->o.node ? make_part(run) : make_table(run);
 }
 

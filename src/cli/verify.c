@@ -94,11 +94,8 @@ static int verify_file(const struct verify_options *o, const char *path) {
         }
         if (!strcmp(o->format, "json"))
                 verify_write_json(&facts, &findings, &b);
-        else {
-                struct report_options report = {.color = cli_color(STDOUT_FILENO)};
-
-                verify_write_text(&facts, &findings, &report, &b);
-        }
+        else
+                verify_write_text(&facts, &findings, cli_color(STDOUT_FILENO), &b);
         r = cli_print(&b, verify_exit_code(&findings));
 out:
         arena_free(&arena);

@@ -351,14 +351,14 @@ static void judge_speed(struct judge *j) {
                             "check module and switch port: they agreed on less than both can");
 }
 
-/* "25.2.1" as a number to compare by, text for people. Versions: MAJOR.MINOR[.rc]… */
+/* Versions are MAJOR.MINOR[.…]: "25.2.1", "25.0.rc1.1". */
 #define DRIVER_MAJOR_MIN 25u
 
 static bool driver_of(const struct npu_facts *p, struct slice *ret_version) {
         return has(p, TOPIC_BOARD) && parse_value(p->answers[TOPIC_BOARD].out, "Software Version", ret_version) == 0;
 }
 
-/* The version that most of the NPUs have: counted by voting pairs, then exact enough for saying who differs. */
+/* The version that more than half of the NPUs have (Boyer and Moore's vote); without such a majority, one of theirs. */
 static struct slice usual_driver(const struct judge *j) {
         struct slice best = {0}, version;
         size_t votes = 0;

@@ -6,8 +6,8 @@
 
 /* ---- trouble -------------------------------------------------------------------------------------------------------- */
 
-/* Texts of hccn_tool (its error table) and npu-smi, matched anywhere in a line, either case. The first row that is found
- * counts, so that the telling ones stand before the general ones. */
+/* Texts of hccn_tool (its error table) and npu-smi, matched anywhere. The first row that is found counts, so that the
+ * telling ones stand before the general ones. */
 static const struct {
         const char *text;
         enum trouble trouble;
@@ -33,6 +33,7 @@ static const struct {
     {"Control link unreachable", TROUBLE_FAILED},
     {"cmd line execute timeout", TROUBLE_FAILED},
     {"execute failed", TROUBLE_FAILED},
+    {"Execute failed", TROUBLE_FAILED},
     {"failed, because", TROUBLE_FAILED},
     {"can't access", TROUBLE_FAILED},
     {"Get invalid", TROUBLE_FAILED},
@@ -41,13 +42,8 @@ static const struct {
     {"certificates are illegal", TROUBLE_FAILED},
 };
 
-static bool holds(struct slice line, const char *text) {
-        struct slice needle = slice_str(text);
-
-        for (size_t i = 0; i + needle.len <= line.len; i++)
-                if (slice_eq_icase(slice_sub(line, i, i + needle.len), needle))
-                        return true;
-        return false;
+static bool holds(struct slice text, const char *needle) {
+        return slice_find_slice(text, slice_str(needle), 0) < text.len;
 }
 
 static bool next_line(struct slice *text, struct slice *ret_line) {
@@ -57,16 +53,24 @@ static bool next_line(struct slice *text, struct slice *ret_line) {
         return true;
 }
 
-static bool find_trouble(struct slice text, enum trouble *trouble, struct slice *ret_said) {
-        struct slice line;
+static struct slice line_at(struct slice text, size_t at) {
+        size_t from = at;
 
-        while (next_line(&text, &line))
-                for (size_t i = 0; i < sizeof(trouble_texts) / sizeof(*trouble_texts); i++)
-                        if (holds(line, trouble_texts[i].text)) {
-                                *trouble = trouble_texts[i].trouble;
-                                *ret_said = line;
-                                return true;
-                        }
+        while (from > 0 && text.ptr[from - 1] != '\n')
+                from--;
+        return slice_trim(slice_sub(text, from, slice_find(text, '\n', at)));
+}
+
+static bool find_trouble(struct slice text, enum trouble *trouble, struct slice *ret_said) {
+        for (size_t i = 0; i < sizeof(trouble_texts) / sizeof(*trouble_texts); i++) {
+                size_t at = slice_find_slice(text, slice_str(trouble_texts[i].text), 0);
+
+                if (at >= text.len)
+                        continue;
+                *trouble = trouble_texts[i].trouble;
+                *ret_said = line_at(text, at);
+                return true;
+        }
         return false;
 }
 

@@ -61,6 +61,7 @@ int facts_choose(struct facts *facts, const uint32_t *ids, size_t count, struct 
                 }
                 n->npus = chosen;
                 n->npu_count = count;
+                n->expected = (int64_t)count;
         }
         return 0;
 }

@@ -122,7 +122,7 @@ static bool cell_add(struct cell *c, double us) {
 /* A terminal shows so many columns of nodes; of more, only the rows with something wrong are of use, and they are findings. */
 #define MATRIX_NODES_MAX 12
 
-static void write_matrix(const struct facts *facts, const struct report_options *o, struct buf *out) {
+static void write_matrix(const struct facts *facts, struct buf *out) {
         size_t n = facts->node_count;
         struct cell *cells;
 
@@ -142,8 +142,8 @@ static void write_matrix(const struct facts *facts, const struct report_options 
                         goto out;
         }
         buf_printf(out,
-            "interconnect (%s, every NPU to every NPU of other nodes: median %ss, then pings that failed)\n%12s",
-            facts->platform == PLATFORM_ASCEND_A3 ? "hccs_ping" : "ping", o->ascii ? "u" : "µ", "");
+            "interconnect (%s, every NPU to every NPU of other nodes: median µs, then pings that failed)\n%12s",
+            facts->platform == PLATFORM_ASCEND_A3 ? "hccs_ping" : "ping", "");
         for (size_t i = 0; i < n; i++)
                 buf_printf(out, "%14.*s", SLICE_ARG(facts->nodes[i].name));
         buf_add_char(out, '\n');
@@ -197,12 +197,11 @@ static void write_summary(const struct facts *facts, const struct verify_finding
                 buf_printf(out, "pings         %zu\n", facts->probe_count);
 }
 
-static void write_finding(
-    const struct facts *facts, const struct verify_finding *v, const struct report_options *o, struct buf *out) {
+static void write_finding(const struct facts *facts, const struct verify_finding *v, bool color, struct buf *out) {
         bool error = v->severity == SEVERITY_ERROR;
 
-        buf_printf(out, "  %s%s %s%s  %.*s", o->color ? (error ? "\033[31m" : "\033[33m") : "",
-            error ? "error" : "warning", v->code, o->color ? "\033[0m" : "",
+        buf_printf(out, "  %s%s %s%s  %.*s", color ? (error ? "\033[31m" : "\033[33m") : "",
+            error ? "error" : "warning", v->code, color ? "\033[0m" : "",
             SLICE_ARG(v->node < 0 ? SLICE_LIT("all") : facts->nodes[v->node].name));
         if (v->device >= 0)
                 buf_printf(out, " npu %lld", (long long)v->device);
@@ -211,14 +210,13 @@ static void write_finding(
                 buf_printf(out, "      cure: %s\n", v->cure);
 }
 
-void verify_write_text(
-    const struct facts *facts, const struct verify_findings *f, const struct report_options *o, struct buf *out) {
+void verify_write_text(const struct facts *facts, const struct verify_findings *f, bool color, struct buf *out) {
         size_t errors = count_severity(f, SEVERITY_ERROR), warnings = f->count - errors;
 
         write_summary(facts, f, out);
-        write_matrix(facts, o, out);
+        write_matrix(facts, out);
         for (size_t i = 0; i < f->count; i++)
-                write_finding(facts, &f->items[i], o, out);
+                write_finding(facts, &f->items[i], color, out);
         if (f->count)
                 buf_printf(out, "%zu error%s, %zu warning%s\n", errors, errors == 1 ? "" : "s", warnings,
                     warnings == 1 ? "" : "s");

@@ -176,13 +176,8 @@ const struct rule *verify_rule_find(struct slice code);
 /* By number from 0; NULL after the last. */
 const struct rule *verify_rule_at(size_t index);
 
-struct report_options {
-        bool color;
-        bool ascii; /* no characters beyond ASCII */
-};
 /* The summary, the matrix of pings between nodes, and the findings with cause and cure. */
-void verify_write_text(
-    const struct facts *facts, const struct verify_findings *f, const struct report_options *o, struct buf *out);
+void verify_write_text(const struct facts *facts, const struct verify_findings *f, bool color, struct buf *out);
 /* {"platform","nodes":[…],"errors","warnings","findings":[{severity,code,check,node,device,…}]} */
 void verify_write_json(const struct facts *facts, const struct verify_findings *f, struct buf *out);
 
@@ -203,8 +198,8 @@ enum ranktable_format {
 /* The machines that a cluster file uses, prefill first, in the order of the groups: an address is one machine, whatever names
  * it has. 0 or -ENOMEM. */
 int facts_of_cluster(const struct cluster *c, struct arena *arena, struct facts *ret_facts);
-/* Leave of every node only the NPUs with the given physical ids, in their order (gen_ranktable's --local-device-ids).
- * -EINVAL names the id that a node has not. */
+/* Leave of every node only the NPUs with the given physical ids, in their order (gen_ranktable's --local-device-ids); before
+ * judge(), which then expects no others. -EINVAL names the id that a node has not. */
 int facts_choose(struct facts *facts, const uint32_t *ids, size_t count, struct arena *arena, struct error *e);
 /* Shares by the cluster file: all NPUs of a node for its role; names that share an address share its NPUs in order. */
 int ranktable_shares(const struct cluster *c, const struct facts *facts, struct arena *arena,

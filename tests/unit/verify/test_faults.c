@@ -1,13 +1,15 @@
 /* test_faults.c - whole recorded clusters, judged: every single fault is named with its place and cause, and nothing else
  * is; what is well or only looks odd has no finding that is worse. */
 #include "recorded.h"
-#include <cmocka.h>
 #include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
+
+#include <cmocka.h>
 
 static void judge_recorded(
     struct recorded *r, struct arena *arena, struct facts *ret_facts, struct verify_findings *ret_findings) {
