@@ -565,11 +565,12 @@ static void ask_agents(void *context, struct batch *batches, size_t count, struc
         }
         free(fds);
         for (size_t i = 0; i < count; i++) {
-                const char *why = a->links[batches[i].node].why;
+                /* Answers outlive the agents. */
+                struct slice why = arena_copy(arena, slice_str(a->links[batches[i].node].why));
 
-                for (size_t k = 0; k < batches[i].count && why; k++)
+                for (size_t k = 0; k < batches[i].count; k++)
                         if (batches[i].answers[k].state == ANSWER_NO_NODE)
-                                batches[i].answers[k].err = slice_str(why);
+                                batches[i].answers[k].err = why;
         }
 }
 
