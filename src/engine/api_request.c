@@ -70,6 +70,10 @@ static void refuse_submission(struct api_call *call, int result) {
                 api_refuse_text(
                     call, 503, "ServiceUnavailableError", "The queue of waiting requests is full: try again later");
                 break;
+        case -ENOTCONN:
+                api_refuse_text(call, 503, "ServiceUnavailableError",
+                    "Ranks of this engine's expert-parallel group are missing: try again later, or elsewhere");
+                break;
         case -ESHUTDOWN:
                 api_refuse_text(call, 503, "ServiceUnavailableError", "The server is shutting down");
                 break;
@@ -179,7 +183,9 @@ void api_start(struct api_call *call, enum openai_kind kind, struct slice body) 
         if (kind == OPENAI_COMPLETION || kind == OPENAI_CHAT) {
                 if (!api_is_ready(call->api)) {
                         api_refuse_text(call, 503, "ServiceUnavailableError",
-                            call->api->draining ? "The server is shutting down" : "The engine has stopped");
+                            call->api->draining
+                                ? "The server is shutting down"
+                                : "The engine has stopped, or ranks of its group are missing: try elsewhere");
                         return;
                 }
                 call->counted = true;

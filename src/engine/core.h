@@ -8,6 +8,7 @@
 #include "engine/metrics.h"
 #include "engine/request.h"
 #include <pthread.h>
+#include <stdatomic.h>
 
 #define DRAFTS_MAX 8u
 
@@ -59,7 +60,13 @@ struct engine {
         struct comm *comm; /* NULL: no transfer */
         char digest[33];   /* of the model, as its KV tells it */
         struct comm_fact facts[2];
-        uint32_t kept; /* prompts whose KV is held for others */
+        uint32_t kept;       /* prompts whose KV is held for others */
+        struct group *group; /* NULL: alone */
+        struct comm_fact group_facts[3];
+        char draft_text[12];
+        int wake_fd; /* with a group: an eventfd beside mailbox.work, which cannot be waited for with sockets */
+        _Atomic bool complete; /* the group is; any thread */
+        uint64_t told_ns;      /* when a person was last told that a rank does not fit */
         struct blocks *blocks;
         struct scheduler scheduler;
         struct request *by_id[ID_BUCKETS];
@@ -99,6 +106,9 @@ bool transfer_keeps(const struct engine *g, const struct request *q, enum finish
 void transfer_keep(struct engine *g, const struct request *q, struct output *o);
 /* Take what comm has told. True when there was any. */
 bool transfer_take(struct engine *g);
+
+/* engine.c: the mailbox has something for the engine thread; its lock is held. */
+void wake_engine(struct engine *g);
 
 /* loop.c: end a request for a reason that is not its tokens'. `error` is static text or NULL. */
 void end_request(struct engine *g, struct request *q, enum finish_reason finish, const char *error);

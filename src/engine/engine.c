@@ -6,7 +6,10 @@
 #include <assert.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #define MAX_WAITING_DEFAULT 10000u
 
@@ -124,6 +127,44 @@ static int make_metrics(struct engine *g) {
         return metrics_init(&g->metrics, &facts);
 }
 
+void wake_engine(struct engine *g) {
+        const uint64_t one = 1;
+
+        pthread_cond_signal(&g->mailbox.work);
+        if (g->wake_fd >= 0 && write(g->wake_fd, &one, sizeof(one)) < 0)
+                return; /* it is full of wakes already */
+}
+
+/* What must be equal on all ranks, for a step to be the same everywhere. */
+static int join_group(struct engine *g, struct error *e) {
+        const struct engine_group *o = g->options.group;
+        struct group_options options = {.rank = o->rank,
+            .size = o->size,
+            .host = o->host,
+            .port = o->port,
+            .silence_ms = o->silence_ms,
+            .facts = g->group_facts,
+            .fact_count = 3,
+            .log = g->options.log};
+        struct experts_interface experts;
+        int r;
+
+        g->group_facts[0] = (struct comm_fact){"model", model_digest(g->options.model)};
+        g->group_facts[1] = (struct comm_fact){
+            "activations", compute_activation(g->options.compute) == ACTIVATION_BF16 ? "bfloat16" : "float32"};
+        snprintf(g->draft_text, sizeof(g->draft_text), "%u", g->options.draft_tokens);
+        g->group_facts[2] = (struct comm_fact){"num_speculative_tokens", g->draft_text};
+        g->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (g->wake_fd < 0)
+                return error_set(e, -errno, "no eventfd: %s", strerror(errno));
+        r = group_new(&options, &g->group, e);
+        if (r < 0)
+                return r;
+        experts = group_experts(g->group, g->options.model, g->options.compute);
+        model_set_experts(g->options.model, &experts);
+        return 0;
+}
+
 /* Deadlines are of the monotonic clock: setting the wall clock must not cut a drain short. */
 static void make_mailbox(struct mailbox *m) {
         pthread_condattr_t attributes;
@@ -150,10 +191,14 @@ int engine_new(const struct engine_options *options, struct engine **ret_engine,
                 g->options.max_waiting = MAX_WAITING_DEFAULT;
         g->config = model_config(options->model);
         g->seed = (uint64_t)options->seed;
+        g->wake_fd = -1;
+        g->complete = options->group == NULL;
         make_mailbox(&g->mailbox);
         r = make_cache(g, e);
         if (r == 0 && (make_metrics(g) < 0 || make_scheduler(g) < 0 || make_buffers(g) < 0))
                 r = error_set(e, -ENOMEM, "out of memory");
+        if (r == 0 && options->group)
+                r = join_group(g, e);
         if (r < 0) {
                 engine_free(g);
                 return r;
@@ -194,11 +239,11 @@ void engine_stop(struct engine *g, unsigned deadline_ms) {
         }
         pthread_mutex_lock(&m->lock);
         m->stopping = true;
-        pthread_cond_signal(&m->work);
+        wake_engine(g);
         while (!m->ended && r != ETIMEDOUT)
                 r = pthread_cond_timedwait(&m->reply, &m->lock, &until);
         m->abort_all = true;
-        pthread_cond_signal(&m->work);
+        wake_engine(g);
         pthread_mutex_unlock(&m->lock);
         pthread_join(g->thread, NULL);
         g->started = false;
@@ -234,6 +279,11 @@ void engine_free(struct engine *g) {
         if (!g)
                 return;
         assert(!g->started);
+        if (g->group)
+                model_set_experts(g->options.model, NULL);
+        group_free(g->group);
+        if (g->wake_fd >= 0)
+                close(g->wake_fd);
         comm_free(g->comm); /* nobody reads or writes the cache any more */
         free_requests(g);
         scheduler_free(&g->scheduler);
@@ -277,7 +327,7 @@ static int send_command(struct engine *g, struct command *c) {
                         m->first = c;
                 m->last = c;
                 m->queued += counts;
-                pthread_cond_signal(&m->work);
+                wake_engine(g);
         }
         pthread_mutex_unlock(&m->lock);
         return r;
@@ -301,6 +351,8 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
         struct request *q = NULL;
         int r = c ? sequence_new(request, &limits, id, &q) : -ENOMEM;
 
+        if (r == 0 && !atomic_load(&g->complete))
+                r = -ENOTCONN;
         if (r == 0 && request->remote)
                 r = transfer_announce(g, q, request->remote);
         if (r == 0) {
@@ -359,7 +411,7 @@ void engine_load(const struct engine *g, struct engine_load *ret_load) {
 
         pthread_mutex_lock(&locks->mailbox.lock);
         queued = g->mailbox.queued;
-        ret_load->healthy = g->mailbox.started && !g->mailbox.ended;
+        ret_load->healthy = g->mailbox.started && !g->mailbox.ended && atomic_load(&g->complete);
         pthread_mutex_unlock(&locks->mailbox.lock);
         pthread_mutex_lock(&locks->metrics.lock);
         ret_load->running = g->metrics.figures.running;

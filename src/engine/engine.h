@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "comm/comm.h"
+#include "comm/group.h"
 #include "model/model.h"
 #include "openai/openai.h"
 
@@ -25,6 +26,14 @@ struct engine_transfer {
         enum comm_way way;
         bool checksum;     /* as in comm.h */
         unsigned lease_ms; /* 0: comm.h's */
+};
+
+/* Ranks that share the experts (model_shard.ep_rank, ep_size). */
+struct engine_group {
+        uint32_t rank, size;
+        const char *host; /* of rank 0 */
+        uint16_t port;
+        unsigned silence_ms; /* 0: group.h's */
 };
 
 struct engine_options {
@@ -47,6 +56,7 @@ struct engine_options {
         int64_t seed;
         uint32_t draft_tokens;                  /* num_speculative_tokens, 0: off */
         const struct engine_transfer *transfer; /* NULL: none; borrowed */
+        const struct engine_group *group;       /* NULL: this rank has all experts; borrowed */
         const struct log *log;
         /* Called on the engine thread whenever engine_take() has something new; must not block (uv_async_send). */
         void (*wake)(void *context);
@@ -55,6 +65,10 @@ struct engine_options {
 
 /* Returns 0, -ENOMEM, or -EINVAL with a text (a request of max_model_len does not fit in the KV cache …). */
 int engine_new(const struct engine_options *options, struct engine **ret_engine, struct error *e);
+/* Between the two: run a step as `sequences` decoding ones would have, drafts included, so that memory is taken and touched
+ * before the first request. 0, -ERANGE (0, or more than max_seqs or max_batched_tokens allow), -ENOTSUP (ranks of a group step
+ * together), -ENOMEM. */
+int engine_prepare(struct engine *g, uint32_t sequences);
 int engine_start(struct engine *g);
 /* Refuse new work; requests in flight run to their end, or are aborted when `deadline_ms` is over. Blocks. */
 void engine_stop(struct engine *g, unsigned deadline_ms);
@@ -102,7 +116,7 @@ struct engine_request {
 
 typedef uint64_t engine_id; /* never reused in a process; 0 is none */
 
-/* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOMEM, -EINVAL (ids beyond
+/* From any one front thread. Returns 0 and the id, -EAGAIN (queue full), -ESHUTDOWN (stopping), -ENOTCONN (ranks of its group are missing), -ENOMEM, -EINVAL (ids beyond
  * the vocabulary, a prompt that leaves no room for a token, a remote that cannot be one). */
 int engine_submit(struct engine *g, const struct engine_request *request, engine_id *ret_id);
 /* Ask for an end at the next step border: FINISH_ABORT when nobody wants more, FINISH_STOP when the front has found a stop
@@ -153,7 +167,7 @@ void engine_outputs_free(struct engine *g, struct engine_output *list);
 struct engine_load {
         uint32_t running, waiting;
         double kv_usage; /* 0..1 */
-        bool healthy;    /* the engine thread runs */
+        bool healthy;    /* the engine thread runs, and its group is complete */
 };
 void engine_load(const struct engine *g, struct engine_load *ret_load); /* any thread */
 /* vLLM's metrics in the Prometheus text format, `labels` such as model_name="x",engine="0". Any thread. */

@@ -7,6 +7,10 @@
 #include "engine/core.h"
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
+
+/* Commands are run at least so often while ranks are missing. */
+#define REGROUP_MS 100u
 
 /* ---- telling ---------------------------------------------------------------------------------------------------------------- */
 
@@ -259,7 +263,9 @@ static void end_jobs(struct engine *g) {
 
 /* What was to be computed in this step is lost; who waits, or was not in it, is not touched. */
 static void fail_step(struct engine *g, int code) {
-        log_error(g->options.log, "a step failed: %s; its %zu requests are ended", strerror(-code), g->job_count);
+        if (g->job_count) /* else it was a step for others */
+                log_error(
+                    g->options.log, "a step failed: %s; its %zu requests are ended", strerror(-code), g->job_count);
         for (size_t i = 0; i < g->job_count; i++) {
                 if (g->jobs[i].ending)
                         output_free(g->jobs[i].output);
@@ -285,6 +291,21 @@ static void note_scheduled(struct engine *g) {
         }
 }
 
+/* Is there a step to be computed: here, or on another rank of the group, which then needs this one's experts? */
+static bool begin_step(struct engine *g) {
+        const struct scheduler *s = &g->scheduler;
+        bool work = s->plan_count > 0, any = work;
+        struct error e;
+        uint32_t rows;
+
+        if (!g->group)
+                return work;
+        if (!group_is_formed(g->group) || (!work && !group_is_called(g->group)))
+                return false;
+        return group_agree(g->group, work, s->plan_rows, &any, &rows, &e) == 0 &&
+               any; /* broken: regroup() sees to it */
+}
+
 bool engine_step(struct engine *g) {
         bool any = run_commands(g) | transfer_take(g);
         int r = 0;
@@ -293,7 +314,7 @@ bool engine_step(struct engine *g) {
         end_given_up(g);
         if (g->comm)
                 transfer_begin(g);
-        if (g->scheduler.plan_count) {
+        if (begin_step(g)) {
                 any = true;
                 note_scheduled(g);
                 r = compute_step(g);
@@ -307,6 +328,8 @@ bool engine_step(struct engine *g) {
                         fail_step(g, r);
                 else
                         end_jobs(g);
+                if (r < 0 && g->group)
+                        group_break(g->group, "a step failed here");
         }
         metrics_step(&g->metrics, &g->scheduler);
         send_outbox(g);
@@ -319,26 +342,73 @@ static bool has_work(const struct engine *g) {
         return g->scheduler.running_count || g->scheduler.waiting_count;
 }
 
-/* Sleep until there is something to do; `stuck`: what there is cannot go on before a command or comm comes. An engine that is to
- * end waits for those who still fetch from it. False: end. */
+enum turn { TURN_END, TURN_SLEEP, TURN_GO };
+
+/* What is next; `stuck`: what there is cannot go on before a command, comm or another rank comes. An engine that is to end waits
+ * for those who still fetch from it. The mailbox's lock is held. */
+static enum turn next_turn(const struct engine *g, bool stuck) {
+        const struct mailbox *m = &g->mailbox;
+        bool work = has_work(g), kept = g->kept > 0;
+
+        if (m->abort_all)
+                return TURN_END;
+        if (m->first || m->moved || (work && !stuck))
+                return TURN_GO;
+        return m->stopping && !work && !kept ? TURN_END : TURN_SLEEP;
+}
+
+/* Sleep until there is something to do. False: end. */
 static bool wait_for_work(struct engine *g, bool stuck) {
         struct mailbox *m = &g->mailbox;
-        bool work = has_work(g), kept = g->kept > 0, go_on;
+        uint64_t wakes;
+        enum turn turn;
 
         pthread_mutex_lock(&m->lock);
-        while ((!work || stuck) && !m->first && !m->moved && !m->abort_all && !(m->stopping && !work && !kept))
+        while ((turn = next_turn(g, stuck)) == TURN_SLEEP && !g->group)
                 pthread_cond_wait(&m->work, &m->lock);
-        go_on = !m->abort_all && (work || kept || m->first || m->moved);
         pthread_mutex_unlock(&m->lock);
-        return go_on;
+        if (turn == TURN_SLEEP && group_is_formed(g->group)) {
+                group_sleep(g->group, g->wake_fd);
+                if (read(g->wake_fd, &wakes, sizeof(wakes)) < 0) /* a peer it was */
+                        return true;
+        }
+        return turn != TURN_END;
+}
+
+/* Ranks are missing: what was under way is lost, since no step can be computed, and nothing new is taken until they are back.
+ * Returns soon, so that commands are run. */
+static void regroup(struct engine *g) {
+        struct error e = {0};
+        uint64_t now = clock_mono_ns();
+
+        atomic_store(&g->complete, false);
+        run_commands(g);
+        transfer_take(g);
+        for (size_t i = 0; i < ID_BUCKETS; i++)
+                while (g->by_id[i])
+                        end_request(g, g->by_id[i], FINISH_ERROR, "a rank of the expert-parallel group is gone");
+        metrics_step(&g->metrics, &g->scheduler);
+        send_outbox(g);
+        if (group_form(g->group, REGROUP_MS, &e) == -EPROTO && now - g->told_ns > 5 * NS_PER_S) {
+                log_error(g->options.log, "the group cannot be formed: %s", e.text);
+                g->told_ns = now;
+        }
+        atomic_store(&g->complete, group_is_formed(g->group));
 }
 
 void *engine_thread(void *engine) {
         struct engine *g = engine;
         bool stuck = false;
 
-        while (wait_for_work(g, stuck))
-                stuck = !engine_step(g);
+        while (wait_for_work(g, stuck)) {
+                if (g->group && !group_is_formed(g->group)) {
+                        regroup(g);
+                        stuck = true;
+                } else
+                        stuck = !engine_step(g);
+        }
+        if (g->group)
+                group_break(g->group, "this rank ends");
         run_commands(g);
         abort_everything(g);
         metrics_step(&g->metrics, &g->scheduler);

@@ -14,7 +14,7 @@ static void on_moved(void *engine) {
 
         pthread_mutex_lock(&g->mailbox.lock);
         g->mailbox.moved = true;
-        pthread_cond_signal(&g->mailbox.work);
+        wake_engine(g);
         pthread_mutex_unlock(&g->mailbox.lock);
 }
 

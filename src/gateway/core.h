@@ -169,6 +169,7 @@ struct part {
         bool bare;               /* the prefiller gave no params, and the decoder may compute the prompt itself */
         bool settler;            /* not a choice of the answer: frees the KV of a handoff that is not used */
         bool recomputed;         /* so the decoder said: it gave the request up for want of memory */
+        bool moved;              /* its stream was cut, and no event of the leg that goes on has come yet */
         struct slice request_id; /* of the attempt, the same on both legs */
         /* Waiting: in gateway.waiting. */
         struct list waiting;
@@ -222,6 +223,7 @@ struct request {
         enum answer_state answer;
         int status;
         bool stream, gone, failed;
+        bool wants_notes; /* comments in its stream that tell where it is continued */
         uint64_t begun, first, ended;
         uint64_t bytes_out;
         unsigned retries, continued;

@@ -625,6 +625,7 @@ static enum part_state go_on_elsewhere(struct part *p) {
         relay_restart(&p->relay, !from_start && r->facts.api == API_CHAT);
         stats_count(&g->stats, COUNT_CONTINUED, 1);
         r->continued++;
+        p->moved = true;
         drop_handoff(p);
         reached(p);
         return start_prefill(p);
@@ -798,6 +799,23 @@ static void fail_inside(struct leg *l, enum leg_end end, const char *why) {
         leg_stop(l, end);
 }
 
+/* Before the events from `at` on, which are the first of a leg that continues: where, for a client that asked. */
+static void note_move(struct part *p, size_t at) {
+        struct buf *out = &p->request->pending, events = {0};
+
+        if (!p->moved)
+                return;
+        p->moved = false;
+        if (!p->request->wants_notes)
+                return;
+        buf_add(&events, slice_sub(buf_slice(out), at, out->len));
+        out->len = at;
+        buf_printf(out, ": continued on %s after %u tokens\n\n", p->decode.name, p->relay.ids_before);
+        buf_add(out, buf_slice(&events));
+        out->failed |= events.failed;
+        buf_free(&events);
+}
+
 /* `before`: how much of r->pending was there before this leg added to it. */
 static void pass_on(struct part *p, size_t before) {
         struct request *r = p->request;
@@ -807,8 +825,10 @@ static void pass_on(struct part *p, size_t before) {
                         request_flush(r); /* gives the buffer back */
                 return;
         }
-        if (p->state == PART_DECODE)
+        if (p->state == PART_DECODE) {
+                note_move(p, before);
                 part_step(p, PART_DECODE_BEGAN);
+        }
         if (p->state == PART_RELAY)
                 request_send_pending(r);
         else

@@ -16,7 +16,7 @@ static const struct http_exchange_callbacks callbacks;
 
 /* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. */
 static const char *const for_us[] = {
-    "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", NULL};
+    "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", "x-baton-notes", NULL};
 
 /* 128 bits from the kernel as hex digits: nobody can guess an id. They are fetched in batches. */
 static struct slice random_id(struct request *r) {
@@ -76,6 +76,7 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
         if (g->spare_arena_count > 0)
                 r->arena = g->spare_arenas[--g->spare_arena_count];
         r->facts.api = api;
+        r->wants_notes = slice_is(http_field_value(head->fields, "x-baton-notes"), "1");
         r->begun = gateway_now(g);
         r->peer = arena_copy(&r->arena, slice_str(http_exchange_peer(x))).ptr;
         list_init(&r->settlers);

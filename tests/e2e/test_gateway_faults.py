@@ -363,6 +363,42 @@ class AfterTheFirstByte(GatewayCase):
                         self.check(body, events, continued)
         self.assert_quiet(self.g)
 
+    def notes(self, body, headers):
+        """The comments in a stream, each with the tokens that had been sent before it; and the text."""
+        with Connection(self.g.port) as c:
+            c.request("POST", CHAT, body, headers)
+            _, fields = c.read_head()
+            lines = b"".join(c.chunks(fields)).decode().split("\n\n")
+        sent, notes, events = 0, [], []
+        for line in lines:
+            if line.startswith(":"):
+                notes.append((line, sent))
+            elif line.startswith("data: {"):
+                events.append(json.loads(line[6:]))
+                sent += sum(len(choice.get("token_ids") or []) for choice in events[-1]["choices"])
+        return notes, text_of(events)
+
+    def test_a_client_that_asked_is_told_where_its_stream_went_on(self):
+        def answer(request):
+            return request["max_tokens"] != 1
+        for e in self.d:
+            e.faults = [{"close": 9, "when": answer}]
+        body = chat(stream=True, max_tokens=60, return_token_ids=True)
+        notes, text = self.notes(body, {"X-Baton-Notes": "1"})
+        self.assertEqual(text, expected(body))
+        wait_until(lambda: self.g.records(), "the access log has it")
+        last = self.g.records()[-1]["decode"]["instance"]
+        names = [e.url.removeprefix("http://") for e in self.d]
+        other = names[1 - names.index(last)]
+        self.assertEqual([n for n, _ in notes],
+                         [f": continued on {name} after {sent} tokens" for name, (_, sent) in zip((other, last), notes)])
+        self.assertEqual(len(notes), 2)
+        for headers in ({}, {"X-Baton-Notes": "0"}):
+            self.fail_first({"close": 9})
+            self.assertEqual(self.notes(body, headers), ([], expected(body)))
+        self.assertTrue(all("x-baton-notes" not in r["fields"] for e in self.p + self.d for r in e.requests))
+        self.assert_quiet(self.g)
+
     def test_cut_again_and_again_it_goes_on(self):
         def often(request):
             return request["max_tokens"] != 1

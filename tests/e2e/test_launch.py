@@ -299,7 +299,7 @@ class File(TestCase):
         self.assertEqual((code, out), (0, f"{example}: no findings\n"))
         code, out, _ = baton("plan", example, "--format", "json")
         self.assertEqual(code, 0)
-        self.assertEqual([r["name"] for r in json.loads(out)["ranks"]], ["p0.0", "p1.0", "d0.0", "d1.0"])
+        self.assertEqual([r["name"] for r in json.loads(out)["ranks"]], ["p0.0", "p1.0", "d0.0", "d0.1", "d1.0", "d1.1"])
 
     def test_a_mistake_is_told_with_its_place_and_a_code_that_can_be_explained(self):
         with Cluster(text=FILE.replace("nodes:", "nodse:")) as c:

@@ -230,11 +230,11 @@ static void the_example_plans(void **state) {
         assert_int_equal(cluster_read(path, &arena, &c, &findings, &e), 0);
         assert_int_equal(plan_make(c, "baton", &arena, &plan, &findings), 0);
         assert_int_equal(findings.count, 0);
-        assert_int_equal(plan->rank_count, 2);
+        assert_int_equal(plan->rank_count, 6);
         plan_write_table(plan, &table);
         assert_non_null(strstr(buf_cstr(&table), "d1.0"));
         assert_true(slice_is(plan->gateway_url, "http://127.0.0.1:8000"));
-        assert_true(has_pair(plan->gateway_argv, "--worker-urls", "d1.0=http://127.0.0.1:9201"));
+        assert_true(has_pair(plan->gateway_argv, "--decode", "d1.1=http://127.0.0.1:9203"));
         buf_free(&table);
         arena_free(&arena);
 }
