@@ -242,7 +242,7 @@ static void write_role(const struct draft *d, enum role role, struct buf *out) {
 }
 
 int init_write(const struct init_options *o, struct buf *out, struct error *e) {
-        struct draft d;
+        struct draft d = {0};
         int r = answer(o, &d, e);
 
         if (r < 0)
