@@ -1,5 +1,5 @@
 """OpenAI's own clients, for Python and for Node, from their registries, against `baton serve` and through `baton gateway` in
-front of two: chat, streams, log-probabilities, stop, tools, reasoning, errors, and leaving in the middle. They are installed
+front of a prefiller and decoders: chat, streams, log-probabilities, stop, tools, reasoning, errors, and leaving in the middle. They are installed
 under build/ once; node/sdk.mjs has the Node client's cases."""
 import functools
 import os
@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 from gateway_case import GAUGES, Gateway
-from harness import DEADLINE, ROOT, Serve, TestCase, metric, wait_until
+from harness import DEADLINE, ROOT, Serve, TestCase, free_port, metric, wait_until
+from test_pd import transfer
 
 KEY = "sesame"
 ENGINE = ["--served-model-name", "tiny", "--threads", "1", "--api-key", KEY, "--enable-auto-tool-choice", "--tool-call-parser",
@@ -50,15 +51,17 @@ def node_cases():
 
 
 class Client(TestCase):
-    """A client before an engine, or before a gateway in front of two."""
+    """A client before an engine, or before a gateway in front of a prefiller and two decoders."""
     through_gateway = False
 
     @classmethod
     def setUpClass(cls):
-        cls.engines = [cls.started(Serve(*ENGINE)) for _ in range(2 if cls.through_gateway else 1)]
+        roles = [transfer("kv_producer", free_port()), transfer("kv_consumer"), transfer("kv_consumer")]
+        cls.engines = [cls.started(Serve(*ENGINE, *role)) for role in (roles if cls.through_gateway else [()])]
         cls.gateway = None
         if cls.through_gateway:
-            cls.gateway = cls.started(Gateway([], [f"127.0.0.1:{e.port}" for e in cls.engines], "--api-key", KEY))
+            hosts = [f"127.0.0.1:{e.port}" for e in cls.engines]
+            cls.gateway = cls.started(Gateway(hosts[:1], hosts[1:], "--api-key", KEY))
         cls.url = f"http://127.0.0.1:{(cls.gateway or cls.engines[0]).port}"
 
     @classmethod

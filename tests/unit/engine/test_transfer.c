@@ -254,6 +254,23 @@ static void a_cache_of_bfloat16_is_handed_over(void **state) {
         check_pair(&t, 20, "bfloat16");
 }
 
+static void every_checkpoint_is_handed_over(void **state) {
+        static const char *const names[] = {
+            "v2-greedy", "v2-group", "v3-bf16", "v3-fp8", "v3-fp8-ue8m0", "v3-mscale", "v3-w8a8", "v3-w8a8-int64"};
+        struct rig kept = rig;
+
+        for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+                struct pair t;
+
+                rig = rig_new(names[i], 1, false);
+                pair_prepare(&t);
+                t.d_options.block_tokens = 8;
+                check_pair(&t, 20, names[i]);
+                rig_free(&rig);
+        }
+        rig = kept;
+}
+
 /* The draft module's own rows travel, too: as many drafts are right as in one engine. */
 static void drafts_are_as_good_as_in_one_engine(void **state) {
         uint32_t prompt[ANSWER_MAX];
@@ -631,6 +648,7 @@ int main(void) {
             cmocka_unit_test(a_handed_over_text_is_one_engines),
             cmocka_unit_test(block_sizes_may_differ),
             cmocka_unit_test(a_cache_of_bfloat16_is_handed_over),
+            cmocka_unit_test(every_checkpoint_is_handed_over),
             cmocka_unit_test(drafts_are_as_good_as_in_one_engine),
             cmocka_unit_test(many_at_once_are_each_their_own),
             cmocka_unit_test(what_is_known_already_is_not_fetched),
