@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 #include "cluster/cluster.h"
 #include "os/os.h"
+#include "verify/verify.h"
 #include <errno.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -178,6 +179,8 @@ int cmd_explain(int argc, char **argv) {
         r = EXIT_FINE;
         if (parsed.count_positional) {
                 rule = rule_find(slice_str(parsed.positional[0]));
+                if (!rule)
+                        rule = verify_rule_find(slice_str(parsed.positional[0]));
                 if (rule)
                         printf("%s  %s\n    %s\n", rule->code, rule->title, rule->why);
                 else {
@@ -189,6 +192,8 @@ int cmd_explain(int argc, char **argv) {
                 rule = rule_list(&count);
                 for (size_t i = 0; i < count; i++)
                         printf("%s  %s\n", rule[i].code, rule[i].title);
+                for (size_t i = 0; (rule = verify_rule_at(i)); i++)
+                        printf("%s  %s\n", rule->code, rule->title);
         }
         options_result_free(&parsed);
         return r;

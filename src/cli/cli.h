@@ -27,11 +27,14 @@ int cmd_init(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
+int cmd_ranktable(int argc, char **argv);
 int cmd_restart(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_supervise(int argc, char **argv);
+int cmd_top(int argc, char **argv);
 int cmd_up(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
 int cmd_warmup(int argc, char **argv);
 
 /* Parse options as options_parse does. Returns -1 to go on, else the exit code to end with: --help was printed (0), or

@@ -199,7 +199,7 @@ static const struct rule rules[] = {
         "Ranks, sizes and ports follow from dp, tp, groups and the *_port keys, and every peer is told the derived "
         "value: another one in `args` makes a group that waits for a rank which never comes."},
     {"D12", "a rank of the embedded engine is one process",
-        "Its ranks share experts (dp), not tensors or layers: tp, pp and pcp are 1."},
+        "Its ranks share experts (dp), not layers or positions: pp and pcp are 1. tp is the work of its threads."},
     {"P01", "no port is used twice at one address",
         "The second process to bind it fails, often minutes into the start. KV side channels count: a rank of a group "
         "listens on kv_port + dp rank x tp and tp - 1 more, its dp rank being the one within the whole group."},

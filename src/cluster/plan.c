@@ -121,9 +121,9 @@ static void check_role(struct planner *p, const struct cluster_role *role) {
                     (long long)role->pcp, p->connector->name);
                 finding_cure(p->findings, f, "decode.pcp: 1");
         }
-        if (p->c->engine.kind == ENGINE_EMBEDDED && role_width(role) > 1) {
-                f = planner_find(p, SEVERITY_ERROR, "D12", place_or(role->tp_at, place_or(role->pp_at, role->pcp_at)),
-                    "a rank of the embedded engine is one process: %s.tp, pp and pcp must be 1", name);
+        if (p->c->engine.kind == ENGINE_EMBEDDED && (role->pp > 1 || role->pcp > 1)) {
+                f = planner_find(p, SEVERITY_ERROR, "D12", place_or(role->pp_at, role->pcp_at),
+                    "a rank of the embedded engine is one process: %s.pp and pcp must be 1", name);
                 finding_cure(p->findings, f, "more ranks instead: `dp` shares the experts between them");
         }
 }
