@@ -1,7 +1,6 @@
 /* verify.c - `baton verify`: asks the NPUs of a cluster through their own tools and reports what is wrong. */
 #include "cli/npus.h"
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 struct verify_options {
@@ -29,6 +28,13 @@ static const struct option_set verify_set = {"baton verify FILE [options]",
     "warnings; 1: something is broken; 3: something could not be found out.",
     verify_table, sizeof(verify_table) / sizeof(*verify_table), 1};
 
+static bool is_named(const struct option_list *names, struct slice node) {
+        for (size_t i = 0; i < names->count; i++)
+                if (slice_is(node, names->items[i]))
+                        return true;
+        return false;
+}
+
 static int keep_nodes(struct facts *facts, const struct option_list *names) {
         size_t kept = 0;
 
@@ -41,18 +47,11 @@ static int keep_nodes(struct facts *facts, const struct option_list *names) {
                         fprintf(stderr, "baton verify: no node %s is used in this cluster file\n", names->items[i]);
                         return EXIT_USAGE;
                 }
-                if (at < kept)
-                        continue;
-                if (at > kept) {
-                        struct node_facts n = facts->nodes[at];
-
-                        memmove(&facts->nodes[kept + 1], &facts->nodes[kept], (at - kept) * sizeof(n));
-                        facts->nodes[kept] = n;
-                }
-                kept++;
         }
-        if (names->count)
-                facts->node_count = kept;
+        for (size_t i = 0; i < facts->node_count; i++)
+                if (!names->count || is_named(names, facts->nodes[i].name))
+                        facts->nodes[kept++] = facts->nodes[i];
+        facts->node_count = kept;
         return -1;
 }
 

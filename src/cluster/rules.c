@@ -500,7 +500,7 @@ static bool gateway_order(struct slice name, enum leg_order *ret) {
 static void gateway_speaks_it(struct option_view *v, const struct comparison *c) {
         struct slice name = v->p->c->gateway.connector;
         const struct connector_info *engines = connector_named(kv_text(v, "kv_connector"));
-        enum leg_order order;
+        enum leg_order order = LEGS_PREFILL_FIRST;
 
         (void)c;
         /* A name that only the gateway knows is its own to judge. */

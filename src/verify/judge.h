@@ -68,6 +68,14 @@ void peer(struct verify_finding *of, int64_t node, int64_t device);
 enum severity roce_severity(const struct facts *f);
 /* The answer to a topic when there is one; otherwise its trouble is said (once per cause) and false returned. */
 bool usable(struct judge *j, uint32_t node, uint32_t npu, enum topic topic);
+/* The same for a caller that knows the trouble and some of whose forms are no trouble to it. */
+void say_trouble(
+    struct judge *j, uint32_t node, uint32_t npu, enum topic topic, enum trouble trouble, struct slice said);
+/* The answer came and is not understood. */
+void say_garbage(struct judge *j, uint32_t node, uint32_t npu, enum topic topic);
+/* usable(), and the value of `key` in the answer; false when there is none, which has been said then. */
+bool topic_value(
+    struct judge *j, uint32_t node, uint32_t npu, enum topic topic, const char *key, struct slice *ret_value);
 
 void judge_node(struct judge *j, uint32_t node); /* tools, platform, which NPUs */
 void judge_npus(struct judge *j, uint32_t node); /* every topic of every NPU by itself */
