@@ -25,6 +25,7 @@ int cmd_explain(int argc, char **argv);
 int cmd_gateway(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
+int cmd_quantize(int argc, char **argv);
 int cmd_restart(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_status(int argc, char **argv);

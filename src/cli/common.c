@@ -44,6 +44,7 @@ int cli_fail(int code, const struct error *e) {
         case EISDIR:
         case EFBIG:
         case EALREADY:
+        case EEXIST:
                 return EXIT_USAGE;
         case EACCES:
         case EPERM:

@@ -20,6 +20,7 @@ static const struct cli_command commands[] = {
     {"gateway", "spread requests over prefill and decode instances", cmd_gateway},
     {"top", "show what a gateway is doing: load, latency, instances", cmd_top},
     {"warmup", "drive every rank and every P→D pair until latency is steady", cmd_warmup},
+    {"quantize", "make an int8 (Ascend W8A8) or fp8 copy of a checkpoint", cmd_quantize},
     {"chat", "talk with a model folder or a server from the terminal", cmd_chat},
     {"complete", "continue a text", cmd_complete},
     {"explain", "the rule behind a code such as D03", cmd_explain},
