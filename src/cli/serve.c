@@ -89,11 +89,17 @@ static int check_options(struct serve *s, struct error *e) {
         if (r < 0)
                 return r;
 
-        if (o->tensor_parallel > 1 || o->pipeline_parallel > 1)
+        if (o->pipeline_parallel > 1)
                 return error_set(e, -EINVAL,
-                    "this engine does not cut layers: tensor and pipeline parallel sizes must be 1 (threads share the "
-                    "work "
-                    "of a rank: --threads; ranks share experts: --data-parallel-size with --enable-expert-parallel)");
+                    "--pipeline-parallel-size must be 1: this engine does not spread layers over processes (ranks "
+                    "share "
+                    "experts: --data-parallel-size with --enable-expert-parallel)");
+        if (o->tensor_parallel > 1)
+                log_info(&s->log,
+                    "--tensor-parallel-size %lld: the threads of a rank share the heads and columns of every layer in "
+                    "one "
+                    "memory; on a CPU that is all of it (--threads says how many)",
+                    (long long)o->tensor_parallel);
         if (o->config_file)
                 return error_set(
                     e, -EINVAL, "--config: files of options are not read; give what is in %s here", o->config_file);

@@ -97,7 +97,7 @@ static const struct option options[] = {
         .choices = "auto|scalar|avx2|avx512|avx512_bf16"},
     {"log-level", 0, OPTION_STRING, AT(log_level), "LEVEL", "debug, info, warning or error (info)"},
     {"uvicorn-log-level", 0, OPTION_STRING, AT(log_level), "LEVEL", NULL},
-    {"tensor-parallel-size", 0, OPTION_INT, AT(tensor_parallel), "N", "1; ranks of one model are not here yet",
+    {"tensor-parallel-size", 0, OPTION_INT, AT(tensor_parallel), "N", "taken; threads share every layer (--threads)",
         .min = 1, .max = 1024},
     {"data-parallel-size", 0, OPTION_INT, AT(data_parallel), "N", "ranks of this model, each a process of its own (1)",
         .min = 1, .max = 65536},

@@ -25,6 +25,19 @@ void gateway_respond_error(struct http_exchange *x, int status, const char *type
         respond_json(x, status, &body);
 }
 
+void gateway_respond_full(struct http_exchange *x) {
+        struct http_field fields[] = {
+            {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")}, {SLICE_LIT("Retry-After"), SLICE_LIT("1")}};
+        struct openai_error e;
+        struct buf body = {0};
+
+        openai_fail(&e, 503, "ServiceUnavailable", NULL,
+            "the requests in flight hold all the memory that the gateway gives them (--max-bodies-size)");
+        openai_write_error(&body, &e);
+        http_respond(x, 503, (struct http_fields){fields, 2}, buf_slice(&body));
+        buf_free(&body);
+}
+
 /* ---- health and figures --------------------------------------------------------------------------------------------- */
 
 static void get_health(struct gateway *g, struct http_exchange *x) {
@@ -48,11 +61,7 @@ static void get_ready(struct gateway *g, struct http_exchange *x) {
 }
 
 static void get_metrics(struct gateway *g, struct http_exchange *x) {
-        struct stats_now now = {.requests = g->request_count,
-            .waiting = g->waiting_count,
-            .connections = http_server_connections(g->server),
-            .ready = gateway_is_ready(g),
-            .draining = g->draining};
+        struct stats_now now = gateway_measure(g);
         struct buf b = {0};
 
         stats_write(&g->stats, g->pool, &now, &b);
@@ -98,6 +107,10 @@ static void write_role(struct json_writer *w, const struct pool *p, enum role ro
                 json_u64(w, i->tokens);
                 json_key(w, "held_requests");
                 json_u64(w, i->held_requests);
+                json_key(w, "foreign_requests");
+                json_u64(w, i->foreign_requests);
+                json_key(w, "kv_usage");
+                json_double(w, i->kv_usage);
                 json_key(w, "max_model_len");
                 json_i64(w, i->max_model_len);
                 json_close(w, '}');
@@ -115,6 +128,22 @@ static void get_instances(struct gateway *g, struct http_exchange *x) {
         json_key(&w, "decode");
         write_role(&w, g->pool, ROLE_DECODE);
         json_close(&w, '}');
+        respond_json(x, 200, &b);
+}
+
+static void get_debug_requests(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        debug_write_requests(g, &w);
+        respond_json(x, 200, &b);
+}
+
+static void get_debug_load(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        debug_write_load(g, &w);
         respond_json(x, 200, &b);
 }
 
@@ -143,38 +172,44 @@ static void respond_membership(struct gateway *g, struct http_exchange *x, const
         respond_json(x, 200, &b);
 }
 
-static int change_one(struct gateway *g, bool prefill, struct slice text, bool add, struct error *e) {
-        struct gateway_member m = {0};
+int gateway_change_member(struct gateway *g, const struct gateway_member *m, enum change change, struct error *e) {
+        enum role role = m->prefill ? ROLE_PREFILL : ROLE_DECODE;
         struct http_endpoint endpoint;
         struct arena arena = {0};
         struct instance *i;
         const char *key;
+        int r = gateway_member_key(&arena, m, &endpoint, &key, e);
+
+        if (r < 0)
+                goto out;
+        i = pool_find(g->pool, role, slice_str(key));
+        if (change == CHANGE_ADD) {
+                r = gateway_add_member(g, m, true, e);
+                r = r == -EEXIST ? 0 : r;
+        } else if (i) {
+                pool_remove(g->pool, i);
+        } else {
+                r = error_set(e, -ENOENT, "%s is not among the %s instances", key, pool_role_name(role));
+        }
+out:
+        arena_free(&arena);
+        return r;
+}
+
+static int change_one(struct gateway *g, bool prefill, struct slice text, enum change change, struct error *e) {
+        struct gateway_member m;
         int r = gateway_member_parse(text, &m, e);
 
         if (r < 0)
                 return r;
         m.prefill = prefill;
-        r = gateway_member_key(&arena, &m, &endpoint, &key, e);
-        if (r == 0) {
-                i = pool_find(g->pool, prefill ? ROLE_PREFILL : ROLE_DECODE, slice_str(key));
-                if (add) {
-                        r = gateway_add_member(g, &m, true, e);
-                        r = r == -EEXIST ? 0 : r;
-                } else if (i) {
-                        pool_remove(g->pool, i);
-                } else {
-                        r = error_set(
-                            e, -ENOENT, "%s is not among the %s instances", key, prefill ? "prefill" : "decode");
-                }
-        }
-        free((char *)m.url);
-        free((char *)m.name);
-        arena_free(&arena);
+        r = gateway_change_member(g, &m, change, e);
+        gateway_member_free(&m);
         return r;
 }
 
 /* {"type": "prefill"|"decode", "instances": "host:port" | ["host:port", …]} */
-static int change_members(struct gateway *g, yyjson_val *root, bool add, struct error *e) {
+static int change_members(struct gateway *g, yyjson_val *root, enum change change, struct error *e) {
         struct slice type = json_get_slice(root, "type");
         yyjson_val *list = json_get(root, "instances"), *item;
         bool prefill = slice_is(type, "prefill");
@@ -184,27 +219,27 @@ static int change_members(struct gateway *g, yyjson_val *root, bool add, struct 
         if (!prefill && !slice_is(type, "decode"))
                 return error_set(e, -EINVAL, "`type` is to be \"prefill\" or \"decode\"");
         if (yyjson_is_str(list))
-                return change_one(g, prefill, json_slice(list), add, e);
+                return change_one(g, prefill, json_slice(list), change, e);
         if (!yyjson_is_arr(list) || yyjson_arr_size(list) == 0)
                 return error_set(e, -EINVAL, "`instances` is to be \"host:port\" or a list of them");
         yyjson_arr_foreach(list, at, max, item) {
                 if (!yyjson_is_str(item))
                         return error_set(e, -EINVAL, "`instances` has an item that is not a string");
-                r = change_one(g, prefill, json_slice(item), add, e);
+                r = change_one(g, prefill, json_slice(item), change, e);
                 if (r < 0)
                         return r;
         }
         return r;
 }
 
-static void on_members(struct http_exchange *x, struct slice body, void *user, bool add) {
+static void on_members(struct http_exchange *x, struct slice body, void *user, enum change change) {
         struct gateway *g = user;
         struct error e = {0};
         yyjson_doc *doc = NULL;
         int r = json_parse(body, &doc, &e);
 
         if (r == 0) {
-                r = change_members(g, yyjson_doc_get_root(doc), add, &e);
+                r = change_members(g, yyjson_doc_get_root(doc), change, &e);
                 yyjson_doc_free(doc);
         }
         if (r < 0)
@@ -215,30 +250,46 @@ static void on_members(struct http_exchange *x, struct slice body, void *user, b
                     "BadRequestError", error_text(&e, r));
         else
                 respond_membership(g, x,
-                    add ? "added; probed now, and chosen once they answer"
-                        : "removed; requests that are with them end first");
+                    change == CHANGE_ADD ? "added; probed now, and chosen once they answer"
+                                         : "removed; requests that are with them end first");
 }
 
 static void on_add(struct http_exchange *x, struct slice body, void *user) {
-        on_members(x, body, user, true);
+        on_members(x, body, user, CHANGE_ADD);
 }
 
 static void on_remove(struct http_exchange *x, struct slice body, void *user) {
-        on_members(x, body, user, false);
+        on_members(x, body, user, CHANGE_REMOVE);
+}
+
+/* Some thousand instances in one call. These bodies are not counted among those of --max-bodies-size. */
+#define MEMBERS_BODY_MAX (256 << 10)
+
+static void collect_members(struct gateway *g, struct http_exchange *x,
+    void (*on_all)(struct http_exchange *x, struct slice body, void *user)) {
+        static const struct http_exchange_callbacks none;
+        int64_t length = http_exchange_request(x)->content_length;
+
+        if (length == HTTP_LENGTH_CHUNKED || length > MEMBERS_BODY_MAX) {
+                gateway_respond_error(
+                    x, 413, "RequestEntityTooLarge", "this route takes at most 256 KiB, and wants a Content-Length");
+                return;
+        }
+        http_exchange_watch(x, &none, g);
+        http_exchange_collect(x, on_all);
 }
 
 static void post_add(struct gateway *g, struct http_exchange *x) {
-        static const struct http_exchange_callbacks none;
-
-        http_exchange_watch(x, &none, g);
-        http_exchange_collect(x, on_add);
+        collect_members(g, x, on_add);
 }
 
 static void post_remove(struct gateway *g, struct http_exchange *x) {
-        static const struct http_exchange_callbacks none;
+        collect_members(g, x, on_remove);
+}
 
-        http_exchange_watch(x, &none, g);
-        http_exchange_collect(x, on_remove);
+static void post_reset(struct gateway *g, struct http_exchange *x) {
+        pool_forget_prompts(g->pool);
+        errand_broadcast(g, x);
 }
 
 /* ---- routes ---------------------------------------------------------------------------------------------------------- */
@@ -263,17 +314,29 @@ static const struct route {
     {HTTP_METHOD_POST, "/v1/completions", OPEN, post_completions},
     {HTTP_METHOD_GET, "/health", OPEN, get_health},
     {HTTP_METHOD_GET, "/ready", OPEN, get_ready},
+    {HTTP_METHOD_GET, "/liveness", OPEN, get_health}, /* the two as vllm-router calls them */
+    {HTTP_METHOD_GET, "/readiness", OPEN, get_ready},
     {HTTP_METHOD_GET, "/metrics", OPEN, get_metrics},
     {HTTP_METHOD_GET, "/healthcheck", OPEN, get_healthcheck},
+    {HTTP_METHOD_GET, "/ui", OPEN, get_ui}, /* what it shows is guarded */
     {HTTP_METHOD_GET, "/v1/models", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/v1/models/", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/version", OPEN, errand_forward},
     {HTTP_METHOD_POST, "/tokenize", OPEN, errand_forward},
     {HTTP_METHOD_POST, "/detokenize", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/instances", ADMIN, get_instances},
+    {HTTP_METHOD_GET, "/debug/requests", ADMIN, get_debug_requests},
+    {HTTP_METHOD_GET, "/debug/load", ADMIN, get_debug_load},
     {HTTP_METHOD_POST, "/instances/add", ADMIN, post_add},
     {HTTP_METHOD_POST, "/instances/remove", ADMIN, post_remove},
-    {HTTP_METHOD_POST, "/reset_prefix_cache", ADMIN, errand_broadcast},
+    {HTTP_METHOD_POST, "/add_worker", ADMIN, workers_add},
+    {HTTP_METHOD_POST, "/remove_worker", ADMIN, workers_remove},
+    {HTTP_METHOD_GET, "/list_workers", ADMIN, workers_list},
+    {HTTP_METHOD_GET, "/workers", ADMIN, workers_get},
+    {HTTP_METHOD_POST, "/workers", ADMIN, workers_post},
+    {HTTP_METHOD_GET, "/workers/", ADMIN, workers_get_one},
+    {HTTP_METHOD_DELETE, "/workers/", ADMIN, workers_delete},
+    {HTTP_METHOD_POST, "/reset_prefix_cache", ADMIN, post_reset},
 };
 
 static bool fits(const struct route *r, struct slice path) {

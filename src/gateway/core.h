@@ -5,15 +5,27 @@
  * it has at most one prefill leg and one decode leg at a time (leg.c). The request puts the parts' answers together
  * (request.c) and has one exit, request_settle(). */
 #pragma once
+#include "base/json.h"
 #include "base/list.h"
 #include "gateway/access.h"
 #include "gateway/connector.h"
 #include "gateway/continuation.h"
 #include "gateway/gateway.h"
+#include "gateway/history.h"
 #include "gateway/join.h"
+#include "gateway/queue.h"
 #include "gateway/relay.h"
 #include "gateway/stats.h"
 #include "http/sse.h"
+
+/* Requests that may not begin yet, and how many have (admission.c). */
+struct admission {
+        struct queue queue;
+        struct list arrivals; /* the same requests by age: the first is given up first */
+        uint64_t admitted;
+        uint64_t last_wait; /* of the last one let in, ns */
+        uint64_t seed;      /* of tenants' hashes: nobody can choose a name that is another's */
+};
 
 struct gateway {
         uv_loop_t *loop;
@@ -25,12 +37,15 @@ struct gateway {
         struct pool *pool;
         struct stats stats;
         struct access access;
+        struct history history;
         struct http_field key_field;   /* "Authorization: Bearer API_KEY" */
         struct http_fields key_fields; /* it, or none */
         struct list requests;
-        uint64_t request_count, leg_count;
-        struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
-        size_t waiting_count;
+        uint64_t request_count, stream_count, leg_count;
+        size_t body_bytes, max_body_bytes; /* of what clients have sent and is still needed */
+        struct list waiting[ROLE_COUNT];   /* parts that need an instance of the role or a moment, oldest first */
+        size_t waiting_count;              /* with those of the admission */
+        struct admission admission;
         uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
         bool freed[ROLE_COUNT]; /* an instance may take a leg that could not before: the oldest's, on the next turn */
         struct list unsent;     /* requests with bytes for their clients */
@@ -43,7 +58,7 @@ struct gateway {
         uv_check_t flush; /* sends them once per turn of the loop, whatever came in during it */
         uv_timer_t timer; /* waiting parts, and what is done again and again, each at its own time */
         bool timer_open, listening;
-        uint64_t periodic_at, silence_at;
+        uint64_t periodic_at, silence_at, sample_at;
         unsigned open_handles;
         struct list calls; /* of call.c: probes and the like */
         /* The end, in this order. */
@@ -58,7 +73,18 @@ uint64_t gateway_now(const struct gateway *g); /* ns, monotonic */
 void gateway_wake_at(struct gateway *g, uint64_t due);
 /* An instance may take a leg that could not before: those that wait for one try again, the oldest first. */
 void gateway_wake_waiting(struct gateway *g, enum role role);
-void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
+/* There may be room for those that wait to be let in. */
+void gateway_wake_admission(struct gateway *g);
+/* The role that takes a request's first leg. */
+enum role gateway_first_role(const struct gateway *g);
+/* The oldest part that waits for an instance (not for a moment). NULL: none. */
+struct part *gateway_first_in_need(struct gateway *g, enum role role);
+/* Bodies are kept until their request is answered: all of them together are bounded (--max-bodies-size). Adds `data` to
+ * one; false: there is no room (`body` is as it was), or it has failed for want of memory. */
+bool gateway_keep_body(struct gateway *g, struct buf *body, struct slice data);
+void gateway_drop_body(struct gateway *g, struct buf *body); /* frees it */
+void gateway_respond_full(struct http_exchange *x);          /* 503: there was no room */
+void gateway_request_gone(struct gateway *g);                /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
 
@@ -125,6 +151,7 @@ enum part_state {
         PART_END,
         PART_STATES,
 };
+const char *part_state_name(enum part_state s);
 
 enum part_event {
         PART_TRY, /* an instance may be there, a pause is over */
@@ -150,6 +177,7 @@ struct part {
         struct source source;
         const char *path;
         uint64_t prompt_tokens; /* estimate, for load */
+        struct prompt prompt;   /* without keys where no policy wants them */
         struct relay relay;
         struct sse *sse;
         struct leg prefill, decode;
@@ -216,6 +244,14 @@ struct request {
         struct facts facts;
         struct http_fields fields; /* end-to-end fields of the client, less those that each leg sets */
         struct slice id;           /* X-Request-Id of the first attempt */
+        uint64_t session;          /* a hash of --session-header's value, 0: it was not sent */
+        /* Admission. */
+        struct queue_entry place;
+        struct list arrival;
+        int64_t priority;
+        uint64_t tenant, queued_at, queued; /* ns; queued_at 0: it does not wait */
+        bool admitted;
+        struct slice trace; /* traceparent, the client's or our own */
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */
@@ -225,6 +261,7 @@ struct request {
         bool stream, gone, failed;
         bool wants_notes; /* comments in its stream that tell where it is continued */
         uint64_t begun, first, ended;
+        uint64_t last_sent; /* to the client, ns; only with --keepalive-secs */
         uint64_t bytes_out;
         unsigned retries, continued;
         const char *end; /* for the access log */
@@ -236,6 +273,11 @@ void request_settle(struct request *r); /* see whether it is over; the request m
 /* Abort everything (drain past its deadline). The request may be gone after it. */
 void request_stop(struct request *r);
 
+/* Called by admission.c. */
+void request_start(struct request *r);
+/* Answer it before it has begun. `retry_after` in seconds, 0: not said. */
+void request_refuse(struct request *r, const struct openai_error *e, unsigned retry_after);
+
 /* Called by part.c. */
 /* The first bytes of a stream are here: send the head. False: the client is not there any more. */
 bool request_begin_stream(struct request *r, struct part *p);
@@ -243,6 +285,9 @@ bool request_begin_stream(struct request *r, struct part *p);
 void request_take_buffer(struct request *r);
 /* Bytes were added to r->pending: they leave at the end of this turn of the loop, together with what else comes. */
 void request_send_pending(struct request *r);
+/* With --keepalive-secs: a comment, when the client of a stream has got nothing for so long. The status 200 leaves with it;
+ * what fails from then on is an error event. */
+void request_keep_alive(struct request *r, uint64_t now);
 /* Send them now; called once per turn for each request of gateway.unsent. */
 void request_flush(struct request *r);
 /* A part's answer is complete (whole in part->answer, or relayed). */
@@ -252,6 +297,15 @@ void request_part_over(struct request *r, struct part *p);
 /* A part cannot be answered. Before the first byte the client gets the status (the upstream's own answer when
  * part->answer_status says so), after it an SSE error event. */
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message);
+
+/* ---- admission ------------------------------------------------------------------------------------------------------ */
+
+void admission_read(struct request *r, struct http_fields fields); /* what the client's fields say of its place */
+/* The request is read: it begins at once, waits, or is answered 429 (it, or another that it takes the place of). */
+void admission_enter(struct request *r);
+void admission_leave(struct request *r); /* it is over; nothing when it was not in */
+/* Let in those that there is room for, and send away those that have waited too long. */
+void admission_tick(struct gateway *g, uint64_t now);
 
 /* ---- small calls: probes, models, resets ---------------------------------------------------------------------------- */
 
@@ -274,10 +328,13 @@ void call_abort_all(struct gateway *g);
 /* ---- header fields (fields.c) ---------------------------------------------------------------------------------------- */
 
 /* Copies in `arena` of the end-to-end fields of an instance's answer, less those that our framing sets; or of a client's
- * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization. 0 or -ENOMEM. */
+ * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization, and with `more`
+ * behind them (borrowed). 0 or -ENOMEM. */
 int fields_of_answer(struct http_fields from, struct arena *arena, struct http_fields *ret_fields);
-int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without, struct arena *arena,
-    struct http_fields *ret_fields);
+int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without,
+    struct http_fields more, struct arena *arena, struct http_fields *ret_fields);
+/* The one valid traceparent among `fields` (W3C Trace Context, level 1, 3.2), or SLICE_NONE. */
+struct slice fields_trace(struct http_fields fields);
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
@@ -286,10 +343,32 @@ void route_request(struct gateway *g, struct http_exchange *x); /* admin.c: find
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);
 void errand_broadcast(struct gateway *g, struct http_exchange *x);
+/* debug.c: what can be seen of it, as JSON: the requests in flight (the oldest DEBUG_ROWS_MAX); or instances, gauges and
+ * the last minutes. */
+#define DEBUG_ROWS_MAX 1000
+void debug_write_requests(const struct gateway *g, struct json_writer *w);
+void debug_write_load(const struct gateway *g, struct json_writer *w);
+void get_ui(struct gateway *g, struct http_exchange *x); /* ui.c: GET /ui */
+struct stats_now gateway_measure(const struct gateway *g);
 bool gateway_is_ready(const struct gateway *g);
 int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool later, struct error *e);
+/* admin.c: what /instances/add and /instances/remove do with one address. 0 (also for one that is there already), -ENOENT,
+ * -EINVAL or -ENOMEM, with a text. */
+enum change { CHANGE_ADD, CHANGE_REMOVE };
+int gateway_change_member(struct gateway *g, const struct gateway_member *m, enum change change, struct error *e);
+/* workers.c: vllm-router's routes for membership. */
+void workers_add(struct gateway *g, struct http_exchange *x);
+void workers_remove(struct gateway *g, struct http_exchange *x);
+void workers_list(struct gateway *g, struct http_exchange *x);
+void workers_get(struct gateway *g, struct http_exchange *x);
+void workers_post(struct gateway *g, struct http_exchange *x);
+void workers_get_one(struct gateway *g, struct http_exchange *x);
+void workers_delete(struct gateway *g, struct http_exchange *x);
+/* options.c: ranks behind an address of the role, by the options; 0: it is not said. */
+unsigned gateway_ranks_of(const struct gateway_options *o, bool prefill);
 /* options.c; also for /instances/add. */
 int gateway_member_parse(struct slice text, struct gateway_member *ret_member, struct error *e);
+void gateway_member_free(struct gateway_member *m); /* what it points to */
 /* "host:port[@rank]" of a member: its key. In `arena`. */
 int gateway_member_key(struct arena *arena, const struct gateway_member *m, struct http_endpoint *ret_endpoint,
     const char **ret_key, struct error *e);

@@ -1,5 +1,6 @@
 /* facts.c - see facts.h. */
 #include "gateway/facts.h"
+#include "base/hash.h"
 #include <errno.h>
 #include <stdio.h>
 
@@ -48,17 +49,39 @@ static bool is_nonzero(struct slice v) {
 
 /* ---- prompts -------------------------------------------------------------------------------------------------------- */
 
-/* Estimate: ids are counted by their commas, text by its bytes. */
-uint64_t facts_estimate(struct slice value) {
-        bool ids =
-            value.len > 1 && value.ptr[0] == '[' && value.ptr[1] != '"' && value.ptr[1] != '{' && value.ptr[1] != '[';
+/* By their commas. */
+uint64_t facts_count_ids(struct slice prompt) {
+        struct slice rest = prompt, first;
         uint64_t n = 1;
 
-        if (!ids)
-                return value.len / BYTES_PER_TOKEN + 1;
-        for (size_t at = slice_find(value, ',', 0); at < value.len; at = slice_find(value, ',', at + 1))
+        if (prompt.len == 0 || prompt.ptr[0] != '[' || !openai_next_item(&rest, &first) || first.len == 0 ||
+            strchr("\"{[", first.ptr[0]))
+                return 0;
+        for (size_t at = slice_find(prompt, ',', 0); at < prompt.len; at = slice_find(prompt, ',', at + 1))
                 n++;
         return n;
+}
+
+/* Text by its bytes. */
+uint64_t facts_estimate(struct slice prompt) {
+        uint64_t ids = facts_count_ids(prompt);
+
+        return ids > 0 ? ids : prompt.len / BYTES_PER_TOKEN + 1;
+}
+
+int facts_prompt(const struct facts *f, struct slice prompt, struct arena *arena, struct prompt *ret_prompt) {
+        static const char *const before[] = {"model", "tools", "cache_salt"};
+        uint64_t *keys = arena_array(arena, PREFIX_KEYS_MAX, sizeof(*keys)), seed = f->api;
+
+        if (!keys)
+                return -ENOMEM;
+        for (size_t i = 0; i < sizeof(before) / sizeof(*before); i++)
+                seed = hash64(openai_find(f->members, f->member_count, before[i]), seed);
+        *ret_prompt = (struct prompt){.keys = keys,
+            .key_count = prefix_keys(prompt, seed, keys),
+            .bytes = prompt.len,
+            .tokens = facts_estimate(prompt)};
+        return 0;
 }
 
 /* Split a list of prompts. A list of numbers is one prompt; anything mixed is left to the engine as it is. */
@@ -155,7 +178,7 @@ int facts_read(
     enum api api, struct slice body, struct arena *arena, struct facts *ret_facts, struct openai_error *ret_err) {
         struct openai_member scanned[OPENAI_MEMBERS_MAX], *members;
         struct facts f = {.api = api, .n = 1};
-        struct slice seed, n, prompt;
+        struct slice seed, n;
         size_t at = 0;
         int64_t number;
         char where[64];
@@ -196,12 +219,12 @@ int facts_read(
         if (!says(f.stop))
                 f.stop = SLICE_NONE;
         f.bound = find_bound(&f);
-        prompt = openai_find(members, f.member_count, api == API_CHAT ? "messages" : "prompt");
-        f.prompt_tokens = facts_estimate(prompt);
+        f.prompt = openai_find(members, f.member_count, api == API_CHAT ? "messages" : "prompt");
+        f.prompt_tokens = facts_estimate(f.prompt);
         if (api == API_CHAT)
                 f.prompt_count = 1;
         else
-                r = read_prompts(prompt, arena, &f);
+                r = read_prompts(f.prompt, arena, &f);
         if (r == 0)
                 *ret_facts = f;
         return r;

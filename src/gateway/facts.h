@@ -4,6 +4,7 @@
  * What is not understood is left alone, for the engine to refuse in its own words: nothing here answers 400 but for
  * bodies that are no JSON objects. */
 #pragma once
+#include "gateway/prefix.h"
 #include "openai/openai.h"
 
 enum api { API_COMPLETIONS, API_CHAT };
@@ -18,6 +19,7 @@ struct facts {
         bool stream, include_usage, return_token_ids, echo;
         /* Prompts of their own when the prompt is a list of strings or of id lists (one item for each), else one part
          * whose prompt is what the body says. */
+        struct slice prompt;         /* as it stands in the body: messages, text, ids, or a list of prompts */
         const struct slice *prompts; /* NULL: not a list */
         size_t prompt_count;         /* 1 when not a list */
         uint32_t n;                  /* choices per prompt, 1 when absent or not understood */
@@ -43,6 +45,11 @@ int facts_read(
 
 /* Tokens of a prompt (a string, id list, or messages), estimated; at least 1. */
 uint64_t facts_estimate(struct slice prompt);
+/* The tokens of a prompt that is a list of ids; 0: it is something else, whose tokens only the engine can count. */
+uint64_t facts_count_ids(struct slice prompt);
+/* One of the body's prompts, as the index of prompts sees it (prefix.h): its text as it stands in the body, under what else
+ * an engine puts before it or keeps apart (model, tools, cache_salt). Keys live in `arena`. 0 or -ENOMEM. */
+int facts_prompt(const struct facts *f, struct slice prompt, struct arena *arena, struct prompt *ret_prompt);
 /* A JSON value as an integer, as vLLM reads it. 0 or -EINVAL. */
 int facts_integer(struct slice value, int64_t *ret_value);
 bool facts_true(struct slice value);

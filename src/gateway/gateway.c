@@ -12,7 +12,7 @@
 #define PACE (100 * NS_PER_MS)
 /* The same, when more probes are due than are started at once. */
 #define PACE_OF_MANY (10 * NS_PER_MS)
-/* Between looks for legs that have gone silent. */
+/* Between looks for streams that have gone silent. */
 #define PACE_OF_SILENCE NS_PER_S
 /* A leg whose instance was ejected is cut when it has shown no life for so long; one that still talks is left alone, for
  * a health route may fail where the engine works. */
@@ -28,6 +28,23 @@ bool gateway_is_ready(const struct gateway *g) {
         if (g->connector->order != ORDER_ONE && pool_routable(g->pool, ROLE_PREFILL) == 0)
                 return false;
         return pool_routable(g->pool, ROLE_DECODE) > 0;
+}
+
+/* ---- what clients send ------------------------------------------------------------------------------------------------ */
+
+bool gateway_keep_body(struct gateway *g, struct buf *body, struct slice data) {
+        size_t before = body->len;
+
+        if (g->body_bytes + data.len > g->max_body_bytes)
+                return false;
+        buf_add(body, data);
+        g->body_bytes += body->len - before;
+        return buf_ok(body);
+}
+
+void gateway_drop_body(struct gateway *g, struct buf *body) {
+        g->body_bytes -= body->len;
+        buf_free(body);
 }
 
 /* ---- the timer ------------------------------------------------------------------------------------------------------ */
@@ -60,7 +77,14 @@ void gateway_wake_at(struct gateway *g, uint64_t due) {
                 arm(g, ms);
 }
 
+void gateway_wake_admission(struct gateway *g) {
+        if (g->admission.queue.count > 0)
+                wake(g);
+}
+
 void gateway_wake_waiting(struct gateway *g, enum role role) {
+        if (role == gateway_first_role(g))
+                gateway_wake_admission(g);
         if (list_empty(&g->waiting[role]))
                 return;
         g->freed[role] = true;
@@ -73,8 +97,11 @@ static void probe_soon(struct gateway *g) {
         wake(g);
 }
 
-/* The oldest that waits for an instance (not for a moment). NULL: none. */
-static struct part *first_in_need(struct gateway *g, enum role role) {
+enum role gateway_first_role(const struct gateway *g) {
+        return g->connector->order == ORDER_PREFILL_FIRST ? ROLE_PREFILL : ROLE_DECODE;
+}
+
+struct part *gateway_first_in_need(struct gateway *g, enum role role) {
         list_for_each (at, &g->waiting[role]) {
                 struct part *p = list_item(at, struct part, waiting);
 
@@ -90,7 +117,7 @@ static void fill_freed(struct gateway *g, enum role role) {
         struct part *p;
 
         g->freed[role] = false;
-        while (pool_has_room(g->pool, role) && (p = first_in_need(g, role))) {
+        while (pool_has_room(g->pool, role) && (p = gateway_first_in_need(g, role))) {
                 struct request *r = p->request;
 
                 part_step(p, PART_TRY);
@@ -137,6 +164,7 @@ static void tick_silence(struct gateway *g, uint64_t now) {
         list_for_each (at, &g->requests) {
                 struct request *r = list_item(at, struct request, link);
 
+                request_keep_alive(r, now);
                 for (size_t i = 0; i < r->part_count; i++) {
                         struct part *p = &r->parts[i];
 
@@ -165,6 +193,12 @@ static void periodic(struct gateway *g, uint64_t now) {
                 g->silence_at = now + PACE_OF_SILENCE;
                 tick_silence(g, now);
         }
+        if (now >= g->sample_at) {
+                struct stats_now figures = gateway_measure(g);
+
+                g->sample_at = now + HISTORY_STEP_NS;
+                history_sample(&g->history, &g->stats, &figures, now);
+        }
         access_flush(&g->access);
 }
 
@@ -186,6 +220,7 @@ static void on_timer(uv_timer_t *timer) {
                 for (int role = 0; role < ROLE_COUNT; role++)
                         tick_waiting(g, &g->waiting[role], now);
         }
+        admission_tick(g, now);
         if (now >= g->periodic_at)
                 periodic(g, now);
         maybe_drained(g);
@@ -260,6 +295,7 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
         struct instance_spec spec = {.role = m->prefill ? ROLE_PREFILL : ROLE_DECODE,
             .name = m->name,
             .dp_rank = m->dp_rank,
+            .bootstrap_port = m->bootstrap_port,
             .added_later = later};
         int r = gateway_member_key(&arena, m, &endpoint, &spec.key, e);
 
@@ -311,6 +347,8 @@ static int make_pool(struct gateway *g) {
             .cap = (uint32_t)o->instance_cap,
             .policy = {policy_find(o->prefill_policy ? o->prefill_policy : o->policy),
                 policy_find(o->decode_policy ? o->decode_policy : o->policy)},
+            .slow_start = (uint64_t)(o->slow_start * (double)NS_PER_S),
+            .prefix_bytes = (size_t)o->prefix_bytes,
             .seed = hash_seed(),
             .on_change = on_change,
             .context = g,
@@ -353,16 +391,24 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         g->loop = loop;
         g->options = *options;
         g->log = options->log;
+        g->max_body_bytes = (size_t)options->max_bodies;
+        if (g->max_body_bytes == 0)
+                g->max_body_bytes = os_memory_total() / 4;
         g->connector = connector_find(options->connector ? options->connector : "pull");
         g->access.fd = -1;
         list_init(&g->requests);
         for (int role = 0; role < ROLE_COUNT; role++)
                 list_init(&g->waiting[role]);
         g->waiting_at = UINT64_MAX;
+        queue_init(&g->admission.queue, (size_t)options->queue_size);
+        list_init(&g->admission.arrivals);
+        g->admission.seed = hash_seed();
         list_init(&g->calls);
         list_init(&g->unsent);
         assert(g->connector);
         r = stats_init(&g->stats);
+        if (r == 0)
+                r = history_init(&g->history, &g->stats);
         if (r == 0)
                 r = make_key_field(g);
         if (r == 0)
@@ -475,11 +521,13 @@ void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *c
 void gateway_free(struct gateway *g) {
         if (!g)
                 return;
-        assert(g->request_count == 0 && g->leg_count == 0);
+        assert(g->request_count == 0 && g->leg_count == 0 && g->body_bytes == 0);
         http_server_free(g->server);
         http_client_free(g->client);
+        queue_free(&g->admission.queue);
         pool_free(g->pool);
         access_close(&g->access);
+        history_free(&g->history);
         stats_free(&g->stats);
         free((char *)g->key_field.value.ptr);
         while (g->spare_arena_count > 0)

@@ -24,10 +24,11 @@ struct gateway;
 
 /* One instance as configured: a role and where it is. */
 struct gateway_member {
-        bool prefill;     /* else decode, or the one role when there is no prefill/decode split */
-        const char *name; /* for people; NULL: host:port */
-        const char *url;  /* "http://host:port", owned */
-        int dp_rank;      /* -1: none */
+        bool prefill;            /* else decode, or the one role when there is no prefill/decode split */
+        const char *name;        /* for people; NULL: host:port */
+        const char *url;         /* "http://host:port", owned */
+        int dp_rank;             /* -1: none */
+        uint16_t bootstrap_port; /* of a prefill instance's KV connector; 0: none */
 };
 
 /* Filled by gateway_options_parse() or by hand from gateway_options_default(). Strings are borrowed for the gateway's
@@ -37,39 +38,53 @@ struct gateway_options {
         int64_t port;
         const char *connector;                               /* connector_find() */
         const char *policy, *prefill_policy, *decode_policy; /* the role's own, or `policy` */
+        const char *session_header; /* whose requests go to one instance under consistent_hash */
+        int64_t prefix_bytes;       /* of each index of prompts (prefix_aware) */
         struct gateway_member *members;
         size_t member_count;
 
-        int64_t max_retries;       /* attempts for a leg, the first one counted */
-        double retry_delay;        /* before a leg goes to an instance that has just failed; doubles */
-        double queue_timeout;      /* longest wait for an instance that may take a leg, then 503 */
-        double connect_timeout;    /* to an instance */
-        double prefill_timeout;    /* from the request written out to the whole answer */
-        double first_byte_timeout; /* of the decode leg, from the request written out; 0: none */
-        double request_timeout;    /* of a decode leg whose answer is not streamed; 0: none */
-        double idle_timeout;       /* between bytes of a stream; 0: none */
+        int64_t max_retries;    /* attempts for a leg, the first one counted */
+        double retry_delay;     /* before a leg goes to an instance that has just failed; doubles */
+        double queue_timeout;   /* longest wait to be let in, then 408, or for an instance, then 503 */
+        int64_t max_concurrent; /* requests at once, 0: any number */
+        int64_t queue_size;     /* those that wait to be let in */
+        const char *tenant_header, *priority_header; /* NULL: all are one tenant, equally urgent */
+        double connect_timeout;                      /* to an instance */
+        double prefill_timeout;                      /* from the request written out to the whole answer */
+        double first_byte_timeout;                   /* of the decode leg, from the request written out; 0: none */
+        double request_timeout;                      /* of a decode leg whose answer is not streamed; 0: none */
+        double idle_timeout;                         /* between bytes of a stream; 0: none */
         double params_max_age;     /* kv_transfer_params older than that are not used: prefill again */
         double abandon_grace;      /* a decode leg without its first byte is not cut within this time of its start */
         double drain_timeout;      /* of gateway_drain */
+        double keepalive;          /* a stream that is silent for so long gets an SSE comment; 0: never */
         int64_t max_continuations; /* of one stream on other instances; 0: none */
         bool prefill_on_decode;    /* decode without kv_transfer_params when the prefiller gave none */
 
         double probe_interval, probe_timeout;
-        int64_t join_tries; /* 0: for ever */
+        double slow_start;      /* in which a new instance grows to its full share; 0: at once */
+        double scrape_interval; /* of instances' metrics; 0: never */
+        int64_t join_tries;     /* 0: for ever */
         double join_interval;
         int64_t instance_cap; /* legs at once per instance, 0: any number */
 
         int64_t max_body;       /* bytes of a request */
+        int64_t max_bodies;     /* bytes of all requests in flight; 0: a quarter of the memory */
         int64_t max_prompts;    /* prompts times n of one request */
         const char *api_key;    /* sent upstream when the client sent no Authorization, and with probes; NULL: none */
         const char *admin_key;  /* wanted as a bearer token on admin routes; NULL: open */
         const char *access_log; /* a path, "-" for standard output, NULL: none */
         const char *log_level;
         struct http_tls_files tls;
+        const char *health_path; /* what is probed */
         /* Known for compatibility. */
+        bool vllm_pd, disable_retries;
+        int64_t dp_size, prefill_dp_size, decode_dp_size; /* ranks behind each address; 0: not given */
+        int64_t retry_delay_ms;                           /* -1: not given */
         struct option_list prefill_hosts, prefill_ports, prefill_hosts_num, prefill_ports_inc;
         struct option_list decode_hosts, decode_ports, decode_hosts_num, decode_ports_inc;
         struct option_list prefill_urls, decode_urls, worker_urls;
+        struct option_list ignored; /* options that were given and have no effect here: names */
         const struct log *log;
 };
 
@@ -85,6 +100,10 @@ void gateway_options_free(struct gateway_options *options);
 int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct gateway **ret_gateway, struct error *e);
 /* Listen, and begin to probe. *ret_port (may be NULL) is the port that was bound. */
 int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e);
+/* The configured instances are these from now on: new ones join, those that are not among them end their legs and go; those
+ * added by the admin routes stay. Members are copied. 0; or -EINVAL or -EEXIST with a text, and nothing has changed; or
+ * -ENOMEM or -ENOSPC, when some may be missing. */
+int gateway_set_members(struct gateway *g, const struct gateway_member *members, size_t count, struct error *e);
 /* Stop accepting, let what is in flight end (at most drain_timeout), close everything, then call back, once. A second
  * call aborts what is left at once. */
 void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *context);

@@ -1,7 +1,9 @@
-/* health.c - probing instances: GET /health, and once per life GET /v1/models for the model's length. */
+/* health.c - probing instances: GET /health; once per life GET /v1/models for the model's length; and at a slower pace GET
+ * /metrics for what others have with them. */
 #include "base/clock.h"
 #include "base/json.h"
 #include "gateway/core.h"
+#include "gateway/scrape.h"
 #include <errno.h>
 #include <stdlib.h>
 
@@ -12,6 +14,7 @@ struct probe {
         struct gateway *g;
         struct instance *i;
         enum health_event seen;
+        uint32_t own; /* our requests there when its metrics were asked for */
 };
 
 static void finish(struct probe *p) {
@@ -31,19 +34,48 @@ static bool start(struct probe *p, const char *target, call_done done) {
 /* The model's length, from the first of the list that says one. An engine that does not answer here is as healthy. */
 static void on_models(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
         struct probe *p = context;
+        int64_t length = 0;
         yyjson_doc *doc;
         yyjson_val *model;
         size_t at, max;
 
         if (status == 200 && json_parse(body, &doc, NULL) == 0) {
                 yyjson_arr_foreach(json_get(yyjson_doc_get_root(doc), "data"), at, max, model) {
-                        p->i->max_model_len = json_get_i64(model, "max_model_len", 0);
-                        if (p->i->max_model_len > 0)
+                        length = json_get_i64(model, "max_model_len", 0);
+                        if (length > 0)
                                 break;
                 }
                 yyjson_doc_free(doc);
         }
+        pool_learn_length(p->i, length);
         finish(p);
+}
+
+/* A scrape counts for this many intervals: one may be lost. */
+#define SCRAPES_FRESH 2.5
+
+static void on_metrics(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
+        struct probe *p = context;
+        uint64_t fresh = (uint64_t)(p->g->options.scrape_interval * SCRAPES_FRESH * (double)NS_PER_S);
+        struct scraped_load load;
+
+        /* Of our own there were as many as before or after: the larger, so that none of them is taken for a stranger's. */
+        if (status == 200 && scrape_load(body, p->i->dp_rank, &load) == 0)
+                pool_report_load(p->i, load.requests, p->own > p->i->requests ? p->own : p->i->requests, load.kv_usage,
+                    gateway_now(p->g) + fresh);
+        finish(p);
+}
+
+/* True: its metrics are asked for, on_metrics ends the probe. */
+static bool scrape(struct probe *p) {
+        uint64_t now = gateway_now(p->g);
+        double interval = p->g->options.scrape_interval;
+
+        if (interval <= 0 || p->i->next_scrape > now)
+                return false;
+        p->i->next_scrape = now + (uint64_t)(interval * (double)NS_PER_S);
+        p->own = p->i->requests;
+        return start(p, "/metrics", on_metrics);
 }
 
 static void on_health(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
@@ -58,6 +90,8 @@ static void on_health(void *context, int status, struct http_fields fields, stru
         /* A new process may serve another model. */
         if (p->seen == HEALTH_PROBE_OK && (p->i->state == INSTANCE_JOINING || p->i->state == INSTANCE_EJECTED) &&
             start(p, "/v1/models", on_models))
+                return;
+        if (p->seen == HEALTH_PROBE_OK && scrape(p))
                 return;
         finish(p);
 }
@@ -79,7 +113,7 @@ bool health_probe(struct gateway *g) {
                         return false;
                 }
                 *p = (struct probe){.g = g, .i = i, .seen = HEALTH_PROBE_SLOW};
-                if (!start(p, "/health", on_health))
+                if (!start(p, g->options.health_path, on_health))
                         finish(p);
         }
         return true;

@@ -13,7 +13,7 @@ static const struct option rows[] = {
     {"port", 0, OPTION_INT, TARGET(port), "N", "default 8000; 0 picks one", 0, 65535},
     {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL",
         "prefill instances: host:port, http://host:port, "
-        "with @N behind it for one data-parallel rank"},
+        "with @N behind it for one data-parallel rank; a number behind one is its bootstrap port"},
     {"decode", 0, OPTION_LIST, TARGET(decode_urls), "[NAME=]URL", "decode instances"},
     {"worker-urls", 0, OPTION_LIST, TARGET(worker_urls), "[NAME=]URL", "whole engines, without a prefill/decode split"},
     {"prefiller-hosts", 0, OPTION_LIST, TARGET(prefill_hosts), "HOST", "prefill instances, with --prefiller-ports"},
@@ -31,13 +31,32 @@ static const struct option rows[] = {
     {"policy", 0, OPTION_STRING, TARGET(policy), POLICY_NAMES, "who takes a leg (default least_load)"},
     {"prefill-policy", 0, OPTION_STRING, TARGET(prefill_policy), POLICY_NAMES, "for prefill legs"},
     {"decode-policy", 0, OPTION_STRING, TARGET(decode_policy), POLICY_NAMES, "for decode legs"},
+    {"session-header", 0, OPTION_STRING, TARGET(session_header), "NAME",
+        "requests with the same value of this header go to "
+        "one instance under consistent_hash (default X-Session-ID)"},
+    {"prefix-index-size", 0, OPTION_SIZE, TARGET(prefix_bytes), "BYTES",
+        "memory of prefix_aware for the prompts that each "
+        "role has seen (default 64M)",
+        1 << 16, 1ll << 36},
     {"max-retries", 0, OPTION_INT, TARGET(max_retries), "N", "attempts for each leg (default 3)", 1, 100},
     {"retry-delay", 0, OPTION_DOUBLE, TARGET(retry_delay), "S",
         "before a leg is sent again to an instance that has "
         "just failed; doubles (default 0.001)"},
     {"queue-timeout-secs", 0, OPTION_DOUBLE, TARGET(queue_timeout), "S",
-        "longest wait for an instance, then 503 "
-        "(default 30)"},
+        "longest wait to be let in, then 408, or for an "
+        "instance, then 503 (default 30)"},
+    {"max-concurrent-requests", 0, OPTION_INT, TARGET(max_concurrent), "N",
+        "requests at once; others wait (default 0: any "
+        "number)",
+        0, 10000000},
+    {"queue-size", 0, OPTION_INT, TARGET(queue_size), "N",
+        "requests that may wait to be let in; beyond it 429 (default 1024)", 0, 1000000},
+    {"tenant-header", 0, OPTION_STRING, TARGET(tenant_header), "NAME",
+        "those that wait share by the value of this header, "
+        "each value the same amount of work (default: first come, first served)"},
+    {"priority-header", 0, OPTION_STRING, TARGET(priority_header), "NAME",
+        "of those that wait, the one with the smallest "
+        "number in this header is let in first (default: none)"},
     {"connect-timeout", 0, OPTION_DOUBLE, TARGET(connect_timeout), "S", "to an instance (default 3)"},
     {"prefill-timeout", 0, OPTION_DOUBLE, TARGET(prefill_timeout), "S", "for a whole prefill leg (default 600)"},
     {"first-byte-timeout", 0, OPTION_DOUBLE, TARGET(first_byte_timeout), "S",
@@ -54,6 +73,9 @@ static const struct option rows[] = {
         "when the client leaves, a decode leg that has not "
         "answered yet is given so long from its start to fetch the KV (default 1)"},
     {"drain-timeout", 0, OPTION_DOUBLE, TARGET(drain_timeout), "S", "for requests in flight at SIGTERM (default 60)"},
+    {"keepalive-secs", 0, OPTION_DOUBLE, TARGET(keepalive), "S",
+        "a stream that has been silent for so long gets an "
+        "SSE comment, also before its first event (default 0: never)"},
     {"max-continuations", 0, OPTION_INT, TARGET(max_continuations), "N",
         "how often a stream that was cut goes on with "
         "its exact tokens on other instances (default 8, 0: never)",
@@ -65,6 +87,12 @@ static const struct option rows[] = {
         "between probes of a healthy instance "
         "(default 5)"},
     {"health-check-timeout-secs", 0, OPTION_DOUBLE, TARGET(probe_timeout), "S", "for a probe's answer (default 3)"},
+    {"slow-start-secs", 0, OPTION_DOUBLE, TARGET(slow_start), "S",
+        "in which an instance that has come, or come back, grows from a "
+        "tenth to its full share of the load (default 10, 0: at once)"},
+    {"load-check-interval-secs", 0, OPTION_DOUBLE, TARGET(scrape_interval), "S",
+        "between looks into instances' /metrics for the "
+        "requests that others have with them (default 10, 0: never)"},
     {"waiting-retry-interval", 0, OPTION_DOUBLE, TARGET(join_interval), "S",
         "between probes of an instance that has "
         "not answered yet (default 0.5)"},
@@ -76,6 +104,10 @@ static const struct option rows[] = {
         0, 1000000},
     {"max-payload-size", 0, OPTION_SIZE, TARGET(max_body), "BYTES", "of a request, then 413 (default 64M)", 1,
         1ll << 40},
+    {"max-bodies-size", 0, OPTION_SIZE, TARGET(max_bodies), "BYTES",
+        "of all requests in flight together, then 503 "
+        "(default: a quarter of the memory)",
+        1, 1ll << 50},
     {"max-prompts", 0, OPTION_INT, TARGET(max_prompts), "N", "prompts times n in one request, then 400 (default 1024)",
         1, 1000000},
     {"api-key", 0, OPTION_STRING, TARGET(api_key), "KEY",
@@ -88,13 +120,48 @@ static const struct option rows[] = {
     {"ssl-certfile", 0, OPTION_STRING, TARGET(tls.cert), "PATH", "serve TLS"},
     {"ssl-keyfile", 0, OPTION_STRING, TARGET(tls.key), "PATH", "its key"},
     {"ssl-ca-certs", 0, OPTION_STRING, TARGET(tls.client_ca), "PATH", "require client certificates signed by these"},
+    {"health-check-endpoint", 0, OPTION_STRING, TARGET(health_path), "PATH", "what is probed (default /health)"},
+    {"intra-node-data-parallel-size", 0, OPTION_INT, TARGET(dp_size), "N",
+        "each address stands for N data-parallel ranks: URL@0 to URL@N-1", 1, 1024},
+    {"prefill-data-parallel-size", 0, OPTION_INT, TARGET(prefill_dp_size), "N", "for prefill instances", 1, 1024},
+    {"decode-data-parallel-size", 0, OPTION_INT, TARGET(decode_dp_size), "N", "for decode instances", 1, 1024},
+    {"vllm-pd-disaggregation", 0, OPTION_FLAG, TARGET(vllm_pd), NULL,
+        "as vllm-router: prefill and decode are kept apart, and "
+        "--prefill-on-decode holds"},
+    {"pd-disaggregation", 0, OPTION_FLAG, TARGET(vllm_pd), NULL, NULL},
+    {"retry-max-retries", 0, OPTION_INT, TARGET(max_retries), "N", NULL, 0, 100},
+    {"retry-initial-backoff-ms", 0, OPTION_INT, TARGET(retry_delay_ms), "N", NULL, 0, 1000000},
+    {"disable-retries", 0, OPTION_FLAG, TARGET(disable_retries), NULL, NULL},
+    {"worker-startup-check-interval", 0, OPTION_DOUBLE, TARGET(join_interval), "S", NULL},
+    /* Known, without effect here: docs/gateway.md has the reasons. */
     {"workers", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"worker-startup-timeout-secs", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"retry-max-backoff-ms", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"retry-backoff-multiplier", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"retry-jitter-factor", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"cb-failure-threshold", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"cb-success-threshold", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"cb-timeout-duration-secs", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"cb-window-duration-secs", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"disable-circuit-breaker", 0, OPTION_IGNORED, 0, NULL, NULL},
+    {"health-failure-threshold", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"health-success-threshold", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"cache-threshold", 0, OPTION_IGNORED, 0, "X", NULL},
+    {"balance-abs-threshold", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"balance-rel-threshold", 0, OPTION_IGNORED, 0, "X", NULL},
+    {"eviction-interval", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"eviction-interval-secs", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"max-tree-size", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"rate-limit-tokens-per-second", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"prometheus-host", 0, OPTION_IGNORED, 0, "ADDRESS", NULL},
+    {"prometheus-port", 0, OPTION_IGNORED, 0, "N", NULL},
 };
 
 static const struct option_set set = {
     .usage = "baton gateway [FILE] --prefill URL… --decode URL… [options]",
     .about = "Spread OpenAI requests over prefill and decode instances: prefill on one, hand the KV over, decode on "
-             "another. The options of load_balance_proxy_server_example.py work unchanged. With a cluster FILE its "
+             "another. The options of load_balance_proxy_server_example.py and of vllm-router work unchanged. With a "
+             "cluster FILE its "
              "ranks are the instances; options given besides go before what the file says.",
     .options = rows,
     .count = sizeof(rows) / sizeof(*rows),
@@ -105,9 +172,12 @@ void gateway_options_default(struct gateway_options *ret_options) {
             .host = "127.0.0.1",
             .port = 8000,
             .policy = "least_load",
+            .session_header = "X-Session-ID",
+            .prefix_bytes = 64 << 20,
             .max_retries = 3,
             .retry_delay = 0.001,
             .queue_timeout = 30,
+            .queue_size = 1024,
             .connect_timeout = 3,
             .prefill_timeout = 600,
             .first_byte_timeout = 600,
@@ -119,7 +189,11 @@ void gateway_options_default(struct gateway_options *ret_options) {
             .max_continuations = 8,
             .probe_interval = 5,
             .probe_timeout = 3,
+            .slow_start = 10,
+            .scrape_interval = 10,
             .join_interval = 0.5,
+            .health_path = "/health",
+            .retry_delay_ms = -1,
             .max_body = 64 << 20,
             .max_prompts = 1024,
             .log_level = "info",
@@ -130,17 +204,20 @@ void gateway_options_help(struct buf *out) {
         options_help(&set, out);
 }
 
+void gateway_member_free(struct gateway_member *m) {
+        free((char *)m->url);
+        free((char *)m->name);
+}
+
 void gateway_options_free(struct gateway_options *o) {
         struct option_list *const lists[] = {&o->prefill_hosts, &o->prefill_ports, &o->prefill_hosts_num,
             &o->prefill_ports_inc, &o->decode_hosts, &o->decode_ports, &o->decode_hosts_num, &o->decode_ports_inc,
-            &o->prefill_urls, &o->decode_urls, &o->worker_urls};
+            &o->prefill_urls, &o->decode_urls, &o->worker_urls, &o->ignored};
 
         for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++)
                 options_list_free(lists[i]);
-        for (size_t i = 0; i < o->member_count; i++) {
-                free((char *)o->members[i].url);
-                free((char *)o->members[i].name);
-        }
+        for (size_t i = 0; i < o->member_count; i++)
+                gateway_member_free(&o->members[i]);
         free(o->members);
         o->members = NULL;
         o->member_count = 0;
@@ -185,6 +262,9 @@ int gateway_member_parse(struct slice text, struct gateway_member *ret_member, s
         if (url.len == 0)
                 return error_set(e, -EINVAL, "`%.*s` is not an address; wanted host:port or http://host:port",
                     SLICE_ARG(slice_sub(text, 0, 200)));
+        /* Answers carry it in a field, and terminals show it. */
+        if (!http_value_is_safe(name) || slice_find(name, '\t', 0) < name.len)
+                return error_set(e, -EINVAL, "an instance's name has no control characters");
         m.url = slice_dup(url);
         if (name.len > 0)
                 m.name = slice_dup(name);
@@ -196,6 +276,56 @@ int gateway_member_parse(struct slice text, struct gateway_member *ret_member, s
         return 0;
 }
 
+unsigned gateway_ranks_of(const struct gateway_options *o, bool prefill) {
+        int64_t own = prefill ? o->prefill_dp_size : o->decode_dp_size;
+
+        return (unsigned)(own > 0 ? own : o->dp_size);
+}
+
+/* vllm-router's `--prefill URL PORT` or `--prefill URL none`. False: the word is another URL. */
+static bool read_bootstrap_port(const char *word, uint16_t *ret_port) {
+        uint64_t port;
+
+        if (slice_is(slice_str(word), "none")) {
+                *ret_port = 0;
+                return true;
+        }
+        if (slice_to_u64(slice_str(word), &port) < 0 || port > 65535)
+                return false;
+        *ret_port = (uint16_t)port;
+        return true;
+}
+
+static int add_rank(struct gateway_options *o, const struct gateway_member *m, int rank) {
+        struct gateway_member one = *m;
+        char *name = NULL;
+        int r;
+
+        if (m->name && asprintf(&name, "%s@%d", m->name, rank) < 0)
+                return -ENOMEM;
+        one.name = name;
+        one.url = slice_dup(slice_str(m->url));
+        one.dp_rank = rank;
+        r = one.url ? add_member(o, &one) : -ENOMEM;
+        if (r < 0)
+                gateway_member_free(&one);
+        return r;
+}
+
+/* The member, or one for each rank behind its address. Takes over what `m` points to. */
+static int add_ranks(struct gateway_options *o, struct gateway_member *m) {
+        unsigned ranks = m->dp_rank < 0 ? gateway_ranks_of(o, m->prefill) : 0;
+        int r = 0;
+
+        if (ranks == 0)
+                r = add_member(o, m);
+        for (unsigned rank = 0; r == 0 && rank < ranks; rank++)
+                r = add_rank(o, m, (int)rank);
+        if (ranks > 0 || r < 0)
+                gateway_member_free(m);
+        return r;
+}
+
 static int add_urls(struct gateway_options *o, bool prefill, const struct option_list *list, struct error *e) {
         for (size_t i = 0; i < list->count; i++) {
                 struct gateway_member m;
@@ -204,7 +334,9 @@ static int add_urls(struct gateway_options *o, bool prefill, const struct option
                 if (r < 0)
                         return r;
                 m.prefill = prefill;
-                r = add_member(o, &m);
+                if (prefill && i + 1 < list->count && read_bootstrap_port(list->items[i + 1], &m.bootstrap_port))
+                        i++;
+                r = add_ranks(o, &m);
                 if (r < 0)
                         return r;
         }
@@ -330,8 +462,9 @@ static int check_times(const struct gateway_options *o, struct error *e) {
             {"first-byte-timeout", o->first_byte_timeout, 0}, {"request-timeout-secs", o->request_timeout, 0},
             {"idle-timeout", o->idle_timeout, 0}, {"kv-lease", o->params_max_age, 0.001},
             {"abandon-grace", o->abandon_grace, 0}, {"drain-timeout", o->drain_timeout, 0},
-            {"health-check-interval-secs", o->probe_interval, 0.01},
-            {"health-check-timeout-secs", o->probe_timeout, 0.01}, {"waiting-retry-interval", o->join_interval, 0.01}};
+            {"keepalive-secs", o->keepalive, 0}, {"health-check-interval-secs", o->probe_interval, 0.01},
+            {"health-check-timeout-secs", o->probe_timeout, 0.01}, {"waiting-retry-interval", o->join_interval, 0.01},
+            {"load-check-interval-secs", o->scrape_interval, 0}, {"slow-start-secs", o->slow_start, 0}};
 
         /* A million seconds: longer waits are no waits, and milliseconds fit 32 bits. */
         for (size_t i = 0; i < sizeof(times) / sizeof(*times); i++)
@@ -346,8 +479,16 @@ static int check(struct gateway_options *o, struct error *e) {
 
         for (size_t i = 0; i < o->member_count; i++)
                 any_prefill |= o->members[i].prefill;
+        if (o->vllm_pd)
+                o->prefill_on_decode = true;
+        if (o->disable_retries || o->max_retries < 1)
+                o->max_retries = 1;
+        if (o->retry_delay_ms >= 0)
+                o->retry_delay = (double)o->retry_delay_ms / 1000;
+        if (o->health_path[0] != '/')
+                return error_set(e, -EINVAL, "--health-check-endpoint: `%.100s` does not begin with /", o->health_path);
         if (!o->connector)
-                o->connector = any_prefill || o->member_count == 0 ? "pull" : "plain";
+                o->connector = any_prefill || o->vllm_pd || o->member_count == 0 ? "pull" : "plain";
         if (!connector_find(o->connector))
                 return error_set(e, -EINVAL, "--connector: `%.100s` is none of %s", o->connector, connector_names());
         if (any_prefill && o->worker_urls.count > 0)
@@ -371,6 +512,8 @@ int gateway_options_parse(int argc, char **argv, struct gateway_options *options
         if (r < 0)
                 return r;
         help = result.help;
+        options->ignored = (struct option_list){result.ignored, result.count_ignored};
+        result.ignored = NULL;
         options_result_free(&result);
         if (help)
                 return 1;

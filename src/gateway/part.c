@@ -107,6 +107,24 @@ static const action table[PART_STATES][PART_EVENTS] = {
         },
 };
 
+const char *part_state_name(enum part_state s) {
+        static const char *const names[PART_STATES] = {
+            [PART_IDLE] = "idle",
+            [PART_NEED_PREFILL] = "need_prefill",
+            [PART_PREFILL] = "prefill",
+            [PART_NEED_DECODE] = "need_decode",
+            [PART_DECODE] = "decode",
+            [PART_RELAY] = "relay",
+            [PART_LET_PREFILL] = "let_prefill",
+            [PART_LET_FETCH] = "let_fetch",
+            [PART_NEED_SETTLE] = "need_settle",
+            [PART_SETTLE] = "settle",
+            [PART_END] = "end",
+        };
+
+        return names[s];
+}
+
 static struct gateway *gateway_of(const struct part *p) {
         return p->request->g;
 }
@@ -209,7 +227,10 @@ static void begin_waiting(struct part *p) {
 /* NULL: none now; the part waits for p->due. */
 static struct instance *pick(struct part *p, enum role role) {
         struct gateway *g = gateway_of(p);
-        struct policy_facts facts = {.avoid = p->avoid, .avoid_count = p->avoid_count};
+        struct policy_facts facts = {.avoid = p->avoid,
+            .avoid_count = p->avoid_count,
+            .tokens = p->prompt_tokens,
+            .session = p->request->session};
         struct instance *i;
         uint64_t pause;
 
@@ -217,7 +238,7 @@ static struct instance *pick(struct part *p, enum role role) {
         p->due = UINT64_MAX; /* until the pool changes */
         if (g->freed[role])  /* there is room, for those that have waited for it */
                 return NULL;
-        i = pool_pick(g->pool, role, &facts);
+        i = pool_pick(g->pool, role, &facts, &p->prompt);
         if (i)
                 return i;
         if (p->avoid_count > 0) {
@@ -235,6 +256,13 @@ static struct instance *pick(struct part *p, enum role role) {
 }
 
 /* ---- starting legs -------------------------------------------------------------------------------------------------- */
+
+/* What of the prompt the instance has to compute; from now on it has the prompt in its cache. */
+static uint64_t tokens_to_compute(struct part *p, struct instance *i) {
+        uint64_t warm = pool_note_prompt(i, &p->prompt);
+
+        return warm < p->prompt_tokens ? p->prompt_tokens - warm : 1;
+}
 
 /* A fresh id for each attempt, the same on both legs of it. */
 static int next_request_id(struct part *p) {
@@ -284,7 +312,7 @@ static enum part_state out_of_memory(struct part *p) {
 static enum part_state start_prefill(struct part *p) {
         struct gateway *g = gateway_of(p);
         struct leg *l = &p->prefill;
-        struct leg_request request = {.path = p->path, .tokens = p->prompt_tokens};
+        struct leg_request request = {.path = p->path};
         unsigned timeout = ms_from_seconds(g->options.prefill_timeout);
         struct instance *i;
         int r;
@@ -296,6 +324,7 @@ static enum part_state start_prefill(struct part *p) {
                 return PART_NEED_PREFILL;
         p->handoff = (struct handoff){0};
         p->source.max_model_len = i->max_model_len;
+        request.tokens = tokens_to_compute(p, i);
         request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
             .head_ms = timeout,
             .idle_ms = timeout,
@@ -334,7 +363,7 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
         struct leg *l = &p->decode;
         struct leg_request request = {
             .path = p->path,
-            .tokens = p->prompt_tokens + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
+            .tokens = tokens_to_compute(p, i) + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
             .deadlines = decode_deadlines(p, purpose),
             .only_once = p->handoff.params.ptr != NULL,
         };

@@ -2,8 +2,8 @@
  * state) in, an index out; no clock, no memory, no I/O. The same functions route, are tested as laws, and can drive a
  * simulation.
  *
- * Loads are the gateway's own accounting, in tokens (pool.h says which). A policy never looks at names or order of
- * configuration, so that adding an instance changes nothing for the others. */
+ * Loads are in tokens (pool.h says of what). A policy never looks at the order of configuration, so that adding an instance
+ * changes nothing for the others. */
 #pragma once
 #include "base/rng.h"
 #include <stdbool.h>
@@ -19,13 +19,23 @@ struct policy_entry {
         uint32_t requests;  /* legs that are with it now */
         uint32_t cap;       /* most legs at once, 0: any number */
         uint32_t id;        /* what `avoid` names; unique among the entries */
-        uint32_t unused;
+        uint32_t place;     /* a hash of its address: the same in every gateway and after every start */
+};
+
+/* An entry that has the beginning of the prompt in its cache, as far as is known. */
+struct policy_warm {
+        size_t at;       /* index of the entry */
+        uint64_t tokens; /* of the prompt, at most all of them */
 };
 
 struct policy_facts {
         const uint32_t *avoid; /* ids not to choose (those that failed this request), NULL when none */
         size_t avoid_count;
-        bool no_leg; /* a small call that is no work: caps do not hold, and nobody's turn is used up */
+        bool no_leg;      /* a small call that is no work: caps do not hold, and nobody's turn is used up */
+        uint64_t tokens;  /* of work that the leg is */
+        uint64_t session; /* a hash of whom it belongs to; 0: nobody */
+        const struct policy_warm *warm;
+        size_t warm_count;
 };
 
 /* What a policy remembers between picks; one per role. A zeroed state with a seeded rng is fresh. */
@@ -39,14 +49,16 @@ struct policy {
         /* The index of the chosen entry, or POLICY_NONE when each is avoided or at its cap. */
         size_t (*pick)(const struct policy_entry *entries, size_t count, const struct policy_facts *facts,
             struct policy_state *state);
+        bool wants_warm; /* what is known of caches makes a difference */
 };
 
-/* "least_load", "round_robin", "random", "power_of_two"; case aside, '-' and '_' are the same. NULL: no such policy. */
+/* One of POLICY_NAMES, or as vllm-router calls them: "cache_aware" for prefix_aware, "rendezvous_hash" for consistent_hash.
+ * Case aside, '-' and '_' are the same. NULL: no such policy. */
 const struct policy *policy_find(const char *name);
 /* All of them, ended by a row without name. */
 extern const struct policy policy_table[];
 /* The names joined by '|', for option tables. */
-#define POLICY_NAMES "least_load|round_robin|random|power_of_two"
+#define POLICY_NAMES "least_load|round_robin|random|power_of_two|prefix_aware|consistent_hash"
 
 /* May this entry take one more leg? */
 bool policy_may_take(const struct policy_entry *e, const struct policy_facts *facts);

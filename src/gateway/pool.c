@@ -4,6 +4,7 @@
  * suspect and the busy (tier 1), so that a policy walks or draws from a dense array. An instance knows its slot. */
 #include "gateway/pool.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -18,11 +19,17 @@
 
 struct table {
         struct policy_entry *entries;
-        struct instance **at;  /* same index as entries */
-        size_t count, healthy; /* [0, healthy) is tier 0 */
-        struct instance **all;
-        size_t all_count, capacity; /* of all three arrays */
+        struct instance **at;       /* same index as entries */
+        size_t count, healthy;      /* [0, healthy) is tier 0 */
+        struct instance **all;      /* their ids grow: they stand in the order in which they came */
+        uint32_t *ids;              /* of `all` */
+        size_t all_count, capacity; /* of all four arrays */
         struct policy_state state;
+        bool any_risen;
+        uint64_t first_risen_at;
+        int64_t longest;             /* max_model_len that was ever said */
+        bool some_unknown;           /* one has said none */
+        struct prefix_index *prefix; /* NULL: the policy does not want one */
 };
 
 struct pool {
@@ -83,7 +90,10 @@ static struct table *table_of(struct instance *i) {
 }
 
 static uint64_t load_of(const struct instance *i) {
-        return i->tokens + i->held_tokens * POOL_HELD_WEIGHT_TENTHS / 10;
+        uint64_t load =
+            i->tokens + i->held_tokens * POOL_HELD_WEIGHT_TENTHS / 10 + i->foreign_requests * POOL_FOREIGN_TOKENS;
+
+        return load * 10 / i->share_tenths;
 }
 
 static void slot_write(struct table *t, size_t slot, struct instance *i) {
@@ -94,6 +104,7 @@ static void slot_write(struct table *t, size_t slot, struct instance *i) {
             .requests = i->requests,
             .cap = i->pool->options.cap,
             .id = i->id,
+            .place = i->place,
         };
         i->slot = slot;
 }
@@ -168,6 +179,11 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool) {
                 rng_seed(&p->tables[r].state.rng, options->seed + 1 + (uint64_t)r);
                 if (!p->options.policy[r])
                         p->options.policy[r] = &policy_table[0];
+                if (p->options.policy[r]->wants_warm &&
+                    prefix_index_new(p->options.prefix_bytes, &p->tables[r].prefix) < 0) {
+                        pool_free(p);
+                        return -ENOMEM;
+                }
         }
         *ret_pool = p;
         return 0;
@@ -189,8 +205,10 @@ void pool_free(struct pool *p) {
                 for (size_t k = 0; k < t->all_count; k++)
                         instance_free(t->all[k]);
                 free(t->all);
+                free(t->ids);
                 free(t->at);
                 free(t->entries);
+                prefix_index_free(t->prefix);
         }
         free(p);
 }
@@ -199,6 +217,7 @@ static int grow(struct table *t) {
         size_t capacity = t->capacity ? t->capacity * 2 : 16;
         struct instance **all, **at;
         struct policy_entry *entries;
+        uint32_t *ids;
 
         if (t->all_count < t->capacity)
                 return 0;
@@ -208,6 +227,10 @@ static int grow(struct table *t) {
         if (!all)
                 return -ENOMEM;
         t->all = all;
+        ids = realloc(t->ids, capacity * sizeof(*ids));
+        if (!ids)
+                return -ENOMEM;
+        t->ids = ids;
         at = realloc(t->at, capacity * sizeof(*at));
         if (!at)
                 return -ENOMEM;
@@ -224,6 +247,7 @@ static void set_state(struct instance *i, enum instance_state s) {
         enum instance_state before = i->state;
 
         i->state = s;
+        i->life += s == INSTANCE_EJECTED;
         i->backoff = 0;
         memset(i->streak, 0, sizeof(i->streak));
         place(i);
@@ -242,6 +266,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
                 free(spec->endpoint);
                 i->next_probe = i->next_probe == UINT64_MAX ? UINT64_MAX : now;
                 i->join_failures = 0;
+                i->added_later = spec->added_later;
                 set_state(i, INSTANCE_JOINING);
                 *ret_instance = i;
                 return 0;
@@ -261,12 +286,16 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->id = ++p->next_id;
         i->role = spec->role;
         i->dp_rank = spec->dp_rank;
+        i->bootstrap_port = spec->bootstrap_port;
         i->endpoint = spec->endpoint;
         i->added_later = spec->added_later;
         i->state = INSTANCE_JOINING;
         i->next_probe = now;
         i->slot = NO_SLOT;
+        i->share_tenths = 10;
+        i->place = (uint32_t)hash64(slice_str(i->key), 0);
         i->pool = p;
+        t->ids[t->all_count] = i->id;
         t->all[t->all_count++] = i;
         *ret_instance = i;
         return 0;
@@ -282,6 +311,7 @@ static void leave_if_idle(struct instance *i) {
         for (size_t k = 0; k < t->all_count; k++)
                 if (t->all[k] == i) {
                         memmove(t->all + k, t->all + k + 1, (t->all_count - k - 1) * sizeof(*t->all));
+                        memmove(t->ids + k, t->ids + k + 1, (t->all_count - k - 1) * sizeof(*t->ids));
                         t->all_count--;
                         break;
                 }
@@ -327,22 +357,114 @@ size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s
         return n;
 }
 
+void pool_learn_length(struct instance *i, int64_t max_model_len) {
+        struct table *t = table_of(i);
+
+        i->max_model_len = max_model_len;
+        if (max_model_len <= 0)
+                t->some_unknown = true;
+        else if (max_model_len > t->longest)
+                t->longest = max_model_len;
+}
+
+int64_t pool_longest(const struct pool *p, enum role role) {
+        return p->tables[role].some_unknown ? 0 : p->tables[role].longest;
+}
+
 /* ---- choosing and load ---------------------------------------------------------------------------------------------- */
 
-struct instance *pool_pick(struct pool *p, enum role role, const struct policy_facts *facts) {
-        struct table *t = &p->tables[role];
-        const struct policy *policy = p->options.policy[role];
-        size_t at = policy_pick(policy, t->entries, t->healthy, facts, &t->state);
+/* Whose slot it is, NO_SLOT when that life is over or it may not be chosen. */
+static size_t slot_of(const struct table *t, struct prefix_holder h) {
+        size_t low = 0, high = t->all_count;
 
-        if (at == POLICY_NONE) {
-                at = policy_pick(policy, t->entries + t->healthy, t->count - t->healthy, facts, &t->state);
-                if (at == POLICY_NONE)
-                        return NULL;
-                at += t->healthy;
+        while (low < high) {
+                size_t middle = low + (high - low) / 2;
+
+                if (t->ids[middle] < h.id)
+                        low = middle + 1;
+                else
+                        high = middle;
         }
+        if (low == t->all_count || t->ids[low] != h.id || t->all[low]->life != h.life)
+                return NO_SLOT;
+        return t->all[low]->slot;
+}
+
+/* Engines cache whole blocks, of 64 tokens or so: a beginning that is shorter, such as the framing that all messages have
+ * in common, saves nothing, unless it is a good part of a short prompt. */
+#define WARM_TOKENS_MIN 64
+
+static bool is_worth_it(uint64_t tokens, const struct prompt *prompt) {
+        return tokens >= WARM_TOKENS_MIN || tokens * 4 >= prompt->tokens;
+}
+
+/* Who of the table has the beginning of the prompt, by slot. Returns how many. */
+static size_t find_warm(const struct table *t, const struct prompt *prompt, struct policy_warm *ret_warm) {
+        struct prefix_hit hits[PREFIX_HITS_MAX];
+        size_t n = 0, found = prefix_match(t->prefix, prompt->keys, prompt->key_count, hits);
+        uint64_t tokens = 0;
+
+        for (size_t k = 0; k < found; k++) {
+                size_t slot = slot_of(t, hits[k].holder);
+
+                if (k == 0 || hits[k].count != hits[k - 1].count)
+                        tokens = prefix_tokens(prompt, hits[k].count);
+                if (slot != NO_SLOT && is_worth_it(tokens, prompt))
+                        ret_warm[n++] = (struct policy_warm){slot, tokens};
+        }
+        return n;
+}
+
+/* Pick among the slots [from, to). */
+static size_t pick_among(struct pool *p, enum role role, size_t from, size_t to, const struct policy_facts *facts,
+    const struct policy_warm *warm, size_t warm_count) {
+        struct table *t = &p->tables[role];
+        struct policy_warm inside[PREFIX_HITS_MAX];
+        struct policy_facts here = *facts;
+        size_t at;
+
+        here.warm = inside;
+        here.warm_count = 0;
+        for (size_t k = 0; k < warm_count; k++)
+                if (warm[k].at >= from && warm[k].at < to)
+                        inside[here.warm_count++] = (struct policy_warm){warm[k].at - from, warm[k].tokens};
+        at = policy_pick(p->options.policy[role], t->entries + from, to - from, &here, &t->state);
+        return at == POLICY_NONE ? POLICY_NONE : at + from;
+}
+
+struct instance *pool_pick(
+    struct pool *p, enum role role, const struct policy_facts *facts, const struct prompt *prompt) {
+        struct table *t = &p->tables[role];
+        struct policy_warm warm[PREFIX_HITS_MAX];
+        size_t warm_count = t->prefix && prompt ? find_warm(t, prompt, warm) : 0, at;
+
+        at = pick_among(p, role, 0, t->healthy, facts, warm, warm_count);
+        if (at == POLICY_NONE)
+                at = pick_among(p, role, t->healthy, t->count, facts, warm, warm_count);
+        if (at == POLICY_NONE)
+                return NULL;
         t->at[at]->last_pick = t->entries[at].last_pick;
         t->at[at]->picks += !facts->no_leg;
         return t->at[at];
+}
+
+uint64_t pool_note_prompt(struct instance *i, const struct prompt *prompt) {
+        struct table *t = table_of(i);
+
+        if (!t->prefix || prompt->key_count == 0)
+                return 0;
+        return prefix_tokens(
+            prompt, prefix_note(t->prefix, prompt->keys, prompt->key_count, (struct prefix_holder){i->id, i->life}));
+}
+
+bool pool_wants_prompts(const struct pool *p) {
+        return p->tables[ROLE_PREFILL].prefix || p->tables[ROLE_DECODE].prefix;
+}
+
+void pool_forget_prompts(struct pool *p) {
+        for (int r = 0; r < ROLE_COUNT; r++)
+                if (p->tables[r].prefix)
+                        prefix_index_clear(p->tables[r].prefix);
 }
 
 bool pool_has_room(const struct pool *p, enum role role) {
@@ -389,6 +511,13 @@ void pool_give_back(struct load *l) {
         leave_if_idle(i);
 }
 
+void pool_report_load(struct instance *i, uint64_t requests, uint64_t own, double kv_usage, uint64_t until) {
+        i->foreign_requests = requests > own ? requests - own : 0;
+        i->foreign_until = until;
+        i->kv_usage = kv_usage;
+        refresh(i);
+}
+
 /* ---- health --------------------------------------------------------------------------------------------------------- */
 
 /* A tenth more or less, so that many gateways and instances do not probe in step. */
@@ -425,8 +554,29 @@ static bool is_last(struct instance *i) {
         return table_of(i)->count == 1 && i->slot != NO_SLOT;
 }
 
+static void grow_share(struct instance *i, uint64_t now) {
+        uint64_t window = i->pool->options.slow_start, age = now - i->risen_at;
+
+        i->share_tenths = age >= window ? 10 : 1 + (unsigned)(age * 9 / window);
+        refresh(i);
+}
+
+/* It may be chosen from now on. While the whole role is new, nobody has more than it has. */
+static void rise(struct instance *i, uint64_t now) {
+        struct table *t = table_of(i);
+
+        if (!t->any_risen) {
+                t->any_risen = true;
+                t->first_risen_at = now;
+        }
+        if (now - t->first_risen_at < i->pool->options.slow_start)
+                return;
+        i->risen_at = now;
+        grow_share(i, now);
+}
+
 /* Returns whether the state changed. */
-static bool apply(struct instance *i, enum health_event what) {
+static bool apply(struct instance *i, enum health_event what, uint64_t now) {
         const struct rule *rule;
 
         for (int e = 0; e < HEALTH_EVENTS; e++)
@@ -441,13 +591,15 @@ static bool apply(struct instance *i, enum health_event what) {
         if (rule->to == INSTANCE_EJECTED && what != HEALTH_PROBE_DEAD && is_last(i))
                 return false;
         set_state(i, rule->to);
+        if (rule->to == INSTANCE_HEALTHY && rule->from != INSTANCE_SUSPECT)
+                rise(i, now);
         return true;
 }
 
 void pool_report(struct instance *i, enum health_event what, uint64_t now) {
         if (i->state == INSTANCE_LEAVING)
                 return;
-        if (!apply(i, what))
+        if (!apply(i, what, now))
                 return;
         /* A probe that runs was sent before this was known; its result still counts. Else look at once. */
         if (i->next_probe != UINT64_MAX)
@@ -489,7 +641,7 @@ void pool_probe_done(struct instance *i, enum health_event what, uint64_t now) {
                 pool_remove(p, i);
                 return;
         }
-        apply(i, what);
+        apply(i, what, now);
         plan_probe(i, now);
 }
 
@@ -498,6 +650,10 @@ void pool_tick(struct pool *p, uint64_t now) {
                 for (size_t k = 0; k < p->tables[r].all_count; k++) {
                         struct instance *i = p->tables[r].all[k];
 
+                        if (i->foreign_until > 0 && i->foreign_until <= now)
+                                pool_report_load(i, 0, 0, 0, 0);
+                        if (i->share_tenths < 10)
+                                grow_share(i, now);
                         if (i->busy_until == 0 || i->busy_until > now)
                                 continue;
                         i->busy_until = 0;

@@ -5,17 +5,19 @@
  *
  * An instance is JOINING until a probe succeeds, then HEALTHY. A sign of trouble makes it SUSPECT: chosen only when no
  * healthy one may take the leg, and probed at once. Probes decide: HEALTHY again, or EJECTED, from where two good
- * probes in a row bring it back. Overload (429, 503 on a request) is not trouble: the instance stands back for a moment
+ * probes in a row bring it back. One that has come, or come back, has no load and would be given all that comes, with its
+ * caches cold: its load counts for up to ten times as much at first (slow_start). Overload (429, 503 on a request) is not trouble: the instance stands back for a moment
  * and stays healthy. The last instance of a role that can still be chosen is never ejected for being slow, because a
  * slow answer is better than none; it is ejected when its process is gone.
  *
- * Load is counted in tokens that stand for work: struct load is taken once and given back once, whatever the way out;
- * giving back again does nothing. */
+ * Load is counted in tokens that stand for work, of our own legs and of what an instance's metrics say that others have
+ * with it: struct load is taken once and given back once, whatever the way out; giving back again does nothing. */
 #pragma once
 #include "base/error.h"
 #include "base/rng.h"
 #include "base/slice.h"
 #include "gateway/policy.h"
+#include "gateway/prefix.h"
 
 /* Membership comes from the operator, but over HTTP too: a bound against a runaway script. */
 #define POOL_INSTANCES_MAX 65536
@@ -43,27 +45,50 @@ enum health_event {
         HEALTH_EVENTS,
 };
 
+enum leg_end { /* how a leg at an instance ended */
+        LEG_DONE,
+        LEG_REFUSED,    /* 4xx: the request's own fault */
+        LEG_OVERLOADED, /* 429, 503 */
+        LEG_ERROR,      /* other 5xx, or what makes no sense */
+        LEG_UNSENT,     /* could not connect: the instance has not seen the request */
+        LEG_BROKEN,     /* reset, cut, not HTTP */
+        LEG_TIMEOUT,
+        LEG_ABORTED, /* by us */
+        LEG_ENDS,
+};
+
 struct pool;
 
 struct instance {
         uint32_t id;
+        uint32_t life;  /* grows when it is ejected: what it had in its caches is not counted on any more */
+        uint32_t place; /* a hash of its key */
         enum role role;
-        int dp_rank;      /* sent as X-data-parallel-rank; -1: none */
-        const char *name; /* for people: the given name, or the key */
-        const char *key;  /* "host:port" or "host:port@rank": unique within the role */
-        void *endpoint;   /* of the pool's user, see pool_options.make_endpoint */
+        int dp_rank;             /* sent as X-data-parallel-rank; -1: none */
+        uint16_t bootstrap_port; /* see struct gateway_member */
+        const char *name;        /* for people: the given name, or the key */
+        const char *key;         /* "host:port" or "host:port@rank": unique within the role */
+        void *endpoint;          /* of the pool's user, see pool_options.make_endpoint */
         enum instance_state state;
         uint64_t busy_until; /* stands back until then */
         uint64_t next_probe; /* UINT64_MAX while a probe is under way */
         unsigned streak[HEALTH_EVENTS], backoff;
         bool added_later; /* by the admin routes: dropped when it never answers (join_tries) */
         unsigned join_failures;
-        int64_t max_model_len; /* from /v1/models; 0: not known */
+        int64_t max_model_len; /* from /v1/models, see pool_learn_length(); 0: not known */
         /* Work: legs in flight, their tokens, and tokens of KV that wait at a prefiller to be fetched. */
         uint32_t requests;
         uint64_t tokens, held_tokens, held_requests;
-        uint64_t picks, failures; /* totals */
-        size_t slot;              /* in its role's table, SIZE_MAX when not to be chosen */
+        /* What others have with it, as far as its metrics say (pool_report_load); old news are no news. */
+        uint64_t foreign_requests, foreign_until, next_scrape;
+        double kv_usage; /* likewise of its memory, 0..1 */
+        /* It came, or came back, at `risen_at` and has a share of 1 to 10 tenths of the load that others have. */
+        uint64_t risen_at;
+        unsigned share_tenths;
+        uint64_t picks, failures;          /* totals */
+        uint64_t ended[LEG_ENDS], done_ns; /* legs, and the time of those that were done */
+        uint64_t first_count, first_ns;    /* streams that began, from the leg's start to the first byte */
+        size_t slot;                       /* in its role's table, SIZE_MAX when not to be chosen */
         unsigned tier;
         uint64_t last_pick;
         unsigned references; /* loads and probes that point here */
@@ -76,7 +101,9 @@ struct pool_options {
         unsigned join_tries;                     /* failed probes after which one added later is dropped; 0: never */
         uint32_t cap;                            /* most legs per instance; 0: any number */
         const struct policy *policy[ROLE_COUNT]; /* NULL: least_load */
-        uint64_t seed;                           /* of the random policies and of jitter */
+        uint64_t slow_start; /* ns in which one that has come (back) grows to its full share; 0: it has that at once */
+        size_t prefix_bytes; /* of each role's index of prompts, where its policy wants one */
+        uint64_t seed;       /* of the random policies and of jitter */
         /* Called after every change of state, and with INSTANCE_LEAVING just before the instance is freed (`gone`). */
         void (*on_change)(void *context, struct instance *i, enum instance_state before, bool gone);
         void *context;
@@ -92,6 +119,7 @@ struct instance_spec {
         enum role role;
         const char *key, *name;
         int dp_rank;
+        uint16_t bootstrap_port;
         void *endpoint;
         bool added_later;
 };
@@ -105,9 +133,20 @@ struct instance *pool_at(const struct pool *p, enum role role, size_t index); /*
 size_t pool_routable(const struct pool *p, enum role role);                   /* healthy and suspect */
 size_t pool_in_state(const struct pool *p, enum role role, enum instance_state s);
 
-/* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy.
- * NULL: none. */
-struct instance *pool_pick(struct pool *p, enum role role, const struct policy_facts *facts);
+/* The instance says how many tokens its model takes; 0: it does not. */
+void pool_learn_length(struct instance *i, int64_t max_model_len);
+/* More than so many tokens no instance of the role takes; 0: not known, for one has not said. */
+int64_t pool_longest(const struct pool *p, enum role role);
+
+/* Choose by the role's policy among those that may be chosen: the healthy first, then the suspect and the busy. The facts'
+ * `warm` is found here, from `prompt`. NULL: none. */
+struct instance *pool_pick(
+    struct pool *p, enum role role, const struct policy_facts *facts, const struct prompt *prompt);
+/* The instance is given this prompt. Returns how many of its tokens are in the instance's cache already, as far as is known
+ * (0 where the policy does not want to know). */
+uint64_t pool_note_prompt(struct instance *i, const struct prompt *prompt);
+bool pool_wants_prompts(const struct pool *p);            /* some role's policy does: prompts are to have keys */
+void pool_forget_prompts(struct pool *p);                 /* all caches were cleared */
 bool pool_has_room(const struct pool *p, enum role role); /* whether there is one for a leg that avoids none */
 
 enum load_kind {
@@ -126,6 +165,11 @@ void pool_take(struct instance *i, enum load_kind kind, uint64_t tokens, struct 
 /* Twice is harmless. Frees the instance when it was leaving and this was the last that pointed to it. */
 void pool_give_back(struct load *l);
 
+/* What a request that others have with an instance comes to, in tokens: nobody says. */
+#define POOL_FOREIGN_TOKENS 1024
+/* Its metrics say that it works on so many requests, of which `own` are at most ours: the others are load too, until `until`. */
+void pool_report_load(struct instance *i, uint64_t requests, uint64_t own, double kv_usage, uint64_t until);
+
 /* What was seen of an instance; may change its state. Nothing when it is leaving. */
 void pool_report(struct instance *i, enum health_event what, uint64_t now);
 /* It answered 429 or 503: prefer others until then. */
@@ -135,5 +179,6 @@ void pool_stand_back(struct instance *i, uint64_t until);
  * pool_probe_done with what was seen: it may free the instance, which may be leaving or be given up now (join_tries). */
 struct instance *pool_take_probe(struct pool *p, uint64_t now);
 void pool_probe_done(struct instance *i, enum health_event what, uint64_t now);
-/* Bring back those whose stand-back is over. */
+/* What time alone changes: bring back those whose stand-back is over, forget what was said of their load long ago, let the
+ * shares of new ones grow. */
 void pool_tick(struct pool *p, uint64_t now);

@@ -1,5 +1,6 @@
 /* request.c - a client's exchange: reading it, running its parts, and the one way out. */
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "gateway/core.h"
 #include <assert.h>
@@ -9,34 +10,69 @@
 
 /* Parts of one request that run at once: a list of a thousand prompts takes its turn beside other clients. */
 #define FANOUT_MAX 16
+/* Memory for a body that is only announced. */
+#define RESERVE_MAX (1 << 20)
 
 static const struct http_exchange_callbacks callbacks;
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
 
-/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. */
-static const char *const for_us[] = {
-    "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", "x-baton-notes", NULL};
+/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. The first
+ * TRACE_FIELDS of them pass when the client has sent a trace. */
+static const char *const for_us[] = {"traceparent", "tracestate", "host", "content-length", "content-type",
+    "x-request-id", "accept-encoding", "expect", "x-baton-notes", NULL};
+#define TRACE_FIELDS 2
 
-/* 128 bits from the kernel as hex digits: nobody can guess an id. They are fetched in batches. */
-static struct slice random_id(struct request *r) {
+/* From the kernel, as hex digits: nobody can guess an id. They are fetched in batches. */
+static void random_hex(struct gateway *g, size_t bytes, char *ret_text) {
         static const char digits[] = "0123456789abcdef";
-        struct gateway *g = r->g;
-        char *text = arena_alloc(&r->arena, 32);
 
-        if (!text)
-                return SLICE_NONE;
-        if (g->random_left < 16) {
+        if (g->random_left < bytes) {
                 rng_secure(g->random, sizeof(g->random));
                 g->random_left = sizeof(g->random);
         }
-        for (int i = 0; i < 16; i++) {
+        for (size_t i = 0; i < bytes; i++) {
                 unsigned char byte = g->random[--g->random_left];
 
-                text[2 * i] = digits[byte >> 4];
-                text[2 * i + 1] = digits[byte & 15];
+                ret_text[2 * i] = digits[byte >> 4];
+                ret_text[2 * i + 1] = digits[byte & 15];
         }
-        return slice_of(text, 32);
+}
+
+#define ID_BYTES 16
+
+static struct slice random_id(struct request *r) {
+        char *text = arena_alloc(&r->arena, 2 * ID_BYTES);
+
+        if (!text)
+                return SLICE_NONE;
+        random_hex(r->g, ID_BYTES, text);
+        return slice_of(text, 2 * ID_BYTES);
+}
+
+/* Sampled, as an engine would do it that is asked without a trace. */
+static struct slice new_trace(struct request *r) {
+        static const char form[] = "00-00000000000000000000000000000000-0000000000000000-01";
+        struct slice s = arena_copy(&r->arena, SLICE_LIT(form));
+
+        if (s.ptr) {
+                random_hex(r->g, 16, (char *)s.ptr + 3);
+                random_hex(r->g, 8, (char *)s.ptr + 36);
+        }
+        return s;
+}
+
+/* The end-to-end fields that each leg gets. 0 or -ENOMEM. */
+static int take_fields(struct request *r, struct http_fields from) {
+        struct slice trace = fields_trace(from);
+        struct http_field own = {SLICE_LIT("traceparent"), SLICE_NONE};
+
+        r->trace = trace.ptr ? arena_copy(&r->arena, trace) : new_trace(r);
+        if (!r->trace.ptr)
+                return -ENOMEM;
+        own.value = r->trace;
+        return fields_of_client(r->g, from, trace.ptr ? for_us + TRACE_FIELDS : for_us,
+            (struct http_fields){&own, trace.ptr ? 0 : 1}, &r->arena, &r->fields);
 }
 
 #define ID_MAX 128
@@ -47,6 +83,13 @@ static bool is_plain_id(struct slice id) {
                 if (id.ptr[i] <= ' ' || id.ptr[i] > '~' || id.ptr[i] == '"' || id.ptr[i] == '\\')
                         return false;
         return id.len > 0 && id.len <= ID_MAX;
+}
+
+/* Seeded with nothing: every gateway is to send a session to the same instance. */
+static uint64_t session_of(const struct gateway *g, struct http_fields fields) {
+        struct slice value = http_field_value(fields, g->options.session_header);
+
+        return value.len > 0 ? hash64(value, 0) | 1 : 0;
 }
 
 /* A client's id may name its legs when it is one everywhere; else 128 random bits. */
@@ -60,7 +103,13 @@ static int choose_id(struct request *r, struct http_fields fields) {
 static void on_body(struct http_exchange *x, struct slice data, void *user) {
         struct request *r = user;
 
-        buf_add(&r->body, data);
+        if (r->answer != ANSWER_NONE || gateway_keep_body(r->g, &r->body, data))
+                return;
+        gateway_drop_body(r->g, &r->body);
+        r->answer = ANSWER_ENDED;
+        r->status = 503;
+        r->end = "full";
+        gateway_respond_full(x);
 }
 
 void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
@@ -78,20 +127,22 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
         r->facts.api = api;
         r->wants_notes = slice_is(http_field_value(head->fields, "x-baton-notes"), "1");
         r->begun = gateway_now(g);
+        r->session = session_of(g, head->fields);
         r->peer = arena_copy(&r->arena, slice_str(http_exchange_peer(x))).ptr;
         list_init(&r->settlers);
         list_init(&r->unsent);
+        list_init(&r->arrival);
+        admission_read(r, head->fields);
         list_push_back(&g->requests, &r->link);
         g->request_count++;
         http_exchange_watch(x, &callbacks, r);
-        if (!r->peer || fields_of_client(g, head->fields, for_us, &r->arena, &r->fields) < 0 ||
-            choose_id(r, head->fields) < 0) {
+        if (!r->peer || take_fields(r, head->fields) < 0 || choose_id(r, head->fields) < 0) {
                 gateway_respond_error(x, 500, "InternalServerError", "the gateway is out of memory");
                 return;
         }
-        /* In one piece when the client says how long it is (http/ has checked the limit). */
+        /* In one piece when the client says how long it is, but for so much that only who sends it gets the memory. */
         if (head->content_length > 0)
-                buf_reserve(&r->body, (size_t)head->content_length);
+                buf_reserve(&r->body, head->content_length < RESERVE_MAX ? (size_t)head->content_length : RESERVE_MAX);
 }
 
 /* ---- parts ---------------------------------------------------------------------------------------------------------- */
@@ -112,6 +163,9 @@ static int fill_source(struct request *r, struct part *p) {
         p->prompt_tokens = f->prompts ? facts_estimate(f->prompts[prompt]) : f->prompt_tokens;
         p->relay.many = r->part_count > 1;
         p->relay.track = f->stream && r->g->options.max_continuations > 0;
+        if (pool_wants_prompts(r->g->pool) &&
+            facts_prompt(f, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt, &r->arena, &p->prompt) < 0)
+                return -ENOMEM;
         if (!splits(r)) {
                 p->prompt_tokens = f->prompt_tokens;
                 p->relay.track &= f->prompt_count == 1 && f->n == 1;
@@ -159,23 +213,43 @@ static int make_parts(struct request *r) {
 }
 
 /* Begin parts until enough run. */
-static void start_parts(struct request *r) {
+void request_start(struct request *r) {
         while (!r->failed && !r->gone && r->started < r->part_count && r->started - r->over < FANOUT_MAX)
                 part_step(&r->parts[r->started++], PART_TRY);
 }
 
-static void refuse(struct request *r, const struct openai_error *e) {
-        struct http_field type = {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")};
+static void stop_parts(struct request *r, const struct part *but);
+
+void request_refuse(struct request *r, const struct openai_error *e, unsigned retry_after) {
+        struct http_field fields[2] = {{SLICE_LIT("Content-Type"), SLICE_LIT("application/json")}};
         struct buf body = {0};
+        char seconds[16];
 
         r->failed = true;
         r->answer = ANSWER_ENDED;
         r->status = e->status;
         r->end = "refused";
         openai_write_error(&body, e);
-        http_respond(r->x, e->status, (struct http_fields){&type, 1}, buf_slice(&body));
+        snprintf(seconds, sizeof(seconds), "%u", retry_after);
+        fields[1] = (struct http_field){SLICE_LIT("Retry-After"), slice_str(seconds)};
+        http_respond(r->x, e->status, (struct http_fields){fields, retry_after > 0 ? 2 : 1}, buf_slice(&body));
         r->bytes_out += body.len;
         buf_free(&body);
+        stop_parts(r, NULL);
+}
+
+/* A prompt that is too long for every instance is refused in their words, before one of them reads it. */
+static int check_length(const struct request *r, struct openai_error *e) {
+        const struct facts *f = &r->facts;
+        int64_t longest = pool_longest(r->g->pool, gateway_first_role(r->g));
+
+        for (size_t i = 0; longest > 0 && i < f->prompt_count; i++) {
+                uint64_t ids = facts_count_ids(f->prompts ? f->prompts[i] : f->prompt);
+
+                if (ids > (uint64_t)longest)
+                        return openai_too_long(ids, false, (uint32_t)longest, e);
+        }
+        return 0;
 }
 
 static int check(struct request *r, struct openai_error *e) {
@@ -189,7 +263,7 @@ static int check(struct request *r, struct openai_error *e) {
                     "%zu prompts with n=%u make %llu answers; this gateway takes at most %lld in one request",
                     r->facts.prompt_count, r->facts.n, (unsigned long long)parts, (long long)r->g->options.max_prompts);
         r->part_count = (size_t)parts;
-        return 0;
+        return check_length(r, e);
 }
 
 static void on_body_end(struct http_exchange *x, void *user) {
@@ -208,10 +282,10 @@ static void on_body_end(struct http_exchange *x, void *user) {
                 err = make_parts(r);
         if (err < 0) {
                 r->part_count = 0;
-                refuse(r, &e);
+                request_refuse(r, &e, 0);
                 return;
         }
-        start_parts(r);
+        admission_enter(r);
 }
 
 /* ---- answering ------------------------------------------------------------------------------------------------------ */
@@ -239,18 +313,43 @@ static void note_first(struct request *r) {
                 r->first = gateway_now(r->g);
 }
 
-bool request_begin_stream(struct request *r, struct part *p) {
-        if (!r->x || r->answer == ANSWER_ENDED)
-                return false;
-        if (r->answer == ANSWER_BEGUN)
-                return true;
-        if (http_begin(r->x, 200, answer_fields(r, p, p->decode.fields), HTTP_LENGTH_CHUNKED) < 0)
+static bool begin_stream(struct request *r, struct http_fields fields) {
+        if (http_begin(r->x, 200, fields, HTTP_LENGTH_CHUNKED) < 0)
                 return false;
         r->answer = ANSWER_BEGUN;
         r->status = 200;
         r->stream = true;
+        r->g->stream_count++;
+        return true;
+}
+
+bool request_begin_stream(struct request *r, struct part *p) {
+        if (!r->x || r->answer == ANSWER_ENDED)
+                return false;
+        if (r->answer == ANSWER_NONE && !begin_stream(r, answer_fields(r, p, p->decode.fields)))
+                return false;
         note_first(r);
         return true;
+}
+
+void request_keep_alive(struct request *r, uint64_t now) {
+        uint64_t silence = (uint64_t)(r->g->options.keepalive * (double)NS_PER_S);
+        struct http_field fields[] = {
+            {SLICE_LIT("Content-Type"), SLICE_LIT("text/event-stream; charset=utf-8")},
+            {SLICE_LIT("X-Request-Id"), r->id},
+        };
+
+        if (silence == 0 || !r->x || !r->facts.stream || r->part_count == 0 || r->answer == ANSWER_ENDED)
+                return;
+        if (now - (r->last_sent ? r->last_sent : r->begun) < silence)
+                return;
+        for (size_t i = 0; i < r->part_count; i++)
+                if (r->parts[i].client_is_slow) /* it has bytes that it does not take */
+                        return;
+        if (r->answer == ANSWER_NONE && !begin_stream(r, (struct http_fields){fields, 2}))
+                return;
+        buf_add_str(&r->pending, ": keep-alive\n\n");
+        request_send_pending(r);
 }
 
 void request_send_pending(struct request *r) {
@@ -283,6 +382,8 @@ void request_flush(struct request *r) {
         list_remove(&r->unsent);
         if (bytes.len > 0 && r->x && r->answer == ANSWER_BEGUN) {
                 r->bytes_out += bytes.len;
+                if (r->g->options.keepalive > 0)
+                        r->last_sent = gateway_now(r->g);
                 if (http_send(r->x, &bytes, 1) == 1)
                         for (size_t i = 0; i < r->part_count; i++)
                                 part_pause(&r->parts[i]);
@@ -366,6 +467,11 @@ static void count_tokens(struct request *r, struct part *p) {
 }
 
 void request_part_done(struct request *r, struct part *p) {
+        if (r->answer == ANSWER_BEGUN && !p->relay.any_sent) {
+                request_part_failed(
+                    r, p, 502, "BadGateway", "an engine answered a stream's request with a whole answer");
+                return;
+        }
         count_tokens(r, p);
         r->done++;
         if (r->done < r->part_count || r->failed)
@@ -386,7 +492,7 @@ void request_part_over(struct request *r, struct part *p) {
         if (p->settler)
                 return;
         r->over++;
-        start_parts(r);
+        request_start(r);
 }
 
 static void stop_parts(struct request *r, const struct part *but) {
@@ -411,6 +517,25 @@ static void respond_failure(struct request *r, struct part *p, const struct open
         buf_free(&body);
 }
 
+/* In a stream: the instance's own words, when it had some in the API's shape. */
+static void write_failure_event(struct request *r, const struct part *p, const struct openai_error *e) {
+        struct openai_member m[16];
+        struct slice words = slice_trim(buf_slice(&p->answer));
+        size_t n, at, begin = r->pending.len;
+
+        if (p->answer_status < 400 || openai_scan(words, m, 16, &n, &at) < 0 || !openai_find(m, n, "error").ptr) {
+                openai_write_error_event(&r->pending, e);
+                return;
+        }
+        buf_add_str(&r->pending, "data: ");
+        buf_add(&r->pending, words);
+        for (size_t i = begin; i < r->pending.len;
+             i++) /* between JSON's tokens only; inside strings they are escaped */
+                if (r->pending.ptr[i] == '\n' || r->pending.ptr[i] == '\r')
+                        r->pending.ptr[i] = ' ';
+        buf_add_str(&r->pending, "\n\n");
+}
+
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message) {
         struct openai_error e;
 
@@ -426,7 +551,7 @@ void request_part_failed(struct request *r, struct part *p, int status, const ch
         } else {
                 stats_count(&r->g->stats, COUNT_CUT, 1);
                 r->end = "cut";
-                openai_write_error_event(&r->pending, &e);
+                write_failure_event(r, p, &e);
                 end_stream(r);
         }
         stop_parts(r, p);
@@ -511,14 +636,14 @@ static struct join_usage sum_tokens(const struct request *r) {
         return sum;
 }
 
-/* Parts wait side by side: the longest. */
+/* To be let in, and for instances. Parts wait side by side: the longest. */
 static uint64_t waited(const struct request *r) {
         uint64_t longest = 0;
 
         for (size_t i = 0; i < r->part_count; i++)
                 if (r->parts[i].waited > longest)
                         longest = r->parts[i].waited;
-        return longest;
+        return r->queued + longest;
 }
 
 static void log_ms(struct json_writer *w, const char *name, uint64_t ns) {
@@ -575,6 +700,8 @@ static void log_access(struct request *r) {
         json_str(&w, now);
         json_key(&w, "id");
         json_string(&w, r->id);
+        json_key(&w, "trace");
+        json_string(&w, slice_sub(r->trace, 3, 35));
         json_key(&w, "peer");
         json_str(&w, r->peer);
         json_key(&w, "path");
@@ -658,6 +785,7 @@ static void put_arena(struct gateway *g, struct arena *a) {
 static void finish(struct request *r) {
         struct gateway *g = r->g;
 
+        admission_leave(r);
         count(r);
         log_access(r);
         for (size_t i = 0; i < r->part_count; i++)
@@ -665,10 +793,12 @@ static void finish(struct request *r) {
         list_for_each (at, &r->settlers) {
                 part_free(list_item(at, struct part, link));
         }
+        if (r->stream)
+                g->stream_count--;
         list_remove(&r->link);
         list_remove(&r->unsent);
         buf_free(&r->pending);
-        buf_free(&r->body);
+        gateway_drop_body(g, &r->body);
         put_arena(g, &r->arena);
         free(r);
         g->request_count--;

@@ -6,7 +6,7 @@ bool openai_is_echo_only(const struct openai_request *r) {
         return r->has_max_tokens && r->sampling.max_tokens == 0;
 }
 
-static int too_long(size_t tokens, bool of_text, uint32_t max_model_len, struct openai_error *err) {
+int openai_too_long(size_t tokens, bool of_text, uint32_t max_model_len, struct openai_error *err) {
         size_t told = of_text ? (size_t)max_model_len + 1 : tokens;
 
         return openai_fail(err, 400, "BadRequestError", "input_tokens",
@@ -21,7 +21,7 @@ int openai_fit_tokens(const struct openai_request *r, size_t prompt_tokens, bool
         uint32_t asked = r->sampling.max_tokens, room;
 
         if (prompt_tokens > max_model_len)
-                return too_long(prompt_tokens, of_text, max_model_len, ret_err);
+                return openai_too_long(prompt_tokens, of_text, max_model_len, ret_err);
         room = max_model_len - (uint32_t)prompt_tokens;
         if (!r->has_max_tokens && r->kind == OPENAI_CHAT)
                 asked = room;

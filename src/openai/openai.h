@@ -153,6 +153,8 @@ int openai_request_settle(struct openai_request *r, struct arena *arena);
  * with echo generates one token that is not shown. Returns 0 or -EINVAL. */
 int openai_fit_tokens(const struct openai_request *r, size_t prompt_tokens, bool of_text, uint32_t max_model_len,
     uint32_t *ret_max_tokens, struct openai_error *ret_err);
+/* That refusal. Returns -EINVAL. */
+int openai_too_long(size_t prompt_tokens, bool of_text, uint32_t max_model_len, struct openai_error *ret_err);
 /* max_tokens was 0: the answer is the prompt alone. */
 bool openai_is_echo_only(const struct openai_request *r);
 

@@ -192,6 +192,7 @@ class Engine:
         self.requests = []  # what came, in order: dicts
         self.lock = threading.Lock()
         self.health = 200
+        self.metrics = None  # or a text
         self.running = 0
         self.aborted = 0
         self.reset_calls = 0
@@ -411,6 +412,8 @@ class Answer:
         if self.path == "/v1/models":
             return self.answer(200, {"object": "list", "data": [{"id": e.model, "object": "model",
                                                                   "max_model_len": e.max_model_len}]})
+        if self.path == "/metrics" and e.metrics is not None:
+            return self.answer(200, e.metrics.encode(), "text/plain")
         if self.path == "/version":
             return self.answer(200, {"version": "fake"})
         if self.path.startswith("/reset_prefix_cache"):

@@ -43,7 +43,7 @@ def wait_until(condition, what, seconds=DEADLINE):
         time.sleep(0.02)
 
 
-TERM, KILL = signal.SIGTERM, signal.SIGKILL  # inside the class `signal` is its method
+TERM, KILL, HUP = signal.SIGTERM, signal.SIGKILL, signal.SIGHUP  # inside the class `signal` is its method
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 

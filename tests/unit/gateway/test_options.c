@@ -91,6 +91,41 @@ static void urls_may_have_names_and_ranks(void **state) {
             "--prefiller-hosts ::1 [fe80::2] --prefiller-ports 1 2", "P http://[::1]:1;P http://[fe80::2]:2;");
 }
 
+/* As vllm-router's users write it. */
+static void vllm_routers_command_lines_work(void **state) {
+        struct gateway_options o;
+        struct error e = {0};
+
+        assert_members(
+            "--vllm-pd-disaggregation --prefill http://a:1 none --prefill http://b:2 9000 --decode http://c:3 "
+            "--decode http://d:4 --policy cache_aware --prefill-policy power_of_two",
+            "P http://a:1;P http://b:2;D http://c:3;D http://d:4;");
+        assert_members("--worker-urls http://a:1 x=b:2 c:3@7 --intra-node-data-parallel-size 2",
+            "D http://a:1@0;D http://a:1@1;Dx@0 b:2@0;Dx@1 b:2@1;D c:3@7;");
+        assert_members("--prefill a:1 --decode b:2 --prefill-data-parallel-size 2 --intra-node-data-parallel-size 1",
+            "P a:1@0;P a:1@1;D b:2@0;");
+        assert_int_equal(parse("--vllm-pd-disaggregation --prefill a:1 9000 --decode b:1 --retry-max-retries 0 "
+                               "--retry-initial-backoff-ms 50 --retry-backoff-multiplier 1.5 --cb-failure-threshold 9 "
+                               "--disable-circuit-breaker --prometheus-port 29000 --queue-size 0 --policy "
+                               "rendezvous_hash --max-concurrent-requests 7 --health-check-endpoint /alive",
+                             &o, &e),
+            0);
+        assert_int_equal(o.members[0].bootstrap_port, 9000);
+        assert_true(o.prefill_on_decode && o.retry_delay == 0.05);
+        assert_int_equal(o.max_retries, 1);
+        assert_int_equal(o.queue_size, 0);
+        assert_int_equal(o.max_concurrent, 7);
+        assert_string_equal(o.connector, "pull");
+        assert_int_equal(o.ignored.count, 4);
+        assert_string_equal(o.ignored.items[2], "disable-circuit-breaker");
+        gateway_options_free(&o);
+        assert_int_equal(parse("--vllm-pd-disaggregation --disable-retries --max-retries 9", &o, &e), 0);
+        assert_string_equal(o.connector, "pull");
+        assert_int_equal(o.max_retries, 1);
+        gateway_options_free(&o);
+        assert_refused("--health-check-endpoint alive", "begin with /");
+}
+
 static void slips_are_named(void **state) {
         assert_refused("--prefiller-hosts a b --prefiller-ports 1", "2 hosts and 1 ports");
         assert_refused("--prefiller-hosts a b --prefiller-hosts-num 1 --prefiller-ports 1 2", "--prefiller-hosts-num");
@@ -140,6 +175,7 @@ int main(void) {
             cmocka_unit_test(hosts_and_ports_go_together_in_order),
             cmocka_unit_test(the_expanders_of_0_9_1_repeat_hosts_and_count_ports),
             cmocka_unit_test(urls_may_have_names_and_ranks),
+            cmocka_unit_test(vllm_routers_command_lines_work),
             cmocka_unit_test(slips_are_named),
             cmocka_unit_test(the_connector_follows_from_the_members),
             cmocka_unit_test(a_role_may_have_a_policy_of_its_own),

@@ -46,7 +46,7 @@ static struct instance *healthy(struct pool *p, enum role role, const char *key)
 static struct instance *pick(struct pool *p, enum role role) {
         const struct policy_facts facts = {0};
         bool room = pool_has_room(p, role);
-        struct instance *i = pool_pick(p, role, &facts);
+        struct instance *i = pool_pick(p, role, &facts, NULL);
 
         assert_int_equal(room, i != NULL);
         return i;
@@ -183,6 +183,119 @@ static void load_is_given_back_once(void **state) {
         pool_free(p);
 }
 
+static struct prompt prompt_of(const char *text, uint64_t keys[PREFIX_KEYS_MAX]) {
+        struct slice s = slice_str(text);
+
+        return (struct prompt){
+            .keys = keys, .key_count = prefix_keys(s, 0, keys), .bytes = s.len, .tokens = s.len / 4 + 1};
+}
+
+/* Who was given a prompt is chosen for its continuation, while it may be; a new life begins with an empty cache. */
+static void a_prompt_goes_where_its_beginning_went(void **state) {
+        static const char first[] = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all.";
+        static const char second[] =
+            "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all. Why would it?";
+        const struct pool_options options = {
+            .policy = {policy_find("prefix_aware")}, .seed = 1, .on_change = on_change};
+        const struct policy_facts facts = {0};
+        uint64_t keys[2][PREFIX_KEYS_MAX];
+        struct prompt a = prompt_of(first, keys[0]), b = prompt_of(second, keys[1]);
+        struct instance *i, *others[3];
+        struct pool *p;
+
+        assert_int_equal(pool_new(&options, &p), 0);
+        assert_true(pool_wants_prompts(p));
+        others[0] = healthy(p, ROLE_PREFILL, "a:1");
+        i = healthy(p, ROLE_PREFILL, "b:1");
+        others[1] = healthy(p, ROLE_PREFILL, "c:1");
+        others[2] = healthy(p, ROLE_DECODE, "d:1");
+        assert_int_equal(pool_note_prompt(i, &a), 0);
+        assert_in_range(pool_note_prompt(i, &a), a.tokens / 2, a.tokens);
+        assert_int_equal(pool_note_prompt(others[2], &a), 0); /* its policy does not look */
+        for (int k = 0; k < 6; k++)
+                assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), i);
+        /* One that came later stands elsewhere in the tables; whoever has left is not taken for another. */
+        pool_remove(p, others[0]);
+        assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), i);
+        pool_report(i, HEALTH_LEG_BROKEN, 0);
+        assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), others[1]);
+        pool_report(i, HEALTH_PROBE_DEAD, 0);
+        pool_report(i, HEALTH_PROBE_OK, 0);
+        pool_report(i, HEALTH_PROBE_OK, 0);
+        assert_int_equal(i->state, INSTANCE_HEALTHY);
+        assert_int_equal(pool_note_prompt(i, &b), 0);
+        /* The framing that prompts have in common is no reason. */
+        a = prompt_of(
+            "[{\"role\":\"user\", \"content\":\"What is it that the dog thinks of the fox, do you know?\"}]", keys[0]);
+        b = prompt_of(
+            "[{\"role\":\"user\", \"content\":\"And what would the fox itself say about all of this then?\"}]",
+            keys[1]);
+        pool_note_prompt(i, &a);
+        assert_ptr_not_equal(pool_pick(p, ROLE_PREFILL, &facts, &b), pool_pick(p, ROLE_PREFILL, &facts, &b));
+        pool_forget_prompts(p);
+        assert_int_equal(pool_note_prompt(i, &b), 0);
+        pool_free(p);
+}
+
+/* Others' requests count while they are news; our own are not counted twice. */
+static void what_others_have_with_it_is_load_while_it_is_news(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *a = healthy(p, ROLE_DECODE, "a:1"), *b = healthy(p, ROLE_DECODE, "b:1");
+        struct load l = {0};
+
+        pool_take(b, LOAD_LEG, 1500, &l);
+        assert_ptr_equal(pick(p, ROLE_DECODE), a);
+        pool_report_load(a, 2, 0, 0.5, NS_PER_S);
+        pool_report_load(b, 1, 1, 0.5, NS_PER_S);
+        for (int k = 0; k < 4; k++)
+                assert_ptr_equal(pick(p, ROLE_DECODE), b);
+        pool_tick(p, NS_PER_S - 1);
+        assert_ptr_equal(pick(p, ROLE_DECODE), b);
+        pool_tick(p, NS_PER_S);
+        assert_ptr_equal(pick(p, ROLE_DECODE), a);
+        pool_report_load(a, 3, 5, 0.5, 2 * NS_PER_S); /* some have ended meanwhile */
+        assert_int_equal(a->foreign_requests, 0);
+        pool_give_back(&l);
+        pool_free(p);
+}
+
+/* One that comes back is not given all that comes at once: it has a tenth of the others' load first, and its full share at
+ * the end. */
+static void a_new_one_grows_to_its_share(void **state) {
+        const struct pool_options options = {.seed = 1, .slow_start = 10 * NS_PER_S, .on_change = on_change};
+        struct instance *a, *b;
+        struct load loads[400] = {0};
+        struct pool *p;
+        size_t n = 0;
+
+        assert_int_equal(pool_new(&options, &p), 0);
+        a = healthy(p, ROLE_DECODE, "a:1");
+        b = healthy(p, ROLE_DECODE, "b:1");
+        pool_report(b, HEALTH_LEG_BROKEN, 0);
+        pool_report(b, HEALTH_PROBE_DEAD, 0);
+        pool_tick(p, 60 * NS_PER_S);
+        for (; n < 100; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_int_equal(a->requests, 100);
+        pool_report(b, HEALTH_PROBE_OK, 100 * NS_PER_S);
+        pool_report(b, HEALTH_PROBE_OK, 100 * NS_PER_S);
+        for (; n < 200; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_in_range(b->requests, 16, 20); /* a tenth of what the other has */
+        for (uint64_t s = 100; s <= 105; s++)
+                pool_tick(p, s * NS_PER_S);
+        for (; n < 300; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_in_range(b->requests, 90, 110); /* half of it */
+        pool_tick(p, 110 * NS_PER_S);
+        for (; n < 400; n++)
+                pool_take(pick(p, ROLE_DECODE), LOAD_LEG, 100, &loads[n]);
+        assert_in_range(b->requests, 190, 201);
+        while (n > 0)
+                pool_give_back(&loads[--n]);
+        pool_free(p);
+}
+
 static void kv_that_waits_weighs_less_than_work(void **state) {
         struct pool *p = new_pool(0);
         struct instance *a = healthy(p, ROLE_PREFILL, "a:1"), *b = healthy(p, ROLE_PREFILL, "b:1");
@@ -246,15 +359,46 @@ static void one_added_later_that_never_answers_is_given_up(void **state) {
         pool_free(p);
 }
 
-/* The table of those that may be chosen agrees with states and loads, whatever happens in whatever order. */
-static void any_history_keeps_the_books(void **state) {
-        struct pool *p = new_pool(0);
+#define HISTORY_CAP 3
+
+/* Whoever is chosen may be, and is no stopgap while a healthy one has room. Its prompt is noted. */
+static void pick_in_history(struct pool *p, struct rng *rng) {
+        static const char text[] =
+            "All who are chosen have room, and none that is ill is chosen while a healthy one has some.";
+        const struct policy_facts facts = {.session = rng_below(rng, 4), .tokens = 25};
+        uint64_t keys[PREFIX_KEYS_MAX];
+        struct prompt prompt = prompt_of(text + rng_below(rng, 4), keys);
+        bool room = pool_has_room(p, ROLE_DECODE);
+        struct instance *chosen = pool_pick(p, ROLE_DECODE, &facts, &prompt);
+
+        assert_int_equal(chosen != NULL, room);
+        if (!chosen)
+                return;
+        assert_true(chosen->state == INSTANCE_HEALTHY || chosen->state == INSTANCE_SUSPECT);
+        assert_true(chosen->requests < HISTORY_CAP);
+        for (size_t n = 0; chosen->tier > 0 && n < pool_count(p, ROLE_DECODE); n++) {
+                const struct instance *i = pool_at(p, ROLE_DECODE, n);
+
+                assert_false(i->state == INSTANCE_HEALTHY && i->busy_until == 0 && i->requests < HISTORY_CAP);
+        }
+        pool_note_prompt(chosen, &prompt);
+}
+
+static void one_history(const struct policy *policy) {
+        const struct pool_options options = {.cap = HISTORY_CAP,
+            .seed = 1,
+            .on_change = on_change,
+            .join_tries = 2,
+            .slow_start = NS_PER_S,
+            .policy = {policy, policy}};
+        struct pool *p;
         struct load loads[64] = {{0}};
         struct rng rng;
         uint64_t now = 0;
 
+        assert_int_equal(pool_new(&options, &p), 0);
         rng_seed(&rng, 5);
-        for (int step = 0; step < 200000; step++) {
+        for (int step = 0; step < 50000; step++) {
                 size_t count = pool_count(p, ROLE_DECODE), k = rng_below(&rng, 64);
                 struct instance *i = count ? pool_at(p, ROLE_DECODE, rng_below(&rng, count)) : NULL, *probed;
                 size_t healthy_count = 0, suspect_count = 0;
@@ -274,7 +418,7 @@ static void any_history_keeps_the_books(void **state) {
                 case 2:
                         if (loads[k].at)
                                 pool_give_back(&loads[k]);
-                        else if (i && i->state != INSTANCE_LEAVING)
+                        else if (i && i->state != INSTANCE_LEAVING && i->requests < HISTORY_CAP)
                                 pool_take(
                                     i, rng_below(&rng, 2) ? LOAD_LEG : LOAD_HELD, rng_below(&rng, 1000), &loads[k]);
                         break;
@@ -284,6 +428,8 @@ static void any_history_keeps_the_books(void **state) {
                         break;
                 case 4:
                         pool_tick(p, now);
+                        if (i)
+                                pool_report_load(i, rng_below(&rng, 9), rng_below(&rng, 9), 0, now + NS_PER_S);
                         break;
                 case 5:
                         probed = pool_take_probe(p, now);
@@ -291,9 +437,7 @@ static void any_history_keeps_the_books(void **state) {
                                 pool_probe_done(probed, (enum health_event)rng_below(&rng, 3), now);
                         break;
                 case 6:
-                        i = pick(p, ROLE_DECODE);
-                        if (i)
-                                assert_true(i->state == INSTANCE_HEALTHY || i->state == INSTANCE_SUSPECT);
+                        pick_in_history(p, &rng);
                         break;
                 default:
                         if (i)
@@ -317,6 +461,13 @@ static void any_history_keeps_the_books(void **state) {
         pool_free(p);
 }
 
+/* The table of those that may be chosen agrees with states and loads, whatever happens in whatever order, and whoever
+ * chooses. */
+static void any_history_keeps_the_books(void **state) {
+        for (const struct policy *policy = policy_table; policy->name; policy++)
+                one_history(policy);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(one_that_joins_is_chosen_once_it_answers),
@@ -326,6 +477,9 @@ int main(void) {
             cmocka_unit_test(single_errors_and_refusals_change_nothing),
             cmocka_unit_test(overload_makes_it_stand_back_not_fall),
             cmocka_unit_test(load_is_given_back_once),
+            cmocka_unit_test(a_prompt_goes_where_its_beginning_went),
+            cmocka_unit_test(what_others_have_with_it_is_load_while_it_is_news),
+            cmocka_unit_test(a_new_one_grows_to_its_share),
             cmocka_unit_test(kv_that_waits_weighs_less_than_work),
             cmocka_unit_test(one_that_leaves_ends_its_legs_first),
             cmocka_unit_test(one_that_is_probed_may_be_removed_meanwhile),
