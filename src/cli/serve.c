@@ -31,7 +31,7 @@ struct serve {
         const char *environment_key;
         char fingerprint[64];
         uint32_t drafts, length;
-        bool prefill_first;
+        struct serve_switches switches;
         struct engine_transfer transfer;
         struct api_transfer api_transfer;
         struct engine_group group;
@@ -43,6 +43,7 @@ static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
     .policy = "fcfs",
     .kv_dtype = "auto",
     .isa = "auto",
+    .w8a8_mix = "auto",
     .max_model_len = -1,
     .max_num_seqs = 128,
     .max_num_batched_tokens = 2048,
@@ -88,11 +89,17 @@ static int check_options(struct serve *s, struct error *e) {
         if (r < 0)
                 return r;
 
-        if (o->tensor_parallel > 1 || o->pipeline_parallel > 1)
+        if (o->pipeline_parallel > 1)
                 return error_set(e, -EINVAL,
-                    "this engine does not cut layers: tensor and pipeline parallel sizes must be 1 (threads share the "
-                    "work "
-                    "of a rank: --threads; ranks share experts: --data-parallel-size with --enable-expert-parallel)");
+                    "--pipeline-parallel-size must be 1: this engine does not spread layers over processes (ranks "
+                    "share "
+                    "experts: --data-parallel-size with --enable-expert-parallel)");
+        if (o->tensor_parallel > 1)
+                log_info(&s->log,
+                    "--tensor-parallel-size %lld: the threads of a rank share the heads and columns of every layer in "
+                    "one "
+                    "memory; on a CPU that is all of it (--threads says how many)",
+                    (long long)o->tensor_parallel);
         if (o->config_file)
                 return error_set(
                     e, -EINVAL, "--config: files of options are not read; give what is in %s here", o->config_file);
@@ -108,22 +115,30 @@ static int check_options(struct serve *s, struct error *e) {
         return 0;
 }
 
-static int read_additional(struct serve *s, struct error *e) {
-        struct serve_additional a = {.chunked_prefill = s->o.chunked_prefill};
-        struct buf unused = {0};
-        int r = serve_read_additional(s->o.additional, &a, &unused, e);
+static void name_words(const struct log *log, enum log_level level, const char *what, const struct buf *words) {
+        if (words->len)
+                log_write(log, level, "%s: %.*s", what, SLICE_ARG(buf_slice(words)));
+}
 
-        if (r == 0 && unused.len)
-                log_warn(&s->log, "--additional-config: without effect on a CPU: %s", buf_cstr(&unused));
-        buf_free(&unused);
-        s->o.chunked_prefill = a.chunked_prefill;
-        s->prefill_first = a.prefill_first;
-        s->transfer.give_up_preempted = a.recompute;
-        if (r == 0 && a.recompute && !s->transfer.consumes)
+static int read_switches(struct serve *s, struct error *e) {
+        struct serve_switches *w = &s->switches;
+        struct buf environment = {0};
+        int r = serve_read_switches(&s->o, w, e);
+
+        if (r < 0)
+                return r;
+        serve_name_environment(&environment);
+        name_words(&s->log, LOG_INFO, "asked for, and always so here", &w->always);
+        name_words(&s->log, LOG_WARN, "cannot be switched off here", &w->stays);
+        name_words(&s->log, LOG_WARN, "known, without effect on a CPU", &w->unused);
+        name_words(&s->log, LOG_WARN, "variables without effect on a CPU", &environment);
+        buf_free(&environment);
+        s->transfer.give_up_preempted = w->recompute;
+        if (w->recompute && !s->transfer.consumes)
                 log_warn(&s->log,
                     "--additional-config: recompute_scheduler_enable is without effect on an engine that fetches no KV "
                     "(kv_consumer)");
-        return r;
+        return 0;
 }
 
 static int read_transfer(struct serve *s, struct error *e) {
@@ -160,9 +175,7 @@ static int read_configs(struct serve *s, struct error *e) {
                 r = serve_read_speculative(s->o.speculative, &s->drafts, e);
         if (r == 0 && s->o.kv_transfer)
                 r = read_transfer(s, e);
-        if (r == 0 && s->o.additional)
-                r = read_additional(s, e);
-        return r;
+        return r < 0 ? r : read_switches(s, e);
 }
 
 /* ---- the model -------------------------------------------------------------------------------------------------------------- */
@@ -183,13 +196,22 @@ static int make_compute(struct serve *s, struct error *e) {
         return compute_new(&c, &s->compute, e);
 }
 
+/* W8A8_MIX: an engine that only decodes is static, as vLLM-Ascend has it. */
+static bool is_static(const struct serve *s) {
+        if (strcmp(s->o.w8a8_mix, "auto") != 0)
+                return strcmp(s->o.w8a8_mix, "static") == 0;
+        return s->transfer.consumes && !s->transfer.produces;
+}
+
 static bool shares_experts(const struct serve *s) {
         return s->o.expert_parallel && s->group.size > 1;
 }
 
 static int load_model(struct serve *s, struct error *e) {
-        struct model_options m = {.dir = s->dir, .load_mtp = s->drafts > 0, .quantization = s->o.quantization};
-
+        struct model_options m = {.dir = s->dir,
+            .load_mtp = s->drafts > 0,
+            .quantization = s->o.quantization,
+            .static_quantization = is_static(s)};
         uint64_t begun = clock_mono_ns();
         int r = make_compute(s, e);
 
@@ -259,6 +281,28 @@ static int choose_length(struct serve *s, struct error *e) {
         return 0;
 }
 
+/* What an NPU would capture as graphs: steps of given sizes. */
+static void prepare_steps(struct serve *s) {
+        const struct serve_switches *w = &s->switches;
+        struct buf done = {0}, not_done = {0};
+        uint64_t begun = clock_mono_ns();
+
+        for (size_t i = 0; !w->eager && i < w->size_count; i++) {
+                struct buf *words = engine_prepare(s->engine, w->sizes[i]) == 0 ? &done : &not_done;
+
+                buf_printf(words, "%s%u", words->len ? ", " : "", w->sizes[i]);
+        }
+        if (done.len)
+                log_info(&s->log, "prepared steps of %s sequences in %.1f ms", buf_cstr(&done),
+                    (double)(clock_mono_ns() - begun) / NS_PER_MS);
+        if (not_done.len)
+                log_warn(&s->log, "steps of %s sequences are not prepared: %s", buf_cstr(&not_done),
+                    shares_experts(s) ? "ranks that share experts step together"
+                                      : "--max-num-seqs and --max-num-batched-tokens do not allow them");
+        buf_free(&done);
+        buf_free(&not_done);
+}
+
 static int make_engine(struct serve *s, struct error *e) {
         bool bf16 =
             !strcmp(s->o.kv_dtype, "bfloat16") || (!strcmp(s->o.kv_dtype, "auto") && !strcmp(s->o.dtype, "bfloat16"));
@@ -268,10 +312,10 @@ static int make_engine(struct serve *s, struct error *e) {
             .max_model_len = s->length,
             .max_seqs = (uint32_t)s->o.max_num_seqs,
             .max_batched_tokens = (uint32_t)s->o.max_num_batched_tokens,
-            .long_prefill_tokens = (uint32_t)s->o.long_prefill,
-            .chunked_prefill = s->o.chunked_prefill,
+            .long_prefill_tokens = (uint32_t)s->switches.long_prefill,
+            .chunked_prefill = s->switches.chunked_prefill,
             .prefix_caching = s->o.prefix_caching,
-            .prefill_first = s->prefill_first,
+            .prefill_first = s->switches.prefill_first,
             .policy = !strcmp(s->o.policy, "priority") ? SCHEDULE_PRIORITY : SCHEDULE_FCFS,
             .block_tokens = (uint32_t)s->o.block_size,
             .kv_blocks = (uint32_t)s->o.kv_blocks,
@@ -297,6 +341,7 @@ static int make_engine(struct serve *s, struct error *e) {
                 if (s->transfer.produces)
                         log_info(&s->log, "KV for other engines at %s port %u", s->transfer.host,
                             engine_transfer_port(s->engine));
+                prepare_steps(s);
                 r = engine_start(s->engine);
                 if (r < 0)
                         error_set(e, r, "cannot start the engine's thread: %s", strerror(-r));
@@ -492,6 +537,7 @@ static void tear_down(struct serve *s) {
         model_free(s->model);
         compute_free(s->compute);
         options_list_free(&s->origins);
+        serve_switches_free(&s->switches);
         arena_free(&s->arena);
 }
 
@@ -536,6 +582,7 @@ int cmd_serve(int argc, char **argv) {
         }
         options_list_free(&s.o.api_key);
         options_list_free(&s.o.served_names);
+        options_list_free(&s.o.capture_sizes);
         options_result_free(&parsed);
         return r;
 }

@@ -12,15 +12,15 @@ struct serve_options {
         const char *generation_config, *chat_format, *reasoning_parser, *tool_parser, *speculative, *additional, *isa,
             *log_level;
         const char *kv_transfer, *response_role, *origins, *template_kwargs, *override_generation;
-        const char *config_file, *tls_ciphers, *chat_template, *tokenizer;
-        struct option_list api_key, served_names;
+        const char *config_file, *tls_ciphers, *chat_template, *tokenizer, *w8a8_mix, *compilation;
+        struct option_list api_key, served_names, capture_sizes;
         int64_t port, max_model_len, max_num_seqs, max_num_batched_tokens, max_queued, long_prefill, block_size,
             kv_bytes, kv_blocks;
         int64_t dp_rank, dp_port, dp_silence; /* -1: not given; seconds, 0: the engine's own */
         int64_t max_logprobs, seed, drain_seconds, threads, tensor_parallel, data_parallel, pipeline_parallel;
         int64_t tls_cert_reqs; /* as Python's ssl has them: 0 none, 2 required; -1 not given */
         double memory_share;
-        bool expert_parallel;
+        bool expert_parallel, enforce_eager;
         bool chunked_prefill, prefix_caching, auto_tools, prompt_details, id_headers, force_usage, tokens_as_ids,
             allow_credentials;
 };
@@ -29,13 +29,25 @@ struct serve_options {
 int serve_options_parse(int argc, char **argv, struct serve_options *o, struct options_result *ret_result,
     struct buf *ret_help, struct error *e);
 int serve_read_speculative(const char *json, uint32_t *ret_tokens, struct error *e);
-/* What --additional-config of vLLM-Ascend asks for that means something here. */
-struct serve_additional {
-        bool prefill_first;   /* ascend_scheduler_config without chunked prefill: whole prompts before decodes */
-        bool recompute;       /* recompute_scheduler_enable */
-        bool chunked_prefill; /* in: what the options say */
+/* What the switches of vLLM-Ascend's guides mean here: --additional-config, --compilation-config, --cudagraph-capture-sizes,
+ * --enforce-eager. */
+#define SERVE_SIZES_MAX 64u
+struct serve_switches {
+        bool prefill_first; /* ascend_scheduler_config without chunked prefill: whole prompts before decodes */
+        bool recompute;     /* recompute_scheduler_enable */
+        bool chunked_prefill;
+        int64_t long_prefill;
+        bool eager;                      /* nothing is to be prepared */
+        uint32_t sizes[SERVE_SIZES_MAX]; /* of batches whose steps are to be prepared */
+        size_t size_count;
+        /* Names for the log: of what is always so, of what cannot be switched off, of what means nothing on a CPU. */
+        struct buf always, stays, unused;
 };
-int serve_read_additional(const char *json, struct serve_additional *a, struct buf *ret_unused, struct error *e);
+/* *ret_switches is to be freed whatever is returned. */
+int serve_read_switches(const struct serve_options *o, struct serve_switches *ret_switches, struct error *e);
+void serve_switches_free(struct serve_switches *s);
+/* Variables of the environment that are set and mean something to NPUs alone. */
+void serve_name_environment(struct buf *out);
 /* The ranks of one model; size 1: there is one. Texts are the options' and the environment's. */
 int serve_read_parallel(const struct serve_options *o, struct engine_group *ret_group, struct error *e);
 /* --kv-transfer-config. Texts live in `arena`; api_host is --host, or NULL. */

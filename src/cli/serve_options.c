@@ -26,6 +26,9 @@ static const struct option options[] = {
         .choices = "auto|float32|float|bfloat16"},
     {"quantization", 'q', OPTION_STRING, AT(quantization), NULL,
         "weight format (found by itself; ascend wants its description file)", .choices = "ascend|fp8"},
+    {"w8a8-mix", 0, OPTION_STRING, AT(w8a8_mix), NULL,
+        "how W8A8_MIX layers scale activations (auto: static on a kv_consumer, else dynamic)",
+        .choices = "auto|static|dynamic"},
     {"max-model-len", 0, OPTION_SIZE, AT(max_model_len), "N", "tokens of prompt and answer at most (the model's own)",
         .min = -1, .max = 1 << 24},
     {"max-num-seqs", 0, OPTION_INT, AT(max_num_seqs), "N", "sequences in one step at most (128)", .min = 1,
@@ -69,7 +72,11 @@ static const struct option options[] = {
     {"speculative-config", 0, OPTION_STRING, AT(speculative), "JSON",
         "draft with the model's MTP module: {\"num_speculative_tokens\":1,\"method\":\"deepseek_mtp\"}"},
     {"additional-config", 0, OPTION_STRING, AT(additional), "JSON",
-        "vllm-ascend's: ascend_scheduler_config counts, the rest is named"},
+        "vllm-ascend's: scheduler and graph sizes count, the rest is named (docs/switches.md)"},
+    {"compilation-config", 0, OPTION_STRING, AT(compilation), "JSON",
+        "cudagraph_capture_sizes: numbers of sequences whose steps are run once before the first request"},
+    {"cudagraph-capture-sizes", 0, OPTION_LIST, AT(capture_sizes), "N", "the same"},
+    {"enforce-eager", 0, OPTION_FLAG, AT(enforce_eager), NULL, "run none before"},
     {"enable-prompt-tokens-details", 0, OPTION_FLAG, AT(prompt_details), NULL, "tell cached tokens in usage"},
     {"enable-request-id-headers", 0, OPTION_FLAG, AT(id_headers), NULL, "echo X-Request-Id"},
     {"enable-force-include-usage", 0, OPTION_FLAG, AT(force_usage), NULL, "usage at the end of every stream"},
@@ -90,7 +97,7 @@ static const struct option options[] = {
         .choices = "auto|scalar|avx2|avx512|avx512_bf16"},
     {"log-level", 0, OPTION_STRING, AT(log_level), "LEVEL", "debug, info, warning or error (info)"},
     {"uvicorn-log-level", 0, OPTION_STRING, AT(log_level), "LEVEL", NULL},
-    {"tensor-parallel-size", 0, OPTION_INT, AT(tensor_parallel), "N", "1; ranks of one model are not here yet",
+    {"tensor-parallel-size", 0, OPTION_INT, AT(tensor_parallel), "N", "taken; threads share every layer (--threads)",
         .min = 1, .max = 1024},
     {"data-parallel-size", 0, OPTION_INT, AT(data_parallel), "N", "ranks of this model, each a process of its own (1)",
         .min = 1, .max = 65536},
@@ -169,7 +176,6 @@ static const char *const without_effect[] = {
     "enable-return-routed-experts",
     "enable-sleep-mode",
     "enable-trace-replay",
-    "enforce-eager",
     "hf-config-path",
     "hf-overrides",
     "hf-token",
@@ -336,7 +342,6 @@ static const char *const without_effect[] = {
     "scheduler-reserve-full-isl",
     "stream-interval",
     "watermark",
-    "cudagraph-capture-sizes",
     "max-cudagraph-capture-size",
     "enable-flashinfer-autotune",
     "ir-op-priority",
@@ -345,7 +350,6 @@ static const char *const without_effect[] = {
     "sparse-indexer-topk-backend",
     "attention-config",
     "aux-output-config",
-    "compilation-config",
     "diffusion-config",
     "ec-manager-config",
     "ec-transfer-config",
@@ -410,35 +414,6 @@ int serve_read_speculative(const char *json, uint32_t *ret_tokens, struct error 
                 *ret_tokens = (uint32_t)tokens;
         yyjson_doc_free(doc);
         return r;
-}
-
-/* *ret_unused lists the keys that have no meaning here. */
-int serve_read_additional(const char *json, struct serve_additional *a, struct buf *ret_unused, struct error *e) {
-        yyjson_doc *doc;
-        yyjson_val *root, *scheduler, *key;
-        yyjson_obj_iter iter;
-        int r = json_parse(slice_str(json), &doc, e);
-
-        if (r < 0)
-                return error_prefix(e, r, "--additional-config");
-        root = yyjson_doc_get_root(doc);
-        scheduler = json_get(root, "ascend_scheduler_config");
-        if (json_get_bool(scheduler, "enabled", false)) {
-                a->chunked_prefill = json_get_bool(
-                    scheduler, "chunked_prefill_enabled", json_get_bool(scheduler, "enable_chunked_prefill", false));
-                a->prefill_first = !a->chunked_prefill;
-        }
-        a->recompute = json_get_bool(root, "recompute_scheduler_enable", false);
-        if (yyjson_is_obj(root)) {
-                yyjson_obj_iter_init(root, &iter);
-                while ((key = yyjson_obj_iter_next(&iter)))
-                        if (!slice_is(json_slice(key), "ascend_scheduler_config") &&
-                            !slice_is(json_slice(key), "recompute_scheduler_enable"))
-                                buf_printf(
-                                    ret_unused, "%s%.*s", ret_unused->len ? ", " : "", SLICE_ARG(json_slice(key)));
-        }
-        yyjson_doc_free(doc);
-        return 0;
 }
 
 /* ---- sampling defaults ------------------------------------------------------------------------------------------------ */

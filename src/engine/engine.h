@@ -65,6 +65,10 @@ struct engine_options {
 
 /* Returns 0, -ENOMEM, or -EINVAL with a text (a request of max_model_len does not fit in the KV cache …). */
 int engine_new(const struct engine_options *options, struct engine **ret_engine, struct error *e);
+/* Between the two: run a step as `sequences` decoding ones would have, drafts included, so that memory is taken and touched
+ * before the first request. 0, -ERANGE (0, or more than max_seqs or max_batched_tokens allow), -ENOTSUP (ranks of a group step
+ * together), -ENOMEM. */
+int engine_prepare(struct engine *g, uint32_t sequences);
 int engine_start(struct engine *g);
 /* Refuse new work; requests in flight run to their end, or are aborted when `deadline_ms` is over. Blocks. */
 void engine_stop(struct engine *g, unsigned deadline_ms);

@@ -107,6 +107,24 @@ static const action table[PART_STATES][PART_EVENTS] = {
         },
 };
 
+const char *part_state_name(enum part_state s) {
+        static const char *const names[PART_STATES] = {
+            [PART_IDLE] = "idle",
+            [PART_NEED_PREFILL] = "need_prefill",
+            [PART_PREFILL] = "prefill",
+            [PART_NEED_DECODE] = "need_decode",
+            [PART_DECODE] = "decode",
+            [PART_RELAY] = "relay",
+            [PART_LET_PREFILL] = "let_prefill",
+            [PART_LET_FETCH] = "let_fetch",
+            [PART_NEED_SETTLE] = "need_settle",
+            [PART_SETTLE] = "settle",
+            [PART_END] = "end",
+        };
+
+        return names[s];
+}
+
 static struct gateway *gateway_of(const struct part *p) {
         return p->request->g;
 }

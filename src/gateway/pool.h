@@ -46,6 +46,18 @@ enum health_event {
         HEALTH_EVENTS,
 };
 
+enum leg_end { /* how a leg at an instance ended */
+        LEG_DONE,
+        LEG_REFUSED,    /* 4xx: the request's own fault */
+        LEG_OVERLOADED, /* 429, 503 */
+        LEG_ERROR,      /* other 5xx, or what makes no sense */
+        LEG_UNSENT,     /* could not connect: the instance has not seen the request */
+        LEG_BROKEN,     /* reset, cut, not HTTP */
+        LEG_TIMEOUT,
+        LEG_ABORTED, /* by us */
+        LEG_ENDS,
+};
+
 struct pool;
 
 struct instance {
@@ -74,8 +86,10 @@ struct instance {
         /* It came, or came back, at `risen_at` and has a share of 1 to 10 tenths of the load that others have. */
         uint64_t risen_at;
         unsigned share_tenths;
-        uint64_t picks, failures; /* totals */
-        size_t slot;              /* in its role's table, SIZE_MAX when not to be chosen */
+        uint64_t picks, failures;          /* totals */
+        uint64_t ended[LEG_ENDS], done_ns; /* legs, and the time of those that were done */
+        uint64_t first_count, first_ns;    /* streams that began, from the leg's start to the first byte */
+        size_t slot;                       /* in its role's table, SIZE_MAX when not to be chosen */
         unsigned tier;
         uint64_t last_pick;
         unsigned references; /* loads and probes that point here */

@@ -57,6 +57,22 @@ float fp8_e4m3_to_float(uint8_t bits) {
         return bits_to_float(sign | float_to_bits(magnitude));
 }
 
+uint8_t float_to_fp8_e4m3(float value) {
+        uint8_t sign = signbit(value) ? 0x80 : 0;
+        float magnitude = fabsf(value);
+        uint32_t bits = float_to_bits(magnitude);
+
+        if (isnan(value))
+                return sign | 0x7f;
+        if (magnitude >= 448)
+                return sign | 0x7e;
+        if (magnitude < 0x1p-6f) /* subnormal: multiples of 2^-9; the eighth of them is the smallest normal number */
+                return sign | (uint8_t)rintf(magnitude * 0x1p9f);
+        /* Drop 20 of the 23 bits of the mantissa, ties to even; a carry goes into the exponent, where it belongs. */
+        bits += 0x7ffff + (bits >> 20 & 1);
+        return sign | (uint8_t)((bits >> 20) - (120 << 3));
+}
+
 /* Tensors in a file begin at any byte. */
 static uint16_t read_u16(const void *data, size_t at) {
         uint16_t v;

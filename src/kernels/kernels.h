@@ -230,3 +230,4 @@ float bf16_to_float(uint16_t bits);
 uint16_t float_to_bf16(float value); /* round to nearest even, NaN stays NaN */
 float f16_to_float(uint16_t bits);
 float fp8_e4m3_to_float(uint8_t bits);
+uint8_t float_to_fp8_e4m3(float value); /* round to nearest even; beyond 448 is 448, NaN stays NaN */

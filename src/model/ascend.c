@@ -22,6 +22,10 @@ static const char *const kinds[] = {
 };
 #define KIND_COUNT (sizeof(kinds) / sizeof(*kinds))
 
+const char *ascend_kind_name(enum ascend_kind kind) {
+        return kinds[kind];
+}
+
 /* ---- the description ------------------------------------------------------------------------------------------------ */
 
 /* Kinds that no code here computes matter only for layers that are used: they are refused when looked up. */

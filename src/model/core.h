@@ -90,6 +90,20 @@ void gate_select(const struct model_config *c, const float *bias, const float *l
 int experts_run_here(void *context, uint32_t layer, const float *x, const uint32_t *ids, const float *weights,
     size_t tokens, float *out, void (*overlap)(void *overlap_context), void *overlap_context);
 
+/* ---- load.c --------------------------------------------------------------------------------------------------------- */
+
+/* All that model_load() finds wrong by names, types and shapes, without reading a weight. 0 or its errors. */
+int model_check(const struct model_options *options, struct error *e);
+
+/* A model of which one layer is in memory at a time, for a way through one that is larger than memory: it has its embedding
+ * and, after model_walk_layer(), that layer of the main ones; no head, no final norm. The model is the walk's. Errors as
+ * model_load()'s, in the `e` that was given here. */
+struct model_walk;
+int model_walk_open(
+    const struct model_options *options, struct model_walk **ret_walk, struct model **ret_model, struct error *e);
+int model_walk_layer(struct model_walk *w, uint32_t layer);
+void model_walk_close(struct model_walk *w); /* NULL is fine */
+
 /* ---- forward.c ------------------------------------------------------------------------------------------------------ */
 
 void workspace_measure(struct workspace *w);

@@ -426,43 +426,116 @@ static int measure_and_pack(struct loader *l) {
         return r;
 }
 
-int model_load(const struct model_options *options, struct model **ret_model, struct error *e) {
-        struct loader l = {.e = e};
+/* The folder opened and an empty model made for it; what there is of both is the caller's to close also on failure. */
+static int loader_open(struct loader *l, const struct model_options *options) {
         struct model *m = calloc(1, sizeof(*m));
         int r;
 
+        l->m = m;
         if (!m)
-                return error_set(e, -ENOMEM, "out of memory");
-        l.m = m;
+                return error_set(l->e, -ENOMEM, "out of memory");
         m->options = *options;
         model_set_experts(m, NULL);
-        r = model_config_read(options->dir, &m->config, e);
+        r = model_config_read(options->dir, &m->config, l->e);
         if (r < 0)
-                goto out;
-        if (options->load_mtp && m->config.mtp_layers == 0) {
-                r = error_set(
-                    e, -EINVAL, "%s has no multi-token-prediction module (num_nextn_predict_layers)", options->dir);
-                goto out;
-        }
+                return r;
+        if (options->load_mtp && m->config.mtp_layers == 0)
+                return error_set(
+                    l->e, -EINVAL, "%s has no multi-token-prediction module (num_nextn_predict_layers)", options->dir);
         m->config.mtp_layers = options->load_mtp ? 1 : 0;
-        r = divide(m, e);
+        r = divide(m, l->e);
         if (r == 0)
-                r = make_layers(m, e);
+                r = make_layers(m, l->e);
+        return r < 0 ? r : weights_open(options, &m->config, &l->w, l->e);
+}
+
+int model_load(const struct model_options *options, struct model **ret_model, struct error *e) {
+        struct loader l = {.e = e};
+        int r = loader_open(&l, options);
+
         if (r == 0)
-                r = weights_open(options, &m->config, &l.w, e);
-        if (r < 0)
-                goto out;
-        r = measure_and_pack(&l);
+                r = measure_and_pack(&l);
         if (r == 0)
-                r = digest_make(&m->config, &l.w, m->digest, e);
+                r = digest_make(&l.m->config, &l.w, l.m->digest, e);
         weights_close(&l.w);
-        if (r < 0)
-                goto out;
-        *ret_model = m;
-        m = NULL;
-out:
-        model_free(m);
+        if (r == 0)
+                *ret_model = l.m;
+        else
+                model_free(l.m);
         return r;
+}
+
+int model_check(const struct model_options *options, struct error *e) {
+        struct loader l = {.e = e};
+        int r = loader_open(&l, options);
+
+        l.w.measuring = true;
+        if (r == 0)
+                r = load_all(&l);
+        weights_close(&l.w);
+        model_free(l.m);
+        return r;
+}
+
+/* ---- layer by layer ------------------------------------------------------------------------------------------------- */
+
+struct model_walk {
+        struct loader l;
+        size_t kept; /* bytes of what stays: the embedding */
+};
+
+/* The memory of the embedding and of the largest layer. */
+static int measure_walk(struct model_walk *w) {
+        struct model *m = w->l.m;
+        int r;
+
+        w->l.w.measuring = true;
+        r = load_embedding(&w->l, "model.embed_tokens", &m->embed);
+        w->kept = m->used;
+        for (uint32_t i = 0; r == 0 && i < m->config.layers; i++) {
+                m->used = w->kept;
+                r = load_layer(&w->l, i);
+                m->memory_bytes = m->used > m->memory_bytes ? m->used : m->memory_bytes;
+        }
+        return r < 0 ? r : memory_map("a layer of the model", m->memory_bytes, &m->memory, w->l.e);
+}
+
+int model_walk_open(
+    const struct model_options *options, struct model_walk **ret_walk, struct model **ret_model, struct error *e) {
+        struct model_walk *w = calloc(1, sizeof(*w));
+        int r;
+
+        if (!w)
+                return error_set(e, -ENOMEM, "out of memory");
+        w->l.e = e;
+        r = loader_open(&w->l, options);
+        if (r == 0)
+                r = measure_walk(w);
+        w->l.w.measuring = false;
+        if (r == 0) {
+                w->l.m->used = 0;
+                r = load_embedding(&w->l, "model.embed_tokens", &w->l.m->embed);
+        }
+        if (r < 0) {
+                model_walk_close(w);
+                return r;
+        }
+        *ret_walk = w;
+        *ret_model = w->l.m;
+        return 0;
+}
+
+int model_walk_layer(struct model_walk *w, uint32_t layer) {
+        w->l.m->used = w->kept;
+        return load_layer(&w->l, layer);
+}
+
+void model_walk_close(struct model_walk *w) {
+        if (!w)
+                return;
+        weights_close(&w->l.w);
+        model_free(w->l.m);
+        free(w);
 }
 
 void model_free(struct model *m) {

@@ -6,6 +6,7 @@
  * One thread uses a model at a time. */
 #pragma once
 #include "kernels/kernels.h"
+#include <signal.h>
 
 /* ---- configuration (config.json) -------------------------------------------------------------------------------- */
 
@@ -143,3 +144,39 @@ int model_forward(struct model *m, struct kv_cache *kv, const struct model_step 
  * layer of the cache. */
 int model_draft(struct model *m, struct kv_cache *kv, const struct model_step *step, const float *hidden, float *logits,
     float *hidden_out);
+
+/* ---- making quantised checkpoints ------------------------------------------------------------------------------- */
+
+enum quantize_format {
+        QUANTIZE_W8A8_DYNAMIC, /* Ascend int8, activations scaled per token */
+        QUANTIZE_W8A8_STATIC,  /* the same, but attention's projections take one scale and offset out of calibration */
+        QUANTIZE_W8A8_MIX,     /* attention's projections both ways: the engine's role chooses (static_quantization) */
+        QUANTIZE_FP8,          /* e4m3 under one scale per block of 128 x 128, as DeepSeek-V3 is released */
+};
+
+struct quantize_prompt {
+        const uint32_t *tokens; /* < vocab */
+        size_t count;           /* beyond 2048, or the model's own limit, they are left out */
+};
+
+struct quantize_options {
+        const char *from, *to; /* folders; `to` must not be there yet */
+        enum quantize_format format;
+        struct compute *compute;
+        const struct quantize_prompt *prompts; /* for QUANTIZE_W8A8_STATIC and _MIX: what the ranges are taken from */
+        size_t prompt_count;
+        void (*progress)(void *context, const char *doing, size_t done, size_t all); /* may be NULL */
+        void *context;
+        const volatile sig_atomic_t *stop; /* not 0: end soon with -ECANCELED; may be NULL */
+};
+
+/* Write a quantised copy of an f32, f16 or bf16 checkpoint (W8A8: of an fp8 one, too): linear layers of attention (W8A8: but
+ * kv_b_proj, whose values the absorbed form needs), MLPs and experts, those of the MTP module included (W8A8: never
+ * statically); all else as it is. Files that are no weights come along, config.json says what the weights are now.
+ *
+ * A file of the old checkpoint becomes a file of the new one, 128 rows at a time: memory holds those, and with
+ * prompts, before, one layer of the model and the hidden states of all prompts. All is written to a folder
+ * `to`.partial that is renamed at the end, and removed on failure.
+ * Returns 0, or with a text -EEXIST (`to`, or the partial folder of another run), -EINVAL (what cannot be quantised), -ENOSPC, -ECANCELED,
+ * what model_load() returns, or why a file cannot be written. */
+int model_quantize(const struct quantize_options *options, struct error *e);

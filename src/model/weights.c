@@ -229,12 +229,16 @@ bool weights_same(const struct weights *w, const char *name, const char *other, 
                    cut->rows * cut->k * dtype_bytes(a->dtype)) == 0;
 }
 
+void weights_drop(const struct tensor *t) {
+        advise(t->data, t->bytes, MADV_DONTNEED);
+}
+
 void weights_done(struct weights *w, const char *name) {
         const struct tensor *t = weights_find(w, name, ".weight");
 
         arena_reset(&w->scratch);
         if (t)
-                advise(t->data, t->bytes, MADV_DONTNEED);
+                weights_drop(t);
 }
 
 /* ---- the folder ----------------------------------------------------------------------------------------------------- */

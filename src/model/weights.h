@@ -49,6 +49,8 @@ bool weights_has(const struct weights *w, const char *name); /* a tensor */
 /* The linear layer `name` (without ".weight"). Borrows until weights_done(). -EINVAL, -ENOENT, -ENOMEM with a text. */
 int weights_source(
     struct weights *w, const char *name, const struct cut *cut, struct weight_source *ret_source, struct error *e);
+/* Drop the pages that reading a tensor brought in. */
+void weights_drop(const struct tensor *t);
 /* Forget what the last sources borrowed, and drop the pages of X.weight that reading `name` brought in. */
 void weights_done(struct weights *w, const char *name);
 /* A vector of floats of any float type into `to` (NULL while measuring). */
@@ -63,6 +65,7 @@ int digest_make(const struct model_config *config, const struct weights *w, char
 
 enum ascend_kind { ASCEND_FLOAT, ASCEND_STATIC, ASCEND_DYNAMIC, ASCEND_MIX };
 
+const char *ascend_kind_name(enum ascend_kind kind); /* as the description calls it */
 /* Read DIR/quant_model_description*.json when there is one. */
 int ascend_open(struct weights *w, const char *dir, struct error *e);
 /* What the description says of the layer `name`; ASCEND_FLOAT when it says nothing. */

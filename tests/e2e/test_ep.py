@@ -136,7 +136,7 @@ class Ranks(TestCase):
     def test_sizes_that_cannot_be_are_refused(self):
         for flags, word in ((("--data-parallel-size", "2"), "--data-parallel-rank"),
                             (("--data-parallel-size", "2", "--data-parallel-rank", "2"), "ranks 0 to 1"),
-                            (("--tensor-parallel-size", "2"), "tensor")):
+                            (("--pipeline-parallel-size", "2"), "pipeline")):
             code, _, said = baton("serve", MODEL, "--port", str(free_port()), "--enable-expert-parallel", *flags)
             self.assertEqual(code, 2)
             self.assertIn(word, said)

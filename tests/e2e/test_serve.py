@@ -204,7 +204,7 @@ class Ending(TestCase):
             ([MODEL, "--max-num-sqs", "3"], "did you mean --max-num-seqs?"),
             ([MODEL, "--max-model-len", "999999"], "max_position_embeddings 2048"),
             ([MODEL, "--kv-cache-blocks", "2"], "max-model-len"),
-            ([MODEL, "--tensor-parallel-size", "2"], "parallel"),
+            ([MODEL, "--pipeline-parallel-size", "2"], "parallel"),
             ([MODEL, "--quantization", "ascend"], "quant_model_description"),
             ([MODEL, "--reasoning-parser", "x"], "deepseek_r1"),
             ([], "which model folder"),
@@ -268,8 +268,8 @@ class Ending(TestCase):
                 self.assertIn("\n\nAssistant:", http(engine.port, "POST", "/detokenize", {"tokens": ids}).json()["prompt"])
 
     def test_options_without_effect_are_named_once(self):
-        with Serve("--threads", "1", "--trust-remote-code", "--enforce-eager", "--async-scheduling") as engine:
-            self.assertEqual(1, engine.output().count("--enforce-eager"))
+        with Serve("--threads", "1", "--trust-remote-code", "--async-scheduling") as engine:
+            self.assertEqual(1, engine.output().count("--async-scheduling"))
 
 
 class Cluster(TestCase):

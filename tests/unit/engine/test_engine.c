@@ -1,5 +1,6 @@
 /* The life of requests and of the engine: ends, aborts, errors, drains, figures; and the thread between them. */
 #include "base/json.h"
+#include "model/core.h"
 #include "rig.h"
 #include <stdatomic.h>
 
@@ -172,6 +173,40 @@ static void memory_for_the_cache_is_used_as_far_as_it_is_of_use(void **state) {
         g = engine_of(&o);
         assert_int_equal(engine_kv_blocks(g), 4 * 16 * 16); /* four times all sequences at full length */
         engine_free(g);
+}
+
+/* And what is prepared leaves no trace in what is answered. */
+static void a_prepared_step_takes_no_memory_later(void **state) {
+        struct answer answers[2][16];
+        struct sampling_params p = plain_sampling();
+
+        for (int prepared = 0; prepared < 2; prepared++) {
+                struct rig r = rig_new("v3-f32", 1, true);
+                struct engine_options o = rig_options(&r);
+                size_t work, experts, logits;
+                struct engine *g;
+
+                o.draft_tokens = 1;
+                g = engine_of(&o);
+                if (prepared)
+                        assert_int_equal(engine_prepare(g, 16), 0);
+                work = r.model->work.bytes;
+                experts = r.model->experts_work.bytes;
+                logits = g->logits_capacity;
+                for (uint32_t i = 0; i < 16; i++)
+                        submit(g, &i, 1, &p, &answers[prepared][i]);
+                run_to_end(g);
+                assert_int_equal(prepared, r.model->work.bytes == work);
+                assert_int_equal(prepared, r.model->experts_work.bytes == experts);
+                assert_int_equal(prepared, g->logits_capacity == logits);
+                assert_int_equal(engine_prepare(g, 0), -ERANGE);
+                assert_int_equal(engine_prepare(g, 17), -ERANGE); /* max_seqs */
+                assert_at_rest(g);
+                engine_free(g);
+                rig_free(&r);
+        }
+        for (size_t i = 0; i < 16; i++)
+                assert_same_answer(&answers[1][i], &answers[0][i], "prepared", i);
 }
 
 /* 2,048 sequences may share the lists of one API request. */
@@ -667,6 +702,7 @@ int main(void) {
             cmocka_unit_test(what_cannot_be_is_refused),
             cmocka_unit_test(impossible_options_are_refused_with_a_word),
             cmocka_unit_test(memory_for_the_cache_is_used_as_far_as_it_is_of_use),
+            cmocka_unit_test(a_prepared_step_takes_no_memory_later),
             cmocka_unit_test(what_is_long_in_a_request_is_not_copied),
             cmocka_unit_test(an_abort_in_any_state_ends_it_and_leaks_nothing),
             cmocka_unit_test(unknown_ids_are_ignored),

@@ -28,6 +28,32 @@ static void fp8_codes_have_the_values_of_the_vectors(void **state) {
         close_vectors(&v);
 }
 
+static void fp8_is_rounded_to_nearest_even(void **state) {
+        struct vectors v = open_vectors();
+        size_t bytes;
+        float *x = tensor(&v, "fp8.encode.x", &bytes);
+        uint8_t *codes = tensor(&v, "fp8.encode.code", NULL);
+
+        for (size_t i = 0; i < bytes / sizeof(float); i++)
+                assert_int_equal(float_to_fp8_e4m3(x[i]), codes[i]);
+        free(x);
+        free(codes);
+        close_vectors(&v);
+
+        for (unsigned i = 0; i < 256; i++) /* a value is itself, and halfway to the next even code wins */
+                if ((i & 0x7f) < 0x7e) {
+                        float low = fp8_e4m3_to_float((uint8_t)i), high = fp8_e4m3_to_float((uint8_t)(i + 1));
+
+                        assert_int_equal(float_to_fp8_e4m3(low), i);
+                        assert_int_equal(float_to_fp8_e4m3((low + high) / 2), i + (i & 1));
+                        assert_int_equal(float_to_fp8_e4m3(nextafterf((low + high) / 2, high)), i + 1);
+                }
+        assert_int_equal(float_to_fp8_e4m3(1e30f), 0x7e); /* never the code of a NaN */
+        assert_int_equal(float_to_fp8_e4m3(-INFINITY), 0xfe);
+        assert_int_equal(float_to_fp8_e4m3(NAN) & 0x7f, 0x7f);
+        assert_int_equal(float_to_fp8_e4m3(-0.0f), 0x80);
+}
+
 static void fp8_blocks_dequantise_exactly(void **state) {
         struct vectors v = open_vectors();
         uint8_t *w = tensor(&v, "fp8.block.weight", NULL);
@@ -134,6 +160,7 @@ static void rows_round_as_single_values_do(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(fp8_codes_have_the_values_of_the_vectors),
+            cmocka_unit_test(fp8_is_rounded_to_nearest_even),
             cmocka_unit_test(fp8_blocks_dequantise_exactly),
             cmocka_unit_test(bf16_is_rounded_to_nearest_even),
             cmocka_unit_test(bf16_survives_the_round_trip),
