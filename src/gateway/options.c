@@ -153,6 +153,9 @@ static const struct option rows[] = {
     {"eviction-interval-secs", 0, OPTION_IGNORED, 0, "N", NULL},
     {"max-tree-size", 0, OPTION_IGNORED, 0, "N", NULL},
     {"rate-limit-tokens-per-second", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"request-id-headers", 0, OPTION_IGNORED, 0, "NAME", NULL},
+    {"cors-allowed-origins", 0, OPTION_IGNORED, 0, "URL", NULL},
+    {"log-dir", 0, OPTION_IGNORED, 0, "PATH", NULL},
     {"prometheus-host", 0, OPTION_IGNORED, 0, "ADDRESS", NULL},
     {"prometheus-port", 0, OPTION_IGNORED, 0, "N", NULL},
 };

@@ -6,9 +6,10 @@
  * An instance is JOINING until a probe succeeds, then HEALTHY. A sign of trouble makes it SUSPECT: chosen only when no
  * healthy one may take the leg, and probed at once. Probes decide: HEALTHY again, or EJECTED, from where two good
  * probes in a row bring it back. One that has come, or come back, has no load and would be given all that comes, with its
- * caches cold: its load counts for up to ten times as much at first (slow_start). Overload (429, 503 on a request) is not trouble: the instance stands back for a moment
- * and stays healthy. The last instance of a role that can still be chosen is never ejected for being slow, because a
- * slow answer is better than none; it is ejected when its process is gone.
+ * caches cold: its load counts for up to ten times as much at first (slow_start). Overload (429, 503 on a request) is not
+ * trouble: the instance stands back for a moment and stays healthy. No more than half of a role are ejected for being
+ * slow: when most are, it is the load or the network, and shutting them out would give it all to the last ones. They are
+ * ejected when their processes are gone.
  *
  * Load is counted in tokens that stand for work, of our own legs and of what an instance's metrics say that others have
  * with it: struct load is taken once and given back once, whatever the way out; giving back again does nothing. */
