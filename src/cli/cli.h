@@ -23,14 +23,18 @@ int cmd_complete(int argc, char **argv);
 int cmd_down(int argc, char **argv);
 int cmd_explain(int argc, char **argv);
 int cmd_gateway(int argc, char **argv);
+int cmd_init(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
+int cmd_ranktable(int argc, char **argv);
 int cmd_restart(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_supervise(int argc, char **argv);
+int cmd_top(int argc, char **argv);
 int cmd_up(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
 int cmd_warmup(int argc, char **argv);
 
 /* Parse options as options_parse does. Returns -1 to go on, else the exit code to end with: --help was printed (0), or
@@ -63,6 +67,8 @@ struct cli_plan {
 };
 /* Returns -1 to go on, or the exit code. Free with cli_plan_free in any case. */
 int cli_plan_read(const char *path, struct cli_plan *ret_plan);
+/* The same with the name by which others start baton: "baton", which they find in their PATH. */
+int cli_plan_read_as(const char *path, const char *program, struct cli_plan *ret_plan);
 /* Findings to stderr, sorted, as they are for people; none print nothing. */
 void cli_say_findings(struct findings *findings, const char *path);
 void cli_plan_free(struct cli_plan *p);

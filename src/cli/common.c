@@ -90,15 +90,25 @@ void cli_say_findings(struct findings *findings, const char *path) {
 }
 
 int cli_plan_read(const char *path, struct cli_plan *ret_plan) {
+        struct arena arena = {0};
+        int r = cli_plan_read_as(path, cli_self(&arena), ret_plan);
+
+        arena_free(&arena);
+        return r;
+}
+
+int cli_plan_read_as(const char *path, const char *program, struct cli_plan *ret_plan) {
         struct findings findings = {.arena = &ret_plan->arena};
         struct error e = {0};
         int r;
 
         *ret_plan = (struct cli_plan){0};
         r = cluster_read(path, &ret_plan->arena, &ret_plan->cluster, &findings, &e);
-        if (r == 0)
-                r = plan_make(
-                    ret_plan->cluster, cli_self(&ret_plan->arena), &ret_plan->arena, &ret_plan->plan, &findings);
+        if (r == 0) {
+                program = arena_copy(&ret_plan->arena, slice_str(program)).ptr;
+                r = program ? plan_make(ret_plan->cluster, program, &ret_plan->arena, &ret_plan->plan, &findings)
+                            : -ENOMEM;
+        }
         cli_say_findings(&findings, path);
         if (r < 0 && findings_count(&findings, SEVERITY_ERROR))
                 return EXIT_USAGE;

@@ -154,6 +154,12 @@ static void watch(struct run *run) {
 
 /* ---- the process ---------------------------------------------------------------------------------------------------------- */
 
+/* Can only this machine reach it? */
+static bool is_local(const char *host) {
+        return !strncmp(host, "127.", 4) || !strcmp(host, "::1") || !strcmp(host, "localhost") ||
+               !strncmp(host, "unix:", 5);
+}
+
 static void announce(const struct gateway_options *o, const struct log *log, uint16_t port) {
         size_t prefill = 0;
 
@@ -161,6 +167,11 @@ static void announce(const struct gateway_options *o, const struct log *log, uin
                 prefill += o->members[i].prefill;
         log_info(log, "listening on %s:%u, connector %s, %zu prefill and %zu decode instances", o->host, port,
             o->connector, prefill, o->member_count - prefill);
+        if (!o->admin_key && !is_local(o->host))
+                log_warn(log,
+                    "the admin routes are open to whoever reaches %s:%u, who may then send requests anywhere; "
+                    "close them with --admin-key",
+                    o->host, port);
 }
 
 static int run_gateway(struct gateway_options *options, const struct words *words) {

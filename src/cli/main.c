@@ -10,14 +10,18 @@ static int cmd_version(int argc, char **argv);
 
 static const struct cli_command commands[] = {
     {"serve", "serve a model on CPUs over the OpenAI API", cmd_serve},
+    {"init", "write a commented cluster file for a topology", cmd_init},
     {"check", "lint a cluster file before anything starts", cmd_check},
     {"plan", "show what follows from a cluster file: ranks, ports, commands", cmd_plan},
+    {"verify", "ask all NPUs whether they are well, and ping between them", cmd_verify},
+    {"ranktable", "write the ranktable", cmd_ranktable},
     {"up", "start and supervise the ranks and the gateway of a cluster file", cmd_up},
     {"down", "stop them in order", cmd_down},
     {"status", "show ranks, health and load", cmd_status},
     {"logs", "show what ranks wrote", cmd_logs},
     {"restart", "stop and start one rank or the gateway", cmd_restart},
     {"gateway", "spread requests over prefill and decode instances", cmd_gateway},
+    {"top", "show what a gateway is doing: load, latency, instances", cmd_top},
     {"warmup", "drive every rank and every P→D pair until latency is steady", cmd_warmup},
     {"quantize", "make an int8 (Ascend W8A8) or fp8 copy of a checkpoint", cmd_quantize},
     {"chat", "talk with a model folder or a server from the terminal", cmd_chat},

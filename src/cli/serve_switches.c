@@ -156,9 +156,12 @@ static int read_compilation(struct serve_switches *s, const char *text, struct e
                 root = yyjson_doc_get_root(doc);
                 s->eager |= slice_is_icase(json_get_slice(root, "cudagraph_mode"), "NONE");
                 name_rest(s, "compilation-config", root, read);
-                if (yyjson_is_int(root))
+                if (yyjson_is_int(root)) /* a level of optimisation */
                         add_word(&s->unused, "", SLICE_LIT("compilation-config"));
-                r = read_sizes(s, "cudagraph_capture_sizes", json_get(root, "cudagraph_capture_sizes"), e);
+                else if (!yyjson_is_obj(root))
+                        r = error_set(e, -EINVAL, "neither a JSON object nor a level: %.100s", text);
+                if (r == 0)
+                        r = read_sizes(s, "cudagraph_capture_sizes", json_get(root, "cudagraph_capture_sizes"), e);
                 yyjson_doc_free(doc);
         }
         return r < 0 ? error_prefix(e, r, "--compilation-config") : 0;

@@ -260,6 +260,14 @@ static const struct option_set up_set = {"baton up FILE [--foreground]",
     "Returns when everything answers /health; a rank that cannot start stops all and is explained.",
     up_table, 2, 1};
 
+static int refuse_machines(const char *file) {
+        fprintf(stderr,
+            "baton up: %s has ranks on several machines, and this version starts those of one\n"
+            "    cure: baton plan %s --format shell -o scripts, then scripts/NODE.sh on each node\n",
+            file, file);
+        return EXIT_USAGE;
+}
+
 int cmd_up(int argc, char **argv) {
         struct up_options o = {0};
         struct options_result parsed;
@@ -270,6 +278,8 @@ int cmd_up(int argc, char **argv) {
         if (r >= 0)
                 return r;
         r = cli_plan_read(parsed.positional[0], &p);
+        if (r < 0 && !plan_on_one_machine(p.plan))
+                r = refuse_machines(parsed.positional[0]);
         if (r < 0)
                 r = up_start(parsed.positional[0], &p, o.foreground, o.quiet, &up);
         if (r < 0) {

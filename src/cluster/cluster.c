@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 static const char *const engine_kinds[] = {"embedded", "vllm-ascend", "vllm", "template", NULL};
+static const char *const launchers[] = {"launch_online_dp", "launch_dp_program", NULL};
 static const char *const platforms[] = {"cpu", "ascend-a2", "ascend-a3", "ascend-a5", "cuda", NULL};
 
 const char *role_name(enum role r) {
@@ -38,7 +39,7 @@ static const struct field speculative_fields[] = {
 
 static void read_speculative(struct reader *r, yaml_node_t *value, void *target) {
         struct cluster *c = target;
-        struct speculative s = {SLICE_LIT("deepseek_mtp"), 0};
+        struct speculative s = {SLICE_NONE, 0};
 
         read_mapping(r, value, "model.speculative", speculative_fields, FIELD_COUNT(speculative_fields), &s);
         c->model.speculative_method = s.method;
@@ -61,10 +62,12 @@ static void read_model(struct reader *r, yaml_node_t *value, void *target) {
 static const struct field engine_fields[] = {
     {"kind", FIELD_CHOICE, AT(struct cluster, engine.kind), AT(struct cluster, engine.kind_at), .required = true,
         .choices = engine_kinds},
-    {"version", FIELD_TEXT, AT(struct cluster, engine.version), NO_PLACE},
+    {"version", FIELD_TEXT, AT(struct cluster, engine.version), AT(struct cluster, engine.version_at)},
     {"template", FIELD_TEXT, AT(struct cluster, engine.template_path), NO_PLACE},
-    {"connector", FIELD_TEXT, AT(struct cluster, engine.connector), NO_PLACE},
+    {"launcher", FIELD_CHOICE, AT(struct cluster, engine.launcher), NO_PLACE, .choices = launchers},
+    {"connector", FIELD_TEXT, AT(struct cluster, engine.connector), AT(struct cluster, engine.connector_at)},
     {"binary", FIELD_TEXT, AT(struct cluster, engine.binary), NO_PLACE},
+    {"ranktable", FIELD_TEXT, AT(struct cluster, engine.ranktable), NO_PLACE},
     {"env", FIELD_SETTINGS, AT(struct cluster, engine.env), NO_PLACE},
     {"args", FIELD_SETTINGS, AT(struct cluster, engine.args), NO_PLACE},
 };
@@ -88,11 +91,39 @@ static void read_supervise(struct reader *r, yaml_node_t *value, void *target) {
 
 /* ---- nodes ------------------------------------------------------------------------------------------------------------ */
 
+/* `devices: 16`, or `devices: 8-15` for a node that shares its machine with others. */
+static void read_devices(struct reader *r, yaml_node_t *value, void *target) {
+        struct cluster_node *node = target;
+        struct slice rest, first, last;
+        int64_t from, to;
+
+        node->devices_at = node_place(value);
+        if (!expect_kind(r, value, YAML_SCALAR_NODE, "devices"))
+                return;
+        rest = node_text(value);
+        if (slice_to_i64(rest, &to) == 0 && to >= 0 && to <= DEVICES_MAX) {
+                node->devices = to;
+                return;
+        }
+        slice_split(&rest, '-', &first);
+        last = rest;
+        if (slice_to_i64(first, &from) == 0 && slice_to_i64(last, &to) == 0 && from >= 0 && from <= to &&
+            to < DEVICES_MAX) {
+                node->first_device = from;
+                node->devices = to - from + 1;
+        } else
+                findings_add(r->findings, SEVERITY_ERROR, "Y05", node->devices_at,
+                    "`devices` is `%.*s`, it must be a number (16) or a range (8-15) of at most %d",
+                    SLICE_ARG(node_text(value)), DEVICES_MAX);
+}
+
 static const struct field node_fields[] = {
     {"ip", FIELD_TEXT, AT(struct cluster_node, ip), AT(struct cluster_node, ip_at), .required = true},
     {"nic", FIELD_TEXT, AT(struct cluster_node, nic), NO_PLACE},
     {"ssh", FIELD_TEXT, AT(struct cluster_node, ssh), NO_PLACE},
-    {"devices", FIELD_INTEGER, AT(struct cluster_node, devices), NO_PLACE, .min = 0, .max = 1024},
+    {"devices", FIELD_CUSTOM, 0, NO_PLACE, .read = read_devices},
+    {"platform", FIELD_CHOICE, AT(struct cluster_node, platform), AT(struct cluster_node, platform_at),
+        .choices = platforms},
     {"env", FIELD_SETTINGS, AT(struct cluster_node, env), NO_PLACE},
     {"args", FIELD_SETTINGS, AT(struct cluster_node, args), NO_PLACE},
 };
@@ -158,6 +189,7 @@ static void read_nodes(struct reader *r, yaml_node_t *value, void *target) {
                 nodes[i].name = arena_copy(r->arena, node_text(key));
                 nodes[i].at = node_place(key);
                 nodes[i].devices = -1;
+                nodes[i].platform = -1;
                 if (!name_is_good(nodes[i].name))
                         findings_add(r->findings, SEVERITY_ERROR, "Y07", nodes[i].at,
                             "`%.*s` is no usable node name: up to 63 letters, digits, '-' and '_'",
@@ -210,10 +242,42 @@ static void keep_gateway_node(struct reader *r, yaml_node_t *value, void *target
         ((struct reader_with_pending *)r)->pending.gateway_node = value;
 }
 
+static const struct field rank_fields[] = {
+    {"env", FIELD_SETTINGS, AT(struct cluster_rank, env), NO_PLACE},
+    {"args", FIELD_SETTINGS, AT(struct cluster_rank, args), NO_PLACE},
+};
+
+static void read_ranks(struct reader *r, yaml_node_t *value, void *target) {
+        struct cluster_role *role = target;
+        struct cluster_rank *ranks;
+        size_t count;
+
+        if (!expect_kind(r, value, YAML_MAPPING_NODE, "ranks"))
+                return;
+        count = (size_t)(value->data.mapping.pairs.top - value->data.mapping.pairs.start);
+        ranks = arena_array(r->arena, count + 1, sizeof(*ranks));
+        if (!ranks) {
+                r->findings->failed = true;
+                return;
+        }
+        for (size_t i = 0; i < count; i++) {
+                yaml_node_t *key = tree_node(r->tree, value->data.mapping.pairs.start[i].key);
+
+                ranks[i].name = arena_copy(r->arena, node_text(key));
+                ranks[i].at = node_place(key);
+                read_mapping(r, tree_node(r->tree, value->data.mapping.pairs.start[i].value), "ranks", rank_fields,
+                    FIELD_COUNT(rank_fields), &ranks[i]);
+        }
+        role->ranks = ranks;
+        role->rank_count = count;
+}
+
 static const struct field role_fields[] = {
     {"groups", FIELD_CUSTOM, 0, NO_PLACE, .required = true, .read = keep_groups},
     {"dp", FIELD_INTEGER, AT(struct cluster_role, dp), AT(struct cluster_role, dp_at), .min = 1, .max = 65536},
     {"tp", FIELD_INTEGER, AT(struct cluster_role, tp), AT(struct cluster_role, tp_at), .min = 1, .max = 1024},
+    {"pp", FIELD_INTEGER, AT(struct cluster_role, pp), AT(struct cluster_role, pp_at), .min = 1, .max = 1024},
+    {"pcp", FIELD_INTEGER, AT(struct cluster_role, pcp), AT(struct cluster_role, pcp_at), .min = 1, .max = 1024},
     {"host", FIELD_TEXT, AT(struct cluster_role, host), NO_PLACE},
     {"api_port", FIELD_INTEGER, AT(struct cluster_role, api_port), AT(struct cluster_role, api_port_at), .min = 1,
         .max = PORT_MAX},
@@ -223,6 +287,7 @@ static const struct field role_fields[] = {
         .max = PORT_MAX},
     {"env", FIELD_SETTINGS, AT(struct cluster_role, env), NO_PLACE},
     {"args", FIELD_SETTINGS, AT(struct cluster_role, args), NO_PLACE},
+    {"ranks", FIELD_CUSTOM, 0, NO_PLACE, .read = read_ranks},
 };
 
 static void read_role(struct reader *r, yaml_node_t *value, struct cluster_role *role) {
@@ -247,6 +312,7 @@ static const struct field gateway_fields[] = {
     {"policy", FIELD_TEXT, AT(struct cluster, gateway.policy), NO_PLACE},
     {"prefill_policy", FIELD_TEXT, AT(struct cluster, gateway.prefill_policy), NO_PLACE},
     {"decode_policy", FIELD_TEXT, AT(struct cluster, gateway.decode_policy), NO_PLACE},
+    {"connector", FIELD_TEXT, AT(struct cluster, gateway.connector), AT(struct cluster, gateway.connector_at)},
     {"args", FIELD_SETTINGS, AT(struct cluster, gateway.args), NO_PLACE},
 };
 
@@ -273,11 +339,10 @@ static int64_t resolve_node(struct reader *r, const uint32_t *order, yaml_node_t
         return found;
 }
 
-static bool resolve_group(struct reader *r, const uint32_t *order, yaml_node_t *list, struct cluster_group *g) {
+static bool resolve_group_nodes(struct reader *r, const uint32_t *order, yaml_node_t *list, struct cluster_group *g) {
         size_t count;
         uint32_t *nodes;
 
-        g->at = node_place(list);
         if (!expect_kind(r, list, YAML_SEQUENCE_NODE, "groups"))
                 return false;
         count = (size_t)(list->data.sequence.items.top - list->data.sequence.items.start);
@@ -301,6 +366,40 @@ static bool resolve_group(struct reader *r, const uint32_t *order, yaml_node_t *
         g->nodes = nodes;
         g->count = count;
         return true;
+}
+
+/* A group that says more than its nodes: {nodes: [d0, d1], kv_port: 36100, args: {…}}. */
+struct written_group {
+        struct cluster_group group;
+        yaml_node_t *nodes;
+};
+
+static void keep_group_nodes(struct reader *r, yaml_node_t *value, void *target) {
+        (void)r;
+        ((struct written_group *)target)->nodes = value;
+}
+
+static const struct field group_fields[] = {
+    {"nodes", FIELD_CUSTOM, 0, NO_PLACE, .required = true, .read = keep_group_nodes},
+    {"api_port", FIELD_INTEGER, AT(struct cluster_group, api_port), AT(struct cluster_group, api_port_at), .min = 1,
+        .max = PORT_MAX},
+    {"dp_port", FIELD_INTEGER, AT(struct cluster_group, dp_port), AT(struct cluster_group, dp_port_at), .min = 1,
+        .max = PORT_MAX},
+    {"kv_port", FIELD_INTEGER, AT(struct cluster_group, kv_port), AT(struct cluster_group, kv_port_at), .min = 1,
+        .max = PORT_MAX},
+    {"env", FIELD_SETTINGS, AT(struct cluster_group, env), NO_PLACE},
+    {"args", FIELD_SETTINGS, AT(struct cluster_group, args), NO_PLACE},
+};
+
+static bool resolve_group(struct reader *r, const uint32_t *order, yaml_node_t *n, struct cluster_group *g) {
+        struct written_group w = {.group = {.api_port = -1, .dp_port = -1, .kv_port = -1, .at = node_place(n)}};
+
+        if (n->type == YAML_MAPPING_NODE)
+                read_mapping(r, n, "groups", group_fields, FIELD_COUNT(group_fields), &w);
+        else
+                w.nodes = n;
+        *g = w.group;
+        return w.nodes && resolve_group_nodes(r, order, w.nodes, g);
 }
 
 static void resolve_groups(struct reader *r, const uint32_t *order, yaml_node_t *n, struct cluster_role *role) {
@@ -340,13 +439,13 @@ static const struct field file_fields[] = {
 
 static void set_defaults(struct cluster *c) {
         c->model.max_len = -1;
-        c->model.speculative_method = SLICE_LIT("deepseek_mtp");
+        c->engine.launcher = -1;
         for (int role = 0; role < 2; role++) {
                 c->roles[role] =
-                    (struct cluster_role){.role = (enum role)role, .dp = 1, .tp = 1, .host = SLICE_LIT("0.0.0.0")};
+                    (struct cluster_role){.role = (enum role)role, .dp = 1, .tp = 1, .pp = 1, .pcp = 1, .kv_port = -1};
+                c->roles[role].host = SLICE_LIT("0.0.0.0");
                 c->roles[role].api_port = role == ROLE_PREFILL ? 9000 : 9500;
                 c->roles[role].dp_port = role == ROLE_PREFILL ? 13395 : 13595;
-                c->roles[role].kv_port = role == ROLE_PREFILL ? 20100 : 20600;
         }
         c->gateway.host = SLICE_LIT("0.0.0.0");
         c->gateway.port = 8000;

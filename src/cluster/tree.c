@@ -127,10 +127,16 @@ static void read_setting(struct reader *r, yaml_node_t *key, yaml_node_t *value,
         s->name = arena_copy(r->arena, node_text(key));
         s->at = node_place(key);
         s->value_at = node_place(value);
+        if (!s->name.ptr) {
+                r->findings->failed = true;
+                return;
+        }
         if (value->type != YAML_SCALAR_NODE) {
                 struct buf json = {0};
                 struct json_writer w = {.out = &json};
 
+                if (value->type == YAML_MAPPING_NODE)
+                        s->kind = SETTING_OBJECT;
                 if (node_to_json(r, value, &w, 0))
                         s->value = arena_copy(r->arena, buf_slice(&json));
                 else

@@ -25,6 +25,19 @@ void gateway_respond_error(struct http_exchange *x, int status, const char *type
         respond_json(x, status, &body);
 }
 
+void gateway_respond_full(struct http_exchange *x) {
+        struct http_field fields[] = {
+            {SLICE_LIT("Content-Type"), SLICE_LIT("application/json")}, {SLICE_LIT("Retry-After"), SLICE_LIT("1")}};
+        struct openai_error e;
+        struct buf body = {0};
+
+        openai_fail(&e, 503, "ServiceUnavailable", NULL,
+            "the requests in flight hold all the memory that the gateway gives them (--max-bodies-size)");
+        openai_write_error(&body, &e);
+        http_respond(x, 503, (struct http_fields){fields, 2}, buf_slice(&body));
+        buf_free(&body);
+}
+
 /* ---- health and figures --------------------------------------------------------------------------------------------- */
 
 static void get_health(struct gateway *g, struct http_exchange *x) {
@@ -48,11 +61,7 @@ static void get_ready(struct gateway *g, struct http_exchange *x) {
 }
 
 static void get_metrics(struct gateway *g, struct http_exchange *x) {
-        struct stats_now now = {.requests = g->request_count,
-            .waiting = g->waiting_count,
-            .connections = http_server_connections(g->server),
-            .ready = gateway_is_ready(g),
-            .draining = g->draining};
+        struct stats_now now = gateway_measure(g);
         struct buf b = {0};
 
         stats_write(&g->stats, g->pool, &now, &b);
@@ -119,6 +128,22 @@ static void get_instances(struct gateway *g, struct http_exchange *x) {
         json_key(&w, "decode");
         write_role(&w, g->pool, ROLE_DECODE);
         json_close(&w, '}');
+        respond_json(x, 200, &b);
+}
+
+static void get_debug_requests(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        debug_write_requests(g, &w);
+        respond_json(x, 200, &b);
+}
+
+static void get_debug_load(struct gateway *g, struct http_exchange *x) {
+        struct buf b = {0};
+        struct json_writer w = {.out = &b};
+
+        debug_write_load(g, &w);
         respond_json(x, 200, &b);
 }
 
@@ -242,18 +267,29 @@ static void on_remove(struct http_exchange *x, struct slice body, void *user) {
         on_members(x, body, user, CHANGE_REMOVE);
 }
 
-static void post_add(struct gateway *g, struct http_exchange *x) {
-        static const struct http_exchange_callbacks none;
+/* Some thousand instances in one call. These bodies are not counted among those of --max-bodies-size. */
+#define MEMBERS_BODY_MAX (256 << 10)
 
+static void collect_members(struct gateway *g, struct http_exchange *x,
+    void (*on_all)(struct http_exchange *x, struct slice body, void *user)) {
+        static const struct http_exchange_callbacks none;
+        int64_t length = http_exchange_request(x)->content_length;
+
+        if (length == HTTP_LENGTH_CHUNKED || length > MEMBERS_BODY_MAX) {
+                gateway_respond_error(
+                    x, 413, "RequestEntityTooLarge", "this route takes at most 256 KiB, and wants a Content-Length");
+                return;
+        }
         http_exchange_watch(x, &none, g);
-        http_exchange_collect(x, on_add);
+        http_exchange_collect(x, on_all);
+}
+
+static void post_add(struct gateway *g, struct http_exchange *x) {
+        collect_members(g, x, on_add);
 }
 
 static void post_remove(struct gateway *g, struct http_exchange *x) {
-        static const struct http_exchange_callbacks none;
-
-        http_exchange_watch(x, &none, g);
-        http_exchange_collect(x, on_remove);
+        collect_members(g, x, on_remove);
 }
 
 static void post_reset(struct gateway *g, struct http_exchange *x) {
@@ -288,12 +324,15 @@ static const struct route {
     {HTTP_METHOD_GET, "/readiness", OPEN, get_ready},
     {HTTP_METHOD_GET, "/metrics", OPEN, get_metrics},
     {HTTP_METHOD_GET, "/healthcheck", OPEN, get_healthcheck},
+    {HTTP_METHOD_GET, "/ui", OPEN, get_ui}, /* what it shows is guarded */
     {HTTP_METHOD_GET, "/v1/models", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/v1/models/", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/version", OPEN, errand_forward},
     {HTTP_METHOD_POST, "/tokenize", OPEN, errand_forward},
     {HTTP_METHOD_POST, "/detokenize", OPEN, errand_forward},
     {HTTP_METHOD_GET, "/instances", ADMIN, get_instances},
+    {HTTP_METHOD_GET, "/debug/requests", ADMIN, get_debug_requests},
+    {HTTP_METHOD_GET, "/debug/load", ADMIN, get_debug_load},
     {HTTP_METHOD_POST, "/instances/add", ADMIN, post_add},
     {HTTP_METHOD_POST, "/instances/remove", ADMIN, post_remove},
     {HTTP_METHOD_POST, "/add_worker", ADMIN, workers_add},

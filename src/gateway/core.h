@@ -5,11 +5,13 @@
  * it has at most one prefill leg and one decode leg at a time (leg.c). The request puts the parts' answers together
  * (request.c) and has one exit, request_settle(). */
 #pragma once
+#include "base/json.h"
 #include "base/list.h"
 #include "gateway/access.h"
 #include "gateway/connector.h"
 #include "gateway/continuation.h"
 #include "gateway/gateway.h"
+#include "gateway/history.h"
 #include "gateway/join.h"
 #include "gateway/queue.h"
 #include "gateway/relay.h"
@@ -37,12 +39,14 @@ struct gateway {
         struct pool *pool;
         struct stats stats;
         struct access access;
+        struct history history;
         struct http_field key_field;   /* "Authorization: Bearer API_KEY" */
         struct http_fields key_fields; /* it, or none */
         struct list requests;
-        uint64_t request_count, leg_count;
-        struct list waiting[ROLE_COUNT]; /* parts that need an instance of the role or a moment, oldest first */
-        size_t waiting_count;            /* with those of the admission */
+        uint64_t request_count, stream_count, leg_count;
+        size_t body_bytes, max_body_bytes; /* of what clients have sent and is still needed */
+        struct list waiting[ROLE_COUNT];   /* parts that need an instance of the role or a moment, oldest first */
+        size_t waiting_count;              /* with those of the admission */
         struct admission admission;
         uint64_t waiting_at;    /* when one of them is due, UINT64_MAX: none waits */
         bool freed[ROLE_COUNT]; /* an instance may take a leg that could not before: the oldest's, on the next turn */
@@ -56,7 +60,7 @@ struct gateway {
         uv_check_t flush; /* sends them once per turn of the loop, whatever came in during it */
         uv_timer_t timer; /* waiting parts, and what is done again and again, each at its own time */
         bool timer_open, listening;
-        uint64_t periodic_at, silence_at;
+        uint64_t periodic_at, silence_at, sample_at;
         unsigned open_handles;
         struct list calls; /* of call.c: probes and the like */
         /* Of a push connector: where decoders ask for their prefills, and the parts whose decoder may, by request id. */
@@ -80,7 +84,12 @@ void gateway_wake_admission(struct gateway *g);
 enum role gateway_first_role(const struct gateway *g);
 /* The oldest part that waits for an instance (not for a moment). NULL: none. */
 struct part *gateway_first_in_need(struct gateway *g, enum role role);
-void gateway_request_gone(struct gateway *g); /* a request was freed: a drain may be over */
+/* Bodies are kept until their request is answered: all of them together are bounded (--max-bodies-size). Adds `data` to
+ * one; false: there is no room (`body` is as it was), or it has failed for want of memory. */
+bool gateway_keep_body(struct gateway *g, struct buf *body, struct slice data);
+void gateway_drop_body(struct gateway *g, struct buf *body); /* frees it */
+void gateway_respond_full(struct http_exchange *x);          /* 503: there was no room */
+void gateway_request_gone(struct gateway *g);                /* a request was freed: a drain may be over */
 
 /* ---- legs ----------------------------------------------------------------------------------------------------------- */
 
@@ -152,6 +161,7 @@ enum part_state {
         PART_END,
         PART_STATES,
 };
+const char *part_state_name(enum part_state s);
 
 enum part_event {
         PART_TRY, /* an instance may be there, a pause is over */
@@ -270,6 +280,7 @@ struct request {
         int64_t priority;
         uint64_t tenant, queued_at, queued; /* ns; queued_at 0: it does not wait */
         bool admitted;
+        struct slice trace; /* traceparent, the client's or our own */
         const char *peer;
         struct part *parts;
         size_t part_count, started, over, done; /* parts begun, in PART_END, answered */
@@ -279,6 +290,7 @@ struct request {
         bool stream, gone, failed;
         bool wants_notes; /* comments in its stream that tell where it is continued */
         uint64_t begun, first, ended;
+        uint64_t last_sent; /* to the client, ns; only with --keepalive-secs */
         uint64_t bytes_out;
         unsigned retries, continued;
         const char *end; /* for the access log */
@@ -304,6 +316,9 @@ bool request_begin_stream(struct request *r, struct part *p);
 void request_take_buffer(struct request *r);
 /* Bytes were added to r->pending: they leave at the end of this turn of the loop, together with what else comes. */
 void request_send_pending(struct request *r);
+/* With --keepalive-secs: a comment, when the client of a stream has got nothing for so long. The status 200 leaves with it;
+ * what fails from then on is an error event. */
+void request_keep_alive(struct request *r, uint64_t now);
 /* Send them now; called once per turn for each request of gateway.unsent. */
 void request_flush(struct request *r);
 /* A part's answer is complete (whole in part->answer, or relayed). */
@@ -345,10 +360,13 @@ void call_abort_all(struct gateway *g);
 /* ---- header fields (fields.c) ---------------------------------------------------------------------------------------- */
 
 /* Copies in `arena` of the end-to-end fields of an instance's answer, less those that our framing sets; or of a client's
- * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization. 0 or -ENOMEM. */
+ * request, less those named in `without` (ended by NULL), with --api-key where it has no Authorization, and with `more`
+ * behind them (borrowed). 0 or -ENOMEM. */
 int fields_of_answer(struct http_fields from, struct arena *arena, struct http_fields *ret_fields);
-int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without, struct arena *arena,
-    struct http_fields *ret_fields);
+int fields_of_client(const struct gateway *g, struct http_fields from, const char *const *without,
+    struct http_fields more, struct arena *arena, struct http_fields *ret_fields);
+/* The one valid traceparent among `fields` (W3C Trace Context, level 1, 3.2), or SLICE_NONE. */
+struct slice fields_trace(struct http_fields fields);
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
@@ -358,6 +376,13 @@ void metaserver_post(struct gateway *g, struct http_exchange *x); /* metaserver.
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);
 void errand_broadcast(struct gateway *g, struct http_exchange *x);
+/* debug.c: what can be seen of it, as JSON: the requests in flight (the oldest DEBUG_ROWS_MAX); or instances, gauges and
+ * the last minutes. */
+#define DEBUG_ROWS_MAX 1000
+void debug_write_requests(const struct gateway *g, struct json_writer *w);
+void debug_write_load(const struct gateway *g, struct json_writer *w);
+void get_ui(struct gateway *g, struct http_exchange *x); /* ui.c: GET /ui */
+struct stats_now gateway_measure(const struct gateway *g);
 bool gateway_is_ready(const struct gateway *g);
 int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool later, struct error *e);
 /* admin.c: what /instances/add and /instances/remove do with one address. 0 (also for one that is there already), -ENOENT,

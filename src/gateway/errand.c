@@ -18,6 +18,7 @@ struct errand {
         struct buf body, failed; /* `failed`: JSON strings of instances */
         struct call_request request;
         size_t open; /* calls under way */
+        bool full;   /* its body found no room: it is refused already */
         uint32_t avoid[TRIES_MAX];
         size_t avoid_count;
 };
@@ -25,7 +26,7 @@ struct errand {
 static void release(struct errand *e) {
         if (e->x || e->open > 0)
                 return;
-        buf_free(&e->body);
+        gateway_drop_body(e->g, &e->body);
         buf_free(&e->failed);
         arena_free(&e->arena);
         free(e);
@@ -41,7 +42,11 @@ static void on_end(struct http_exchange *x, enum http_end end, void *user) {
 static void on_body(struct http_exchange *x, struct slice data, void *user) {
         struct errand *e = user;
 
-        buf_add(&e->body, data);
+        if (e->full || gateway_keep_body(e->g, &e->body, data))
+                return;
+        e->full = true;
+        gateway_drop_body(e->g, &e->body);
+        gateway_respond_full(x);
 }
 
 static int read_head(struct errand *e, const struct http_request_head *head) {
@@ -52,7 +57,7 @@ static int read_head(struct errand *e, const struct http_request_head *head) {
             .timeout_ms = TIMEOUT_MS};
         if (!e->request.target)
                 return -ENOMEM;
-        return fields_of_client(e->g, head->fields, for_us, &e->arena, &e->request.fields);
+        return fields_of_client(e->g, head->fields, for_us, (struct http_fields){0}, &e->arena, &e->request.fields);
 }
 
 /* Gather the body, then call `run` (an on_body_end). */
@@ -111,7 +116,10 @@ static void try_one(struct errand *e) {
 }
 
 static void run_forward(struct http_exchange *x, void *user) {
-        try_one(user);
+        struct errand *e = user;
+
+        if (!e->full)
+                try_one(e);
 }
 
 void errand_forward(struct gateway *g, struct http_exchange *x) {
@@ -161,6 +169,8 @@ static void on_stop(void *context, int status, struct http_fields fields, struct
 static void run_broadcast(struct http_exchange *x, void *user) {
         struct errand *e = user;
 
+        if (e->full)
+                return;
         e->request.body = buf_slice(&e->body);
         for (int role = 0; role < ROLE_COUNT; role++)
                 for (size_t k = 0; k < pool_count(e->g->pool, (enum role)role); k++) {

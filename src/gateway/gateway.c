@@ -12,7 +12,7 @@
 #define PACE (100 * NS_PER_MS)
 /* The same, when more probes are due than are started at once. */
 #define PACE_OF_MANY (10 * NS_PER_MS)
-/* Between looks for legs that have gone silent. */
+/* Between looks for streams that have gone silent. */
 #define PACE_OF_SILENCE NS_PER_S
 /* A leg whose instance was ejected is cut when it has shown no life for so long; one that still talks is left alone, for
  * a health route may fail where the engine works. */
@@ -28,6 +28,23 @@ bool gateway_is_ready(const struct gateway *g) {
         if (g->connector->order != ORDER_ONE && pool_routable(g->pool, ROLE_PREFILL) == 0)
                 return false;
         return pool_routable(g->pool, ROLE_DECODE) > 0;
+}
+
+/* ---- what clients send ------------------------------------------------------------------------------------------------ */
+
+bool gateway_keep_body(struct gateway *g, struct buf *body, struct slice data) {
+        size_t before = body->len;
+
+        if (g->body_bytes + data.len > g->max_body_bytes)
+                return false;
+        buf_add(body, data);
+        g->body_bytes += body->len - before;
+        return buf_ok(body);
+}
+
+void gateway_drop_body(struct gateway *g, struct buf *body) {
+        g->body_bytes -= body->len;
+        buf_free(body);
 }
 
 /* ---- the timer ------------------------------------------------------------------------------------------------------ */
@@ -147,6 +164,7 @@ static void tick_silence(struct gateway *g, uint64_t now) {
         list_for_each (at, &g->requests) {
                 struct request *r = list_item(at, struct request, link);
 
+                request_keep_alive(r, now);
                 for (size_t i = 0; i < r->part_count; i++) {
                         struct part *p = &r->parts[i];
 
@@ -175,6 +193,12 @@ static void periodic(struct gateway *g, uint64_t now) {
         if (now >= g->silence_at) {
                 g->silence_at = now + PACE_OF_SILENCE;
                 tick_silence(g, now);
+        }
+        if (now >= g->sample_at) {
+                struct stats_now figures = gateway_measure(g);
+
+                g->sample_at = now + HISTORY_STEP_NS;
+                history_sample(&g->history, &g->stats, &figures, now);
         }
         access_flush(&g->access);
 }
@@ -368,6 +392,9 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         g->loop = loop;
         g->options = *options;
         g->log = options->log;
+        g->max_body_bytes = (size_t)options->max_bodies;
+        if (g->max_body_bytes == 0)
+                g->max_body_bytes = os_memory_total() / 4;
         g->connector = connector_find(options->connector ? options->connector : "pull");
         g->access.fd = -1;
         list_init(&g->requests);
@@ -383,6 +410,8 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         list_init(&g->unsent);
         assert(g->connector);
         r = stats_init(&g->stats);
+        if (r == 0)
+                r = history_init(&g->history, &g->stats);
         if (r == 0)
                 r = make_key_field(g);
         if (r == 0)
@@ -516,12 +545,13 @@ void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *c
 void gateway_free(struct gateway *g) {
         if (!g)
                 return;
-        assert(g->request_count == 0 && g->leg_count == 0);
+        assert(g->request_count == 0 && g->leg_count == 0 && g->body_bytes == 0);
         http_server_free(g->server);
         http_client_free(g->client);
         queue_free(&g->admission.queue);
         pool_free(g->pool);
         access_close(&g->access);
+        history_free(&g->history);
         stats_free(&g->stats);
         free((char *)g->key_field.value.ptr);
         free((char *)g->metaserver.ptr);

@@ -58,6 +58,7 @@ struct gateway_options {
         double params_max_age;     /* kv_transfer_params older than that are not used: prefill again */
         double abandon_grace;      /* a decode leg without its first byte is not cut within this time of its start */
         double drain_timeout;      /* of gateway_drain */
+        double keepalive;          /* a stream that is silent for so long gets an SSE comment; 0: never */
         int64_t max_continuations; /* of one stream on other instances; 0: none */
         bool prefill_on_decode;    /* decode without kv_transfer_params when the prefiller gave none */
 
@@ -69,6 +70,7 @@ struct gateway_options {
         int64_t instance_cap; /* legs at once per instance, 0: any number */
 
         int64_t max_body;       /* bytes of a request */
+        int64_t max_bodies;     /* bytes of all requests in flight; 0: a quarter of the memory */
         int64_t max_prompts;    /* prompts times n of one request */
         const char *api_key;    /* sent upstream when the client sent no Authorization, and with probes; NULL: none */
         const char *admin_key;  /* wanted as a bearer token on admin routes; NULL: open */

@@ -93,10 +93,13 @@ static void on_head(struct http_call *call, const struct http_response_head *hea
 
 static void on_body(struct http_call *call, struct slice data, void *user) {
         struct leg *l = user;
+        uint64_t before = l->last_byte;
 
         l->last_byte = gateway_now(gateway_of(l));
         if (l->times.first == 0)
                 l->times.first = l->last_byte;
+        else if (l->part->state == PART_RELAY && !l->part->client_is_slow)
+                stats_time(&gateway_of(l)->stats, TIME_ITL, l->last_byte - before);
         if (l->event_stream) {
                 part_leg_data(l, data);
                 return;
@@ -144,6 +147,19 @@ static uint64_t stand_back_ns(const struct leg *l) {
         return (seconds > 30 ? 30 : seconds) * NS_PER_S;
 }
 
+static void count_end(const struct leg *l, enum leg_end end) {
+        struct instance *i = l->at;
+
+        gateway_of(l)->stats.legs[l->role][end]++;
+        i->ended[end]++;
+        if (end == LEG_DONE)
+                i->done_ns += l->times.ended - l->times.begun;
+        if (l->event_stream && l->times.first) {
+                i->first_count++;
+                i->first_ns += l->times.first - l->times.begun;
+        }
+}
+
 static void report(const struct leg *l, struct instance *i, enum leg_end end, uint64_t now) {
         switch (end) {
         case LEG_DONE:
@@ -179,7 +195,7 @@ static void on_end(struct http_call *call, enum http_failure failure, const char
         if (failure != HTTP_OK && !l->why[0])
                 leg_say(l, "%s", why ? why : http_failure_text(failure));
         g->leg_count--;
-        g->stats.legs[l->role][end]++;
+        count_end(l, end);
         /* The load goes first: whoever is woken below finds the instance free again. */
         report(l, l->at, end, now);
         if (l->role == ROLE_PREFILL && end == LEG_DONE) /* from now on KV may be held there */

@@ -77,6 +77,9 @@ static const struct option rows[] = {
         "when the client leaves, a decode leg that has not "
         "answered yet is given so long from its start to fetch the KV (default 1)"},
     {"drain-timeout", 0, OPTION_DOUBLE, TARGET(drain_timeout), "S", "for requests in flight at SIGTERM (default 60)"},
+    {"keepalive-secs", 0, OPTION_DOUBLE, TARGET(keepalive), "S",
+        "a stream that has been silent for so long gets an "
+        "SSE comment, also before its first event (default 0: never)"},
     {"max-continuations", 0, OPTION_INT, TARGET(max_continuations), "N",
         "how often a stream that was cut goes on with "
         "its exact tokens on other instances (default 8, 0: never)",
@@ -105,6 +108,10 @@ static const struct option rows[] = {
         0, 1000000},
     {"max-payload-size", 0, OPTION_SIZE, TARGET(max_body), "BYTES", "of a request, then 413 (default 64M)", 1,
         1ll << 40},
+    {"max-bodies-size", 0, OPTION_SIZE, TARGET(max_bodies), "BYTES",
+        "of all requests in flight together, then 503 "
+        "(default: a quarter of the memory)",
+        1, 1ll << 50},
     {"max-prompts", 0, OPTION_INT, TARGET(max_prompts), "N", "prompts times n in one request, then 400 (default 1024)",
         1, 1000000},
     {"api-key", 0, OPTION_STRING, TARGET(api_key), "KEY",
@@ -150,6 +157,9 @@ static const struct option rows[] = {
     {"eviction-interval-secs", 0, OPTION_IGNORED, 0, "N", NULL},
     {"max-tree-size", 0, OPTION_IGNORED, 0, "N", NULL},
     {"rate-limit-tokens-per-second", 0, OPTION_IGNORED, 0, "N", NULL},
+    {"request-id-headers", 0, OPTION_IGNORED, 0, "NAME", NULL},
+    {"cors-allowed-origins", 0, OPTION_IGNORED, 0, "URL", NULL},
+    {"log-dir", 0, OPTION_IGNORED, 0, "PATH", NULL},
     {"prometheus-host", 0, OPTION_IGNORED, 0, "ADDRESS", NULL},
     {"prometheus-port", 0, OPTION_IGNORED, 0, "N", NULL},
 };
@@ -259,6 +269,9 @@ int gateway_member_parse(struct slice text, struct gateway_member *ret_member, s
         if (url.len == 0)
                 return error_set(e, -EINVAL, "`%.*s` is not an address; wanted host:port or http://host:port",
                     SLICE_ARG(slice_sub(text, 0, 200)));
+        /* Answers carry it in a field, and terminals show it. */
+        if (!http_value_is_safe(name) || slice_find(name, '\t', 0) < name.len)
+                return error_set(e, -EINVAL, "an instance's name has no control characters");
         m.url = slice_dup(url);
         if (name.len > 0)
                 m.name = slice_dup(name);
@@ -456,7 +469,7 @@ static int check_times(const struct gateway_options *o, struct error *e) {
             {"first-byte-timeout", o->first_byte_timeout, 0}, {"request-timeout-secs", o->request_timeout, 0},
             {"idle-timeout", o->idle_timeout, 0}, {"kv-lease", o->params_max_age, 0.001},
             {"abandon-grace", o->abandon_grace, 0}, {"drain-timeout", o->drain_timeout, 0},
-            {"health-check-interval-secs", o->probe_interval, 0.01},
+            {"keepalive-secs", o->keepalive, 0}, {"health-check-interval-secs", o->probe_interval, 0.01},
             {"health-check-timeout-secs", o->probe_timeout, 0.01}, {"waiting-retry-interval", o->join_interval, 0.01},
             {"load-check-interval-secs", o->scrape_interval, 0}, {"slow-start-secs", o->slow_start, 0}};
 

@@ -162,6 +162,29 @@ static const action table[PART_STATES][PART_EVENTS] = {
         },
 };
 
+const char *part_state_name(enum part_state s) {
+        static const char *const names[PART_STATES] = {
+            [PART_IDLE] = "idle",
+            [PART_NEED_PREFILL] = "need_prefill",
+            [PART_PREFILL] = "prefill",
+            [PART_NEED_DECODE] = "need_decode",
+            [PART_RESERVE] = "reserve",
+            [PART_NEED_PUSH] = "need_push",
+            [PART_BOTH] = "both",
+            [PART_CLEAR] = "clear",
+            [PART_DECODE] = "decode",
+            [PART_RELAY] = "relay",
+            [PART_LET_PREFILL] = "let_prefill",
+            [PART_LET_BOTH] = "let_both",
+            [PART_LET_FETCH] = "let_fetch",
+            [PART_NEED_SETTLE] = "need_settle",
+            [PART_SETTLE] = "settle",
+            [PART_END] = "end",
+        };
+
+        return names[s];
+}
+
 static struct gateway *gateway_of(const struct part *p) {
         return p->request->g;
 }

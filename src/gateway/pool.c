@@ -550,9 +550,12 @@ static void plan_probe(struct instance *i, uint64_t now) {
         i->next_probe = now + jitter(p, wait);
 }
 
-/* Is it the only one of its role that can still be chosen? */
-static bool is_last(struct instance *i) {
-        return table_of(i)->count == 1 && i->slot != NO_SLOT;
+/* Without it, could fewer than half of those of its role that have ever answered be chosen? */
+static bool is_needed(const struct instance *i) {
+        size_t routable = pool_routable(i->pool, i->role);
+        size_t known = routable + pool_in_state(i->pool, i->role, INSTANCE_EJECTED);
+
+        return i->slot != NO_SLOT && (routable - 1) * 2 < known;
 }
 
 static void grow_share(struct instance *i, uint64_t now) {
@@ -589,7 +592,7 @@ static bool apply(struct instance *i, enum health_event what, uint64_t now) {
         rule = find_rule(i, what);
         if (!rule)
                 return false;
-        if (rule->to == INSTANCE_EJECTED && what != HEALTH_PROBE_DEAD && is_last(i))
+        if (rule->to == INSTANCE_EJECTED && what != HEALTH_PROBE_DEAD && is_needed(i))
                 return false;
         set_state(i, rule->to);
         if (rule->to == INSTANCE_HEALTHY && rule->from != INSTANCE_SUSPECT)

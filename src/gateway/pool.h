@@ -6,9 +6,10 @@
  * An instance is JOINING until a probe succeeds, then HEALTHY. A sign of trouble makes it SUSPECT: chosen only when no
  * healthy one may take the leg, and probed at once. Probes decide: HEALTHY again, or EJECTED, from where two good
  * probes in a row bring it back. One that has come, or come back, has no load and would be given all that comes, with its
- * caches cold: its load counts for up to ten times as much at first (slow_start). Overload (429, 503 on a request) is not trouble: the instance stands back for a moment
- * and stays healthy. The last instance of a role that can still be chosen is never ejected for being slow, because a
- * slow answer is better than none; it is ejected when its process is gone.
+ * caches cold: its load counts for up to ten times as much at first (slow_start). Overload (429, 503 on a request) is not
+ * trouble: the instance stands back for a moment and stays healthy. No more than half of a role are ejected for being
+ * slow: when most are, it is the load or the network, and shutting them out would give it all to the last ones. They are
+ * ejected when their processes are gone.
  *
  * Load is counted in tokens that stand for work, of our own legs and of what an instance's metrics say that others have
  * with it: struct load is taken once and given back once, whatever the way out; giving back again does nothing. */
@@ -45,6 +46,18 @@ enum health_event {
         HEALTH_EVENTS,
 };
 
+enum leg_end { /* how a leg at an instance ended */
+        LEG_DONE,
+        LEG_REFUSED,    /* 4xx: the request's own fault */
+        LEG_OVERLOADED, /* 429, 503 */
+        LEG_ERROR,      /* other 5xx, or what makes no sense */
+        LEG_UNSENT,     /* could not connect: the instance has not seen the request */
+        LEG_BROKEN,     /* reset, cut, not HTTP */
+        LEG_TIMEOUT,
+        LEG_ABORTED, /* by us */
+        LEG_ENDS,
+};
+
 struct pool;
 
 struct instance {
@@ -74,8 +87,10 @@ struct instance {
         /* It came, or came back, at `risen_at` and has a share of 1 to 10 tenths of the load that others have. */
         uint64_t risen_at;
         unsigned share_tenths;
-        uint64_t picks, failures; /* totals */
-        size_t slot;              /* in its role's table, SIZE_MAX when not to be chosen */
+        uint64_t picks, failures;          /* totals */
+        uint64_t ended[LEG_ENDS], done_ns; /* legs, and the time of those that were done */
+        uint64_t first_count, first_ns;    /* streams that began, from the leg's start to the first byte */
+        size_t slot;                       /* in its role's table, SIZE_MAX when not to be chosen */
         unsigned tier;
         uint64_t last_pick;
         unsigned references; /* loads and probes that point here */

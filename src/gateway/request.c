@@ -10,34 +10,69 @@
 
 /* Parts of one request that run at once: a list of a thousand prompts takes its turn beside other clients. */
 #define FANOUT_MAX 16
+/* Memory for a body that is only announced. */
+#define RESERVE_MAX (1 << 20)
 
 static const struct http_exchange_callbacks callbacks;
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
 
-/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. */
-static const char *const for_us[] = {
-    "host", "content-length", "content-type", "x-request-id", "accept-encoding", "expect", "x-baton-notes", NULL};
+/* Each leg sets these itself, or they concern this hop: the body is sent anew, and read back as plain text. The first
+ * TRACE_FIELDS of them pass when the client has sent a trace. */
+static const char *const for_us[] = {"traceparent", "tracestate", "host", "content-length", "content-type",
+    "x-request-id", "accept-encoding", "expect", "x-baton-notes", NULL};
+#define TRACE_FIELDS 2
 
-/* They are fetched in batches. */
-struct slice request_random_id(struct request *r) {
+/* From the kernel, as hex digits: nobody can guess an id. They are fetched in batches. */
+static void random_hex(struct gateway *g, size_t bytes, char *ret_text) {
         static const char digits[] = "0123456789abcdef";
-        struct gateway *g = r->g;
-        char *text = arena_alloc(&r->arena, 32);
 
-        if (!text)
-                return SLICE_NONE;
-        if (g->random_left < 16) {
+        if (g->random_left < bytes) {
                 rng_secure(g->random, sizeof(g->random));
                 g->random_left = sizeof(g->random);
         }
-        for (int i = 0; i < 16; i++) {
+        for (size_t i = 0; i < bytes; i++) {
                 unsigned char byte = g->random[--g->random_left];
 
-                text[2 * i] = digits[byte >> 4];
-                text[2 * i + 1] = digits[byte & 15];
+                ret_text[2 * i] = digits[byte >> 4];
+                ret_text[2 * i + 1] = digits[byte & 15];
         }
-        return slice_of(text, 32);
+}
+
+#define ID_BYTES 16
+
+struct slice request_random_id(struct request *r) {
+        char *text = arena_alloc(&r->arena, 2 * ID_BYTES);
+
+        if (!text)
+                return SLICE_NONE;
+        random_hex(r->g, ID_BYTES, text);
+        return slice_of(text, 2 * ID_BYTES);
+}
+
+/* Sampled, as an engine would do it that is asked without a trace. */
+static struct slice new_trace(struct request *r) {
+        static const char form[] = "00-00000000000000000000000000000000-0000000000000000-01";
+        struct slice s = arena_copy(&r->arena, SLICE_LIT(form));
+
+        if (s.ptr) {
+                random_hex(r->g, 16, (char *)s.ptr + 3);
+                random_hex(r->g, 8, (char *)s.ptr + 36);
+        }
+        return s;
+}
+
+/* The end-to-end fields that each leg gets. 0 or -ENOMEM. */
+static int take_fields(struct request *r, struct http_fields from) {
+        struct slice trace = fields_trace(from);
+        struct http_field own = {SLICE_LIT("traceparent"), SLICE_NONE};
+
+        r->trace = trace.ptr ? arena_copy(&r->arena, trace) : new_trace(r);
+        if (!r->trace.ptr)
+                return -ENOMEM;
+        own.value = r->trace;
+        return fields_of_client(r->g, from, trace.ptr ? for_us + TRACE_FIELDS : for_us,
+            (struct http_fields){&own, trace.ptr ? 0 : 1}, &r->arena, &r->fields);
 }
 
 #define ID_MAX 128
@@ -68,7 +103,13 @@ static int choose_id(struct request *r, struct http_fields fields) {
 static void on_body(struct http_exchange *x, struct slice data, void *user) {
         struct request *r = user;
 
-        buf_add(&r->body, data);
+        if (r->answer != ANSWER_NONE || gateway_keep_body(r->g, &r->body, data))
+                return;
+        gateway_drop_body(r->g, &r->body);
+        r->answer = ANSWER_ENDED;
+        r->status = 503;
+        r->end = "full";
+        gateway_respond_full(x);
 }
 
 void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
@@ -95,14 +136,13 @@ void request_new(struct gateway *g, struct http_exchange *x, enum api api) {
         list_push_back(&g->requests, &r->link);
         g->request_count++;
         http_exchange_watch(x, &callbacks, r);
-        if (!r->peer || fields_of_client(g, head->fields, for_us, &r->arena, &r->fields) < 0 ||
-            choose_id(r, head->fields) < 0) {
+        if (!r->peer || take_fields(r, head->fields) < 0 || choose_id(r, head->fields) < 0) {
                 gateway_respond_error(x, 500, "InternalServerError", "the gateway is out of memory");
                 return;
         }
-        /* In one piece when the client says how long it is (http/ has checked the limit). */
+        /* In one piece when the client says how long it is, but for so much that only who sends it gets the memory. */
         if (head->content_length > 0)
-                buf_reserve(&r->body, (size_t)head->content_length);
+                buf_reserve(&r->body, head->content_length < RESERVE_MAX ? (size_t)head->content_length : RESERVE_MAX);
 }
 
 /* ---- parts ---------------------------------------------------------------------------------------------------------- */
@@ -274,18 +314,43 @@ static void note_first(struct request *r) {
                 r->first = gateway_now(r->g);
 }
 
-bool request_begin_stream(struct request *r, struct part *p) {
-        if (!r->x || r->answer == ANSWER_ENDED)
-                return false;
-        if (r->answer == ANSWER_BEGUN)
-                return true;
-        if (http_begin(r->x, 200, answer_fields(r, p, p->decode.fields), HTTP_LENGTH_CHUNKED) < 0)
+static bool begin_stream(struct request *r, struct http_fields fields) {
+        if (http_begin(r->x, 200, fields, HTTP_LENGTH_CHUNKED) < 0)
                 return false;
         r->answer = ANSWER_BEGUN;
         r->status = 200;
         r->stream = true;
+        r->g->stream_count++;
+        return true;
+}
+
+bool request_begin_stream(struct request *r, struct part *p) {
+        if (!r->x || r->answer == ANSWER_ENDED)
+                return false;
+        if (r->answer == ANSWER_NONE && !begin_stream(r, answer_fields(r, p, p->decode.fields)))
+                return false;
         note_first(r);
         return true;
+}
+
+void request_keep_alive(struct request *r, uint64_t now) {
+        uint64_t silence = (uint64_t)(r->g->options.keepalive * (double)NS_PER_S);
+        struct http_field fields[] = {
+            {SLICE_LIT("Content-Type"), SLICE_LIT("text/event-stream; charset=utf-8")},
+            {SLICE_LIT("X-Request-Id"), r->id},
+        };
+
+        if (silence == 0 || !r->x || !r->facts.stream || r->part_count == 0 || r->answer == ANSWER_ENDED)
+                return;
+        if (now - (r->last_sent ? r->last_sent : r->begun) < silence)
+                return;
+        for (size_t i = 0; i < r->part_count; i++)
+                if (r->parts[i].client_is_slow) /* it has bytes that it does not take */
+                        return;
+        if (r->answer == ANSWER_NONE && !begin_stream(r, (struct http_fields){fields, 2}))
+                return;
+        buf_add_str(&r->pending, ": keep-alive\n\n");
+        request_send_pending(r);
 }
 
 void request_send_pending(struct request *r) {
@@ -318,6 +383,8 @@ void request_flush(struct request *r) {
         list_remove(&r->unsent);
         if (bytes.len > 0 && r->x && r->answer == ANSWER_BEGUN) {
                 r->bytes_out += bytes.len;
+                if (r->g->options.keepalive > 0)
+                        r->last_sent = gateway_now(r->g);
                 if (http_send(r->x, &bytes, 1) == 1)
                         for (size_t i = 0; i < r->part_count; i++)
                                 part_pause(&r->parts[i]);
@@ -401,6 +468,11 @@ static void count_tokens(struct request *r, struct part *p) {
 }
 
 void request_part_done(struct request *r, struct part *p) {
+        if (r->answer == ANSWER_BEGUN && !p->relay.any_sent) {
+                request_part_failed(
+                    r, p, 502, "BadGateway", "an engine answered a stream's request with a whole answer");
+                return;
+        }
         count_tokens(r, p);
         r->done++;
         if (r->done < r->part_count || r->failed)
@@ -446,6 +518,25 @@ static void respond_failure(struct request *r, struct part *p, const struct open
         buf_free(&body);
 }
 
+/* In a stream: the instance's own words, when it had some in the API's shape. */
+static void write_failure_event(struct request *r, const struct part *p, const struct openai_error *e) {
+        struct openai_member m[16];
+        struct slice words = slice_trim(buf_slice(&p->answer));
+        size_t n, at, begin = r->pending.len;
+
+        if (p->answer_status < 400 || openai_scan(words, m, 16, &n, &at) < 0 || !openai_find(m, n, "error").ptr) {
+                openai_write_error_event(&r->pending, e);
+                return;
+        }
+        buf_add_str(&r->pending, "data: ");
+        buf_add(&r->pending, words);
+        for (size_t i = begin; i < r->pending.len;
+             i++) /* between JSON's tokens only; inside strings they are escaped */
+                if (r->pending.ptr[i] == '\n' || r->pending.ptr[i] == '\r')
+                        r->pending.ptr[i] = ' ';
+        buf_add_str(&r->pending, "\n\n");
+}
+
 void request_part_failed(struct request *r, struct part *p, int status, const char *type, const char *message) {
         struct openai_error e;
 
@@ -461,7 +552,7 @@ void request_part_failed(struct request *r, struct part *p, int status, const ch
         } else {
                 stats_count(&r->g->stats, COUNT_CUT, 1);
                 r->end = "cut";
-                openai_write_error_event(&r->pending, &e);
+                write_failure_event(r, p, &e);
                 end_stream(r);
         }
         stop_parts(r, p);
@@ -610,6 +701,8 @@ static void log_access(struct request *r) {
         json_str(&w, now);
         json_key(&w, "id");
         json_string(&w, r->id);
+        json_key(&w, "trace");
+        json_string(&w, slice_sub(r->trace, 3, 35));
         json_key(&w, "peer");
         json_str(&w, r->peer);
         json_key(&w, "path");
@@ -701,10 +794,12 @@ static void finish(struct request *r) {
         list_for_each (at, &r->settlers) {
                 part_free(list_item(at, struct part, link));
         }
+        if (r->stream)
+                g->stream_count--;
         list_remove(&r->link);
         list_remove(&r->unsent);
         buf_free(&r->pending);
-        buf_free(&r->body);
+        gateway_drop_body(g, &r->body);
         put_arena(g, &r->arena);
         free(r);
         g->request_count--;

@@ -23,6 +23,8 @@ static const struct {
     [TIME_PREFILL] = {"baton_gateway_prefill_seconds", "Prefill legs", SECONDS},
     [TIME_HANDOFF] = {"baton_gateway_handoff_seconds", "From the start of a stream's decode leg to its first byte",
         SECONDS},
+    [TIME_ITL] = {"baton_gateway_itl_seconds", "Between reads of a stream that is being relayed", seconds_fine,
+        sizeof(seconds_fine) / sizeof(*seconds_fine)},
 #undef SECONDS
 };
 
@@ -118,6 +120,9 @@ enum instance_gauge {
         GAUGE_HELD_TOKENS,
         GAUGE_PICKS,
         GAUGE_FAILURES,
+        GAUGE_DONE_SECONDS,
+        GAUGE_FIRSTS,
+        GAUGE_FIRST_SECONDS,
         INSTANCE_GAUGES
 };
 
@@ -133,6 +138,11 @@ static const struct {
     [GAUGE_HELD_TOKENS] = {"baton_gateway_instance_held_tokens", "Their tokens, estimated", METRIC_GAUGE},
     [GAUGE_PICKS] = {"baton_gateway_instance_picks_total", "Legs given to it", METRIC_COUNTER},
     [GAUGE_FAILURES] = {"baton_gateway_instance_failures_total", "Signs of trouble seen", METRIC_COUNTER},
+    [GAUGE_DONE_SECONDS] = {"baton_gateway_instance_done_seconds_total", "Time of the legs that ended as done",
+        METRIC_COUNTER},
+    [GAUGE_FIRSTS] = {"baton_gateway_instance_streams_begun_total", "Legs whose stream began", METRIC_COUNTER},
+    [GAUGE_FIRST_SECONDS] = {"baton_gateway_instance_first_byte_seconds_total",
+        "Of them, from the leg's start to its first byte", METRIC_COUNTER},
 };
 
 static double instance_value(const struct instance *i, enum instance_gauge g) {
@@ -149,9 +159,42 @@ static double instance_value(const struct instance *i, enum instance_gauge g) {
                 return (double)i->held_tokens;
         case GAUGE_PICKS:
                 return (double)i->picks;
+        case GAUGE_DONE_SECONDS:
+                return (double)i->done_ns / (double)NS_PER_S;
+        case GAUGE_FIRSTS:
+                return (double)i->first_count;
+        case GAUGE_FIRST_SECONDS:
+                return (double)i->first_ns / (double)NS_PER_S;
         default:
                 return (double)i->failures;
         }
+}
+
+static void label_instance(struct buf *labels, const struct instance *i) {
+        buf_reset(labels);
+        metrics_label(labels, "role", slice_str(pool_role_name(i->role)));
+        metrics_label(labels, "instance", slice_str(i->name));
+}
+
+/* Ends that have not happened are left out: most instances know one or two of the eight. */
+static void write_instance_legs(const struct pool *p, struct buf *out) {
+        static const char name[] = "baton_gateway_instance_legs_total";
+        struct buf labels = {0};
+
+        metrics_describe(out, name, METRIC_COUNTER, "Legs by instance and end");
+        for (int role = 0; role < ROLE_COUNT; role++)
+                for (size_t k = 0; k < pool_count(p, (enum role)role); k++) {
+                        const struct instance *i = pool_at(p, (enum role)role, k);
+
+                        for (int end = 0; end < LEG_ENDS; end++) {
+                                if (i->ended[end] == 0)
+                                        continue;
+                                label_instance(&labels, i);
+                                metrics_label(&labels, "end", slice_str(leg_end_name((enum leg_end)end)));
+                                metrics_sample(out, name, buf_cstr(&labels), (double)i->ended[end]);
+                        }
+                }
+        buf_free(&labels);
 }
 
 static void write_instances(const struct pool *p, struct buf *out) {
@@ -172,9 +215,7 @@ static void write_instances(const struct pool *p, struct buf *out) {
                         for (size_t k = 0; k < pool_count(p, (enum role)role); k++) {
                                 const struct instance *i = pool_at(p, (enum role)role, k);
 
-                                buf_reset(&labels);
-                                metrics_label(&labels, "role", slice_str(pool_role_name((enum role)role)));
-                                metrics_label(&labels, "instance", slice_str(i->name));
+                                label_instance(&labels, i);
                                 metrics_sample(out, instance_gauges[g].name, buf_cstr(&labels),
                                     instance_value(i, (enum instance_gauge)g));
                         }
@@ -186,8 +227,18 @@ void stats_write(const struct stats *s, const struct pool *p, const struct stats
         gauge(out, "baton_gateway_ready", "1 when each role has an instance that may be chosen", now->ready);
         gauge(out, "baton_gateway_draining", "1 while shutting down", now->draining);
         gauge(out, "baton_gateway_requests_running", "Requests in flight", (double)now->requests);
+        gauge(out, "baton_gateway_streams", "Of them, answers that are being streamed", (double)now->streams);
         gauge(out, "baton_gateway_requests_waiting", "Of them, waiting for an instance", (double)now->waiting);
+        metrics_describe(out, "baton_gateway_waiting", METRIC_GAUGE, "The same by the role that is waited for");
+        for (int role = 0; role < ROLE_COUNT; role++) {
+                char label[32];
+
+                snprintf(label, sizeof(label), "role=\"%s\"", pool_role_name((enum role)role));
+                metrics_sample(out, "baton_gateway_waiting", label, (double)now->waiting_for[role]);
+        }
         gauge(out, "baton_gateway_connections", "Client connections", (double)now->connections);
+        gauge(out, "baton_gateway_body_bytes", "Held of what clients have sent", (double)now->body_bytes);
         write_instances(p, out);
+        write_instance_legs(p, out);
         write_counts(s, out);
 }

@@ -5,17 +5,6 @@
 #include "base/metrics.h"
 #include "gateway/pool.h"
 
-enum leg_end {
-        LEG_DONE,
-        LEG_REFUSED,    /* 4xx: the request's own fault */
-        LEG_OVERLOADED, /* 429, 503 */
-        LEG_ERROR,      /* other 5xx, or what makes no sense */
-        LEG_UNSENT,     /* could not connect: the instance has not seen the request */
-        LEG_BROKEN,     /* reset, cut, not HTTP */
-        LEG_TIMEOUT,
-        LEG_ABORTED, /* by us */
-        LEG_ENDS,
-};
 const char *leg_end_name(enum leg_end e);
 
 enum counter {
@@ -44,6 +33,7 @@ enum timing {
         TIME_QUEUE,   /* waiting for instances */
         TIME_PREFILL, /* prefill leg */
         TIME_HANDOFF, /* a stream's decode leg from its start to its first byte: KV fetch and first step */
+        TIME_ITL,     /* between reads of a stream that is being relayed: a step, mostly */
         TIMINGS,
 };
 
@@ -63,7 +53,7 @@ void stats_time(struct stats *s, enum timing t, uint64_t ns);
 
 /* Gauges of the moment, beside what the pool knows. */
 struct stats_now {
-        uint64_t requests, waiting, connections;
+        uint64_t requests, streams, waiting, waiting_for[ROLE_COUNT], connections, body_bytes;
         bool ready, draining;
 };
 void stats_write(const struct stats *s, const struct pool *p, const struct stats_now *now, struct buf *out);

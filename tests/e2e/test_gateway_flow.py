@@ -43,13 +43,13 @@ class Flow(GatewayCase):
 
     def test_both_legs_carry_one_id_and_the_clients_fields(self):
         r = self.post(self.g, chat(), headers={"X-Request-Id": "client-7", "Authorization": "Bearer k",
-                                               "traceparent": "00-1-2-01", "X-Data-Parallel-Rank": "3",
+                                               "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "X-Data-Parallel-Rank": "3",
                                                "Connection": "keep-alive, X-Hop", "X-Hop": "1"})
         for engines in (self.p, self.d):
             fields = self.leg(engines)["fields"]
             self.assertEqual(fields["x-request-id"], "client-7")
             self.assertEqual(fields["authorization"], "Bearer k")
-            self.assertEqual(fields["traceparent"], "00-1-2-01")
+            self.assertEqual(fields["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
             self.assertEqual(fields["x-data-parallel-rank"], "3")
             self.assertNotIn("x-hop", fields)
         self.assertEqual(r.header("X-Request-Id"), "client-7")
@@ -209,7 +209,9 @@ class Flow(GatewayCase):
         self.assertEqual(len(more.requests), 1)
         self.assertEqual(http(self.g.port, "POST", "/instances/remove",
                               {"type": "decode", "instances": self.d[0].url}).status, 404)
-        for bad in ({"type": "x", "instances": "a:1"}, {"type": "decode"}, {"type": "decode", "instances": ["[::1"]}):
+        for bad in ({"type": "x", "instances": "a:1"}, {"type": "decode"}, {"type": "decode", "instances": ["[::1"]},
+                    {"type": "decode", "instances": "\x1b[2Jred=127.0.0.1:9"},
+                    {"type": "decode", "instances": "a\nb=127.0.0.1:9"}):
             self.assertEqual(http(self.g.port, "POST", "/instances/add", bad).status, 400)
 
     def test_an_instance_that_is_removed_ends_its_streams(self):

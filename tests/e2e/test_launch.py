@@ -301,6 +301,13 @@ class File(TestCase):
         self.assertEqual(code, 0)
         self.assertEqual([r["name"] for r in json.loads(out)["ranks"]], ["p0.0", "p1.0", "d0.0", "d0.1", "d1.0", "d1.1"])
 
+    def test_ranks_of_other_machines_are_not_started_here(self):
+        with Cluster(text=FILE.replace("d1: {{ip: 127.0.0.1}}", "d1: {{ip: 192.0.2.1}}").replace(
+                "d0: {{ip: 127.0.0.1}}", "d0: {{ip: 192.0.2.2}}")) as c:
+            code, _, said = c.run("up")
+            self.assertEqual(code, 2)
+            self.assertIn("--format shell", said)
+
     def test_a_mistake_is_told_with_its_place_and_a_code_that_can_be_explained(self):
         with Cluster(text=FILE.replace("nodes:", "nodse:")) as c:
             code, out, _ = c.run("check", "--format", "json")

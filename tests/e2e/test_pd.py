@@ -145,15 +145,17 @@ class HandOver(GatewayCase):
 
     def test_a_kv_that_is_not_there_ends_in_an_error(self):
         prompt = "Once upon a time there was a girl"
-        used = self.p.prefill(prompt)
+        p = Prefiller()  # of its own: leases that nobody fetches hold KV for a while
+        self.addCleanup(p.stop)
+        used = p.prefill(prompt)
         self.decode(used, prompt)
-        wrong = [used, {**self.p.prefill(prompt), "remote_request_id": "0" * 32},
-                 {**self.p.prefill(prompt), "remote_engine_id": "another"},
-                 {**self.p.prefill(prompt), "remote_port": free_port()}]
+        wrong = [used, {**p.prefill(prompt), "remote_request_id": "0" * 32},
+                 {**p.prefill(prompt), "remote_engine_id": "another"},
+                 {**p.prefill(prompt), "remote_port": free_port()}]
         for params in wrong:
             self.decode(params, prompt, 500)
         self.decode(used, prompt, 500, stream=True)  # before the first byte, so a gateway can go elsewhere
-        self.decode(self.p.prefill(prompt), prompt)
+        self.decode(p.prefill(prompt), prompt)
         at_rest(self.d)
 
     def test_n_choices_share_one_fetch(self):

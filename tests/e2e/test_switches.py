@@ -61,6 +61,8 @@ class Switches(TestCase):
         self.refused("no list of whole numbers", "--compilation-config", '{"cudagraph_capture_sizes":["all"]}')
         self.refused("--cudagraph-capture-sizes", "--cudagraph-capture-sizes", "many")
         self.refused("--compilation-config", "--compilation-config", "{")
+        self.refused("neither a JSON object nor a level", "--compilation-config", '"fast"')
+        self.named("without effect on a CPU", ["compilation-config"], started("--compilation-config", "3"))
         self.refused("not a JSON object", "--additional-config", "[]")
 
     def test_what_is_always_so_is_said(self):

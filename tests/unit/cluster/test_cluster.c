@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #define HEAD  "model: {path: m}\nengine: {kind: embedded}\n"
+#define VLLM  "model: {path: m}\nengine: {kind: vllm}\n"
 #define NODES "nodes:\n  a: {ip: 10.0.0.1}\n  b: {ip: 10.0.0.2}\n  c: {ip: 10.0.0.3}\n"
 
 struct outcome {
@@ -68,14 +69,19 @@ static const struct {
     {HEAD "nodes:\n  a/b: {ip: 10.0.0.1}\ndecode: {groups: [[a/b]]}\n", "Y07", 4, 3, "no usable node name"},
     {HEAD "nodes:\n  a: {nic: eth0}\ndecode: {groups: [[a]]}\n", "Y06", 4, 6, "`ip` is missing under `nodes.a`"},
     {HEAD NODES "decode: {groups: [[a], [a]]}\n", "D02", 7, 24, "node a is in this group"},
-    {HEAD NODES "decode: {groups: [[a, b]], dp: 3}\n", "D01", 7, 19, "does not divide"},
-    {HEAD "platform: ascend-a2\n" NODES "decode: {groups: [[a]], dp: 9}\n", "D03", 8, 29,
-        "a has 8 devices, but 9 ranks"},
-    {HEAD NODES "prefill: {groups: [[a]], tp: 2}\ndecode: {groups: [[b]], tp: 4}\n", "D04", 8, 29,
+    {VLLM NODES "decode: {groups: [[a, b]], dp: 3}\n", "D01", 7, 19, "does not divide"},
+    {VLLM "platform: cuda\n" NODES "decode: {groups: [[a]], dp: 9}\n", "D03", 8, 29, "a has 8 devices, but 9 ranks"},
+    {VLLM NODES "prefill: {groups: [[a]], tp: 2}\ndecode: {groups: [[b]], tp: 4}\n", "D04", 8, 29,
         "larger than prefill.tp"},
-    {HEAD NODES "prefill: {groups: [[a]], tp: 3}\ndecode: {groups: [[b]], tp: 2}\n", "D04", 8, 29, "no multiple"},
-    {HEAD NODES "decode: {groups: [[a]], dp: 3, api_port: 65534}\n", "P02", 7, 42, "API port of a.2 would be 65536"},
+    {VLLM NODES "prefill: {groups: [[a]], tp: 3}\ndecode: {groups: [[b]], tp: 2}\n", "D04", 8, 29, "no multiple"},
+    {VLLM NODES "decode: {groups: [[a]], dp: 3, api_port: 65534}\n", "P02", 7, 42, "API port of a.2 would be 65536"},
     {HEAD NODES "decode: {groups: [[a]], api_port: 8000}\ngateway: {node: a}\n", "P01", 8, 10, "planned twice"},
+    {VLLM NODES "decode: {groups: [[a]], tp: 1024, pp: 1024}\n", "D03", 7, 29, "a rank of decode would have 1048576"},
+    /* a reaches past b to c; what carries no ranks has no devices. */
+    {VLLM "platform: cuda\nnodes:\n  a: {ip: 1.1.1.1, devices: 0-7}\n  b: {ip: 1.1.1.1, devices: 0}\n"
+          "  c: {ip: 1.1.1.1, devices: 6-7}\n  d: {ip: 1.1.1.1}\n"
+          "decode: {groups: [[a], [c]]}\ngateway: {node: d, port: 1}\n",
+        "D05", 7, 29, "share its device 6"},
     {HEAD NODES "decode: {groups: [[a]]}\ngateway: {node: q}\n", "Y08", 8, 17, "no node is named `q`"},
 };
 
@@ -100,6 +106,43 @@ static void each_slip_gets_one_finding_at_its_place(void **state) {
                 assert_non_null(rule_find(slice_str(slips[i].code)));
                 done(o);
         }
+}
+
+/* Every rule has a file that breaks it, and it alone, and one that keeps it. Only Y09 has none: 500 findings make it. */
+static void each_rule_has_a_file_that_breaks_it_and_one_that_keeps_it(void **state) {
+        size_t count;
+        const struct rule *rules = rule_list(&count);
+
+        (void)state;
+        for (size_t i = 0; i < count; i++)
+                for (int good = 0; good < 2 && strcmp(rules[i].code, "Y09"); good++) {
+                        struct arena arena = {0};
+                        struct findings findings = {.arena = &arena};
+                        struct cluster *c = NULL;
+                        struct error e = {0};
+                        bool as_it_should;
+                        char path[4096];
+
+                        snprintf(path, sizeof(path), "%s/tests/data/cluster/rules/%s.%s.yaml", getenv("BATON_SOURCE"),
+                            rules[i].code, good ? "good" : "bad");
+                        if (cluster_read(path, &arena, &c, &findings, &e) == 0)
+                                plan_check(c, &arena, &findings);
+                        as_it_should = (findings.count > 0) == !good && !e.text[0];
+                        for (size_t k = 0; k < findings.count; k++)
+                                as_it_should &= !strcmp(findings.items[k].code, rules[i].code) &&
+                                                findings.items[k].at.line > 0 &&
+                                                (findings.items[k].cure || rules[i].code[0] == 'Y' ||
+                                                    !strcmp(rules[i].code, "M01"));
+                        if (!as_it_should) {
+                                struct buf text = {0};
+
+                                findings_write_text(&findings, path, false, &text);
+                                print_error("%s %s\n%s", path, e.text, buf_cstr(&text));
+                                buf_free(&text);
+                                fail();
+                        }
+                        arena_free(&arena);
+                }
 }
 
 static bool has_pair(const char *const *argv, const char *name, const char *value) {
@@ -140,7 +183,7 @@ static void later_layers_of_settings_win(void **state) {
 
 static void ranks_are_numbered_over_the_nodes_of_a_group(void **state) {
         struct outcome *o =
-            run(HEAD NODES "prefill: {groups: [[a]], dp: 2, tp: 2}\ndecode: {groups: [[b, c]], dp: 4}\n");
+            run(VLLM NODES "prefill: {groups: [[a]], dp: 2, tp: 2}\ndecode: {groups: [[b, c]], dp: 4}\n");
         static const char *const names[] = {"a.0", "a.1", "b.0", "b.1", "c.0", "c.1"};
         static const uint32_t dp_ranks[] = {0, 1, 0, 1, 2, 3};
 
@@ -169,7 +212,7 @@ static void random_clusters_never_clash(void **state) {
                 unsigned addresses = 1 + (unsigned)rng_below(&rng, 4), nodes = 2 + (unsigned)rng_below(&rng, 10);
                 unsigned split = 1 + (unsigned)rng_below(&rng, nodes - 1), per = 1 + (unsigned)rng_below(&rng, 4);
 
-                buf_add_str(&text, HEAD "nodes:\n");
+                buf_add_str(&text, VLLM "nodes:\n");
                 for (unsigned i = 0; i < nodes; i++)
                         buf_printf(&text, "  n%u: {ip: 10.0.0.%u}\n", i, i % addresses);
                 buf_printf(&text, "prefill: {dp: %u, api_port: 9000, kv_port: 20000, dp_port: 13000, groups: [", per);
@@ -239,6 +282,38 @@ static void the_example_plans(void **state) {
         arena_free(&arena);
 }
 
+/* At whatever allocation memory runs out, the answer is -ENOMEM and nothing is read that is not there. */
+static void memory_may_run_out_anywhere(void **state) {
+        static const char text[] =
+            "model: {path: m, speculative: {method: mtp, tokens: 1}}\n"
+            "engine: {kind: vllm-ascend, args: {additional-config: {a: {b: 1}}}}\nplatform: ascend-a3\n"
+            "nodes: {a: {ip: 10.0.0.1, nic: e}, b: {ip: 10.0.0.2, nic: e, args: {additional-config: {a: null}}}}\n"
+            "prefill: {groups: [[a]], dp: 2, tp: 8, kv_port: 30000}\n"
+            "decode: {groups: [[b]], dp: 3, ranks: {b.1: {env: {A: b}}}}\ngateway: {node: a}\n";
+        bool done = false;
+
+        (void)state;
+        for (size_t limit = 64; !done; limit += 64) {
+                struct arena arena = {.limit = limit};
+                struct findings findings = {.arena = &arena};
+                const struct export_file *files;
+                struct cluster *c = NULL;
+                struct plan *plan = NULL;
+                size_t count;
+                int r = cluster_parse("f.yaml", SLICE_LIT(text), &arena, &c, &findings);
+
+                if (r == 0)
+                        r = plan_make(c, "baton", &arena, &plan, &findings);
+                for (int format = EXPORT_SHELL; r == 0 && format <= EXPORT_SLURM; format++)
+                        r = plan_export(plan, (enum export_format)format, NULL, &arena, &files, &count, NULL);
+                done = r == 0;
+                if (!done)
+                        assert_int_equal(r, -ENOMEM);
+                arena_free(&arena);
+                assert_true(limit < 1u << 20);
+        }
+}
+
 static void missing_files_are_named(void **state) {
         struct arena arena = {0};
         struct findings findings = {.arena = &arena};
@@ -255,12 +330,14 @@ static void missing_files_are_named(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(each_slip_gets_one_finding_at_its_place),
+            cmocka_unit_test(each_rule_has_a_file_that_breaks_it_and_one_that_keeps_it),
             cmocka_unit_test(later_layers_of_settings_win),
             cmocka_unit_test(ranks_are_numbered_over_the_nodes_of_a_group),
             cmocka_unit_test(random_clusters_never_clash),
             cmocka_unit_test(an_alias_cycle_is_an_error_not_a_hang),
             cmocka_unit_test(findings_are_bounded),
             cmocka_unit_test(the_example_plans),
+            cmocka_unit_test(memory_may_run_out_anywhere),
             cmocka_unit_test(missing_files_are_named),
         };
 

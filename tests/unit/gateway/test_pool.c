@@ -132,6 +132,26 @@ static void the_last_one_is_not_ejected_for_being_slow(void **state) {
         pool_free(p);
 }
 
+/* When most of them are slow it is the load or the network: shutting them out would give it all to the last. Those that are
+ * gone are shut out, however many. */
+static void no_more_than_half_are_ejected_for_being_slow(void **state) {
+        struct pool *p = new_pool(0);
+        struct instance *all[6];
+        char key[8];
+
+        for (int k = 0; k < 6; k++) {
+                snprintf(key, sizeof(key), "i%d:1", k);
+                all[k] = healthy(p, ROLE_DECODE, key);
+        }
+        for (uint64_t s = 1; s <= 20; s++)
+                probe(p, all[0], HEALTH_PROBE_SLOW, s * NS_PER_S, s * NS_PER_S + NS_PER_S / 2);
+        assert_int_equal(pool_in_state(p, ROLE_DECODE, INSTANCE_EJECTED), 3);
+        assert_int_equal(pool_routable(p, ROLE_DECODE), 3);
+        probe(p, all[0], HEALTH_PROBE_DEAD, 30 * NS_PER_S, 40 * NS_PER_S);
+        assert_int_equal(pool_routable(p, ROLE_DECODE), 0);
+        pool_free(p);
+}
+
 static void single_errors_and_refusals_change_nothing(void **state) {
         struct pool *p = new_pool(0);
         struct instance *a = healthy(p, ROLE_DECODE, "a:1");
@@ -474,6 +494,7 @@ int main(void) {
             cmocka_unit_test(trouble_makes_suspect_and_probes_decide),
             cmocka_unit_test(an_ejected_one_comes_back_after_two_good_probes),
             cmocka_unit_test(the_last_one_is_not_ejected_for_being_slow),
+            cmocka_unit_test(no_more_than_half_are_ejected_for_being_slow),
             cmocka_unit_test(single_errors_and_refusals_change_nothing),
             cmocka_unit_test(overload_makes_it_stand_back_not_fall),
             cmocka_unit_test(load_is_given_back_once),

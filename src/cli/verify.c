@@ -1,0 +1,122 @@
+/* verify.c - `baton verify`: asks the NPUs of a cluster through their own tools and reports what is wrong. */
+#include "cli/npus.h"
+#include <stdio.h>
+#include <unistd.h>
+
+struct verify_options {
+        const char *format, *ping, *remote_baton;
+        struct option_list nodes;
+        bool agent, quiet;
+};
+
+static const struct option verify_table[] = {
+    {"format", 0, OPTION_STRING, offsetof(struct verify_options, format), NULL, "how to print the report",
+        .choices = "text|json"},
+    {"node", 0, OPTION_LIST, offsetof(struct verify_options, nodes), "NAME", "only these nodes"},
+    {"ping", 0, OPTION_STRING, offsetof(struct verify_options, ping), NULL,
+        "every NPU to every NPU of other nodes, or not at all", .choices = "all|none"},
+    {"remote-baton", 0, OPTION_STRING, offsetof(struct verify_options, remote_baton), "PATH",
+        "where baton is on other nodes; default: in the PATH"},
+    {"quiet", 'q', OPTION_FLAG, offsetof(struct verify_options, quiet), NULL, "no progress on stderr"},
+    {"agent", 0, OPTION_FLAG, offsetof(struct verify_options, agent), NULL, NULL},
+};
+static const struct option_set verify_set = {"baton verify FILE [options]",
+    "Asks every NPU of a cluster file through hccn_tool and npu-smi (this node's here, others' over ssh), pings "
+    "between all "
+    "of them, and reports what is wrong with cause and cure. hccs_ping and TLS want root. Exit code 0: fine, perhaps "
+    "with "
+    "warnings; 1: something is broken; 3: something could not be found out.",
+    verify_table, sizeof(verify_table) / sizeof(*verify_table), 1};
+
+static bool is_named(const struct option_list *names, struct slice node) {
+        for (size_t i = 0; i < names->count; i++)
+                if (slice_is(node, names->items[i]))
+                        return true;
+        return false;
+}
+
+static int keep_nodes(struct facts *facts, const struct option_list *names) {
+        size_t kept = 0;
+
+        for (size_t i = 0; i < names->count; i++) {
+                size_t at = 0;
+
+                while (at < facts->node_count && !slice_is(facts->nodes[at].name, names->items[i]))
+                        at++;
+                if (at == facts->node_count) {
+                        fprintf(stderr, "baton verify: no node %s is used in this cluster file\n", names->items[i]);
+                        return EXIT_USAGE;
+                }
+        }
+        for (size_t i = 0; i < facts->node_count; i++)
+                if (!names->count || is_named(names, facts->nodes[i].name))
+                        facts->nodes[kept++] = facts->nodes[i];
+        facts->node_count = kept;
+        return -1;
+}
+
+static int ask_and_judge(const struct verify_options *o, const struct cluster *c, struct facts *facts,
+    struct verify_findings *findings, struct arena *arena) {
+        struct agents *agents = NULL;
+        struct progress progress = cli_npu_progress(o->quiet);
+        struct asker asker;
+        int r = cli_npu_agents(c, facts, o->remote_baton, arena, &agents);
+
+        if (r == 0) {
+                asker = agents_asker(agents);
+                r = collect(facts, TOPICS_ALL, &asker, &progress, arena);
+        }
+        if (r == 0 && !strcmp(o->ping, "all"))
+                r = collect_pings(facts, &asker, &progress, arena);
+        cli_npu_progress_end(o->quiet);
+        agents_free(agents);
+        return r < 0 ? r : judge(facts, findings);
+}
+
+static int verify_file(const struct verify_options *o, const char *path) {
+        struct arena arena = {0};
+        struct facts facts;
+        struct verify_findings findings = {.arena = &arena};
+        struct cluster *c;
+        struct error e = {0};
+        struct buf b = {0};
+        int r = cli_npu_cluster(path, &arena, &c, &facts);
+
+        if (r < 0)
+                r = keep_nodes(&facts, &o->nodes);
+        if (r >= 0)
+                goto out;
+        r = ask_and_judge(o, c, &facts, &findings, &arena);
+        if (r < 0) {
+                r = cli_fail(r, &e);
+                goto out;
+        }
+        if (!strcmp(o->format, "json"))
+                verify_write_json(&facts, &findings, &b);
+        else
+                verify_write_text(&facts, &findings, cli_color(STDOUT_FILENO), &b);
+        r = cli_print(&b, verify_exit_code(&findings));
+out:
+        arena_free(&arena);
+        return r;
+}
+
+int cmd_verify(int argc, char **argv) {
+        struct verify_options o = {.format = "text", .ping = "all"};
+        struct options_result parsed;
+        int r = cli_options(&verify_set, argc, argv, &o, &parsed);
+
+        if (r >= 0)
+                goto out;
+        if (o.agent)
+                r = agent_serve(STDIN_FILENO, STDOUT_FILENO) < 0 ? EXIT_UNKNOWN : EXIT_FINE;
+        else if (!parsed.count_positional) {
+                fprintf(stderr, "baton verify: which file? usage: %s\n", verify_set.usage);
+                r = EXIT_USAGE;
+        } else
+                r = verify_file(&o, parsed.positional[0]);
+        options_result_free(&parsed);
+out:
+        options_list_free(&o.nodes);
+        return r;
+}

@@ -1,0 +1,18 @@
+/* core.h - what collecting and judging share. */
+#pragma once
+#include "verify/parse.h"
+
+/* How a topic is asked, by generation of the tools, and under which check it is reported. In `words` D stands for the
+ * physical id, L for the logic id, C for the card, H for the chip. */
+struct topic_row {
+        const char *check;
+        const char *words[QUESTION_WORDS];    /* A2, A3 */
+        const char *words_a5[QUESTION_WORDS]; /* first NULL: not asked there */
+        bool a3_only;
+        bool first_chip; /* asked once a card; the card's other chips share the answer */
+};
+extern const struct topic_row topic_rows[TOPIC_COUNT];
+
+/* The command line as a person would type it. */
+const char *question_text(
+    const struct facts *facts, const struct npu_facts *npu, enum topic topic, struct arena *arena);
