@@ -196,13 +196,15 @@ out:
         return r;
 }
 
-static int change_one(struct gateway *g, bool prefill, struct slice text, enum change change, struct error *e) {
+static int change_one(
+    struct gateway *g, bool prefill, uint16_t bootstrap_port, struct slice text, enum change change, struct error *e) {
         struct gateway_member m;
         int r = gateway_member_parse(text, &m, e);
 
         if (r < 0)
                 return r;
         m.prefill = prefill;
+        m.bootstrap_port = bootstrap_port;
         r = gateway_change_member(g, &m, change, e);
         gateway_member_free(&m);
         return r;
@@ -213,19 +215,22 @@ static int change_members(struct gateway *g, yyjson_val *root, enum change chang
         struct slice type = json_get_slice(root, "type");
         yyjson_val *list = json_get(root, "instances"), *item;
         bool prefill = slice_is(type, "prefill");
+        int64_t port = json_get_i64(root, "bootstrap_port", 0);
         size_t at, max;
         int r = 0;
 
         if (!prefill && !slice_is(type, "decode"))
                 return error_set(e, -EINVAL, "`type` is to be \"prefill\" or \"decode\"");
+        if (port < 0 || port > 65535)
+                return error_set(e, -EINVAL, "`bootstrap_port` is to be a port");
         if (yyjson_is_str(list))
-                return change_one(g, prefill, json_slice(list), change, e);
+                return change_one(g, prefill, (uint16_t)port, json_slice(list), change, e);
         if (!yyjson_is_arr(list) || yyjson_arr_size(list) == 0)
                 return error_set(e, -EINVAL, "`instances` is to be \"host:port\" or a list of them");
         yyjson_arr_foreach(list, at, max, item) {
                 if (!yyjson_is_str(item))
                         return error_set(e, -EINVAL, "`instances` has an item that is not a string");
-                r = change_one(g, prefill, json_slice(item), change, e);
+                r = change_one(g, prefill, (uint16_t)port, json_slice(item), change, e);
                 if (r < 0)
                         return r;
         }
@@ -312,6 +317,7 @@ static const struct route {
 } routes[] = {
     {HTTP_METHOD_POST, "/v1/chat/completions", OPEN, post_chat},
     {HTTP_METHOD_POST, "/v1/completions", OPEN, post_completions},
+    {HTTP_METHOD_POST, "/v1/metaserver", OPEN, metaserver_post},
     {HTTP_METHOD_GET, "/health", OPEN, get_health},
     {HTTP_METHOD_GET, "/ready", OPEN, get_ready},
     {HTTP_METHOD_GET, "/liveness", OPEN, get_health}, /* the two as vllm-router calls them */

@@ -53,10 +53,26 @@ static void on_end(struct http_call *http, enum http_failure failure, const char
         free(c);
 }
 
+/* The instance, or another port of its host. 0, -ENOMEM. */
+static int endpoint_of(
+    struct call *c, const struct instance *i, const struct call_request *request, struct http_endpoint *ret_endpoint) {
+        const struct http_endpoint *own = i->endpoint;
+        const char *url;
+
+        *ret_endpoint = *own;
+        if (request->port == 0)
+                return 0;
+        url = arena_printf(&c->arena,
+            slice_find(own->host, ':', 0) < own->host.len ? "http://[%.*s]:%u" : "http://%.*s:%u", SLICE_ARG(own->host),
+            request->port);
+        return url ? http_endpoint_parse(&c->arena, slice_str(url), ret_endpoint, NULL, NULL) : -ENOMEM;
+}
+
 struct call *call_start(
     struct gateway *g, const struct instance *i, const struct call_request *request, call_done done, void *context) {
         static const struct http_call_callbacks callbacks = {.on_head = on_head, .on_body = on_body, .on_end = on_end};
         struct call *c = calloc(1, sizeof(*c));
+        struct http_endpoint to;
         struct http_request http = {.method = request->method,
             .target = slice_str(request->target),
             .fields = request->fields,
@@ -72,7 +88,8 @@ struct call *call_start(
                 http.body = &c->body_part;
                 http.body_parts = 1;
         }
-        if (!c->body_part.ptr || http_call_start(g->client, i->endpoint, &http, &callbacks, c, &c->http) < 0) {
+        if (!c->body_part.ptr || endpoint_of(c, i, request, &to) < 0 ||
+            http_call_start(g->client, &to, &http, &callbacks, c, &c->http) < 0) {
                 arena_free(&c->arena);
                 free(c);
                 return NULL;

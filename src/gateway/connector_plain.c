@@ -4,7 +4,8 @@
 #include "gateway/connector.h"
 #include <errno.h>
 
-static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose, struct edits *e) {
+static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose,
+    struct arena *arena, struct edits *e) {
         edits_set(e, "kv_transfer_params", SLICE_NONE);
         return 0;
 }

@@ -11,56 +11,15 @@
 
 /* ---- the prefill leg ------------------------------------------------------------------------------------------------ */
 
-/* Does the limit hold what the engine would accept? If not the prefiller gets it as it is and refuses the request in its
- * own words, before any KV is committed. */
-static bool limits_are_fine(const struct source *s) {
-        const struct facts *f = s->facts;
-
-        if (!f->max_understood || !f->min_understood)
-                return false;
-        if (f->max_tokens >= 0 && f->min_tokens > f->max_tokens)
-                return false;
-        return s->max_model_len <= 0 || f->max_tokens <= s->max_model_len;
-}
-
-static bool has(const struct source *s, const char *key) {
-        return openai_find(s->members, s->count, key).ptr != NULL;
-}
-
-static int edit_prefill(const struct source *s, struct edits *e) {
-        /* Answers that nobody reads: computed and sent for nothing. stop is among them because a prefill that ends by
-         * anything but its length gives no parameters with some engines. */
-        static const char *const unread[] = {"stream_options", "logprobs", "top_logprobs", "prompt_logprobs", "echo",
-            "stop", "best_of", "return_token_ids", "return_tokens_as_token_ids", "include_stop_str_in_output",
-            "min_completion_tokens"};
-
+static int edit_prefill(const struct source *s, struct arena *arena, struct edits *e) {
+        edits_for_prefill(s, e);
         edits_set(e, "kv_transfer_params",
             SLICE_LIT("{\"do_remote_decode\":true,\"do_remote_prefill\":false,\"remote_engine_id\":null,"
                       "\"remote_block_ids\":null,\"remote_host\":null,\"remote_port\":null}"));
-        edits_set(e, "stream", SLICE_LIT("false"));
-        for (size_t i = 0; i < sizeof(unread) / sizeof(*unread); i++)
-                edits_set(e, unread[i], SLICE_NONE);
-        if (!limits_are_fine(s))
-                return 0;
-        edits_set(e, "max_tokens", SLICE_LIT("1"));
-        if (has(s, "max_completion_tokens"))
-                edits_set(e, "max_completion_tokens", SLICE_LIT("1"));
-        /* Keeps an end-of-text first token from ending the prefill as "stop". */
-        edits_set(e, "min_tokens", SLICE_LIT("1"));
         return 0;
 }
 
 /* ---- its answer ----------------------------------------------------------------------------------------------------- */
-
-static int64_t number_in(struct slice object, const char *key) {
-        struct openai_member m[32];
-        size_t n, at;
-        int64_t value;
-
-        if (openai_scan(object, m, 32, &n, &at) < 0 || facts_integer(openai_find(m, n, key), &value) < 0)
-                return -1;
-        return value;
-}
 
 static bool is_filled_string(struct slice v) {
         return openai_inside(v).len > 0;
@@ -117,7 +76,7 @@ static struct slice finish_reason(struct slice choices) {
 static int take(struct slice answer, struct arena *arena, struct handoff *ret_handoff, struct error *e) {
         struct openai_member m[OPENAI_MEMBERS_MAX];
         struct handoff h = {0};
-        struct slice usage, reason;
+        struct slice reason;
         size_t n, at;
         int r;
 
@@ -134,11 +93,7 @@ static int take(struct slice answer, struct arena *arena, struct handoff *ret_ha
         r = check_params(h.params, e);
         if (r < 0)
                 return r;
-        usage = openai_find(m, n, "usage");
-        h.prompt_tokens = number_in(usage, "prompt_tokens");
-        h.cached_tokens = -1;
-        if (openai_scan(usage, m, 32, &n, &at) == 0)
-                h.cached_tokens = number_in(openai_find(m, n, "prompt_tokens_details"), "cached_tokens");
+        handoff_count(&h, openai_find(m, n, "usage"));
         h.params = arena_copy(arena, h.params);
         if (!h.params.ptr)
                 return -ENOMEM;
@@ -161,7 +116,8 @@ static void edit_settle(const struct source *s, struct edits *e) {
         edits_set(e, "max_tokens", SLICE_LIT("1"));
 }
 
-static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose, struct edits *e) {
+static int edit_decode(const struct source *s, const struct handoff *h, enum decode_purpose purpose,
+    struct arena *arena, struct edits *e) {
         edits_set(e, "kv_transfer_params", h->params);
         if (purpose == DECODE_SETTLE)
                 edit_settle(s, e);

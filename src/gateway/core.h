@@ -18,6 +18,8 @@
 #include "gateway/stats.h"
 #include "http/sse.h"
 
+#define ASKING_BUCKETS 1024 /* thousands of decoders' reservations at once make a few in each */
+
 /* Requests that may not begin yet, and how many have (admission.c). */
 struct admission {
         struct queue queue;
@@ -61,6 +63,9 @@ struct gateway {
         uint64_t periodic_at, silence_at, sample_at;
         unsigned open_handles;
         struct list calls; /* of call.c: probes and the like */
+        /* Of a push connector: where decoders ask for their prefills, and the parts whose decoder may, by request id. */
+        struct slice metaserver;
+        struct list asking[ASKING_BUCKETS];
         /* The end, in this order. */
         bool draining, abort_now, stopped, server_drained, closing;
         uint64_t drain_deadline;
@@ -128,8 +133,8 @@ int leg_start(struct leg *l, struct instance *i, const struct leg_request *reque
 static inline bool leg_in_flight(const struct leg *l) {
         return l->call != NULL;
 }
-/* End it: part_leg_end follows with `as`, LEG_ABORTED (nobody wants its answer), LEG_BROKEN (it shows no life) or LEG_ERROR
- * (what it says is wrong). Nothing when it is not in flight or stopped already. */
+/* End it: part_leg_end follows with `as`, LEG_ABORTED (nobody wants its answer), LEG_BROKEN (it shows no life), LEG_TIMEOUT
+ * (it does not get on) or LEG_ERROR (what it says is wrong). Nothing when it is not in flight or stopped already. */
 void leg_stop(struct leg *l, enum leg_end as);
 void leg_free(struct leg *l);
 /* Why it failed, for people; cut to fit. */
@@ -142,9 +147,14 @@ enum part_state {
         PART_NEED_PREFILL, /* waits for an instance or a moment */
         PART_PREFILL,
         PART_NEED_DECODE,
+        PART_RESERVE,     /* push: a decode leg whose decoder has not asked for its prefill yet */
+        PART_NEED_PUSH,   /* it has; a prefiller is waited for */
+        PART_BOTH,        /* prefill and decode leg at once; of a push, the decoder has asked */
+        PART_CLEAR,       /* a leg of an attempt that has failed is being cut: the next one begins when it is gone */
         PART_DECODE,      /* nothing of its answer has gone to the client */
         PART_RELAY,       /* something has */
         PART_LET_PREFILL, /* the client has left while the prefill answer was arriving */
+        PART_LET_BOTH,    /* the client has left with both legs under way */
         PART_LET_FETCH,   /* the client has left while the decode leg may not have fetched yet */
         PART_NEED_SETTLE,
         PART_SETTLE, /* a decode leg for nobody, so that the prefiller lets go of the KV */
@@ -156,6 +166,7 @@ const char *part_state_name(enum part_state s);
 enum part_event {
         PART_TRY, /* an instance may be there, a pause is over */
         PART_WAITED_TOO_LONG,
+        PART_ASKED,          /* the decoder asks for its prefill */
         PART_PREFILLED,      /* params are here */
         PART_PREFILL_FAILED, /* may be tried elsewhere */
         PART_PREFILL_REFUSED,
@@ -163,6 +174,7 @@ enum part_event {
         PART_DECODED,      /* the answer is complete */
         PART_DECODE_FAILED,
         PART_DECODE_REFUSED,
+        PART_CLEARED, /* a leg that was cut is gone */
         PART_GRACE_OVER,
         PART_STOP, /* the client has left, or the request has ended for another reason */
         PART_EVENTS,
@@ -199,6 +211,7 @@ struct part {
         bool recomputed;         /* so the decoder said: it gave the request up for want of memory */
         bool moved;              /* its stream was cut, and no event of the leg that goes on has come yet */
         struct slice request_id; /* of the attempt, the same on both legs */
+        struct list asking;      /* in gateway.asking, by request_id, while the decoder may ask */
         /* Waiting: in gateway.waiting. */
         struct list waiting;
         bool is_waiting, client_is_slow;            /* the leg is paused until the client takes bytes */
@@ -218,16 +231,32 @@ void part_step(struct part *p, enum part_event event);
 static inline bool part_is_over(const struct part *p) {
         return p->state == PART_END && !leg_in_flight(&p->prefill) && !leg_in_flight(&p->decode);
 }
-/* Called by leg.c. */
+/* A decode leg is under way, and nothing of its answer has gone to the client. */
+static inline bool part_is_decoding(const struct part *p) {
+        return p->state == PART_RESERVE || p->state == PART_NEED_PUSH || p->state == PART_BOTH ||
+               p->state == PART_DECODE;
+}
+/* part_leg.c, called by leg.c. */
 void part_leg_data(struct leg *l, struct slice data);
 /* An answer that HTTP calls good is here whole: is it one? LEG_DONE, or LEG_ERROR or LEG_BROKEN with the reason said. */
 enum leg_end part_leg_judge(struct leg *l);
 void part_leg_end(struct leg *l, enum leg_end end);
 void part_pause(struct part *p);  /* the client takes no more for now */
 void part_resume(struct part *p); /* it does again */
+/* The decoder asks for the prefill of the part with this id, with `asked` (JSON) for the prefiller. 0, also when it has asked
+ * before; -ENOENT: no decoder is to ask under that id (any more); -ENOMEM. */
+int part_ask(struct gateway *g, struct slice request_id, struct slice asked);
+/* Give up on a decoder that does not ask for so long. */
+void part_tick_reserve(struct part *p, uint64_t now);
 /* Of a waiting part: when a moment comes, or waiting will have been too long. */
 uint64_t part_due(const struct part *p);
 void part_tick(struct part *p, uint64_t now); /* what of it is so now */
+
+/* Where a prefiller is met: as given, or where those of vLLM (VLLM_MOONCAKE_BOOTSTRAP_PORT) and SGLang are unless told
+ * otherwise. */
+static inline uint16_t gateway_bootstrap_port(const struct instance *i) {
+        return i->bootstrap_port ? i->bootstrap_port : 8998;
+}
 
 /* ---- requests ------------------------------------------------------------------------------------------------------- */
 
@@ -279,6 +308,8 @@ void request_start(struct request *r);
 void request_refuse(struct request *r, const struct openai_error *e, unsigned retry_after);
 
 /* Called by part.c. */
+/* 128 bits from the kernel as hex digits: nobody can guess an id. SLICE_NONE: no memory. */
+struct slice request_random_id(struct request *r);
 /* The first bytes of a stream are here: send the head. False: the client is not there any more. */
 bool request_begin_stream(struct request *r, struct part *p);
 /* Have memory for bytes at hand in r->pending. */
@@ -317,6 +348,7 @@ typedef void (*call_done)(void *context, int status, struct http_fields fields, 
 struct call_request {
         enum http_method method;
         const char *target;
+        uint16_t port; /* of the instance's host; 0: its own */
         struct http_fields fields;
         struct slice body; /* copied */
         unsigned timeout_ms;
@@ -339,7 +371,8 @@ struct slice fields_trace(struct http_fields fields);
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
 bool health_probe(struct gateway *g); /* start probes that are due; true: there are more of them */
-void route_request(struct gateway *g, struct http_exchange *x); /* admin.c: finds who answers */
+void route_request(struct gateway *g, struct http_exchange *x);   /* admin.c: finds who answers */
+void metaserver_post(struct gateway *g, struct http_exchange *x); /* metaserver.c */
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);
 void errand_broadcast(struct gateway *g, struct http_exchange *x);

@@ -168,6 +168,7 @@ static void tick_silence(struct gateway *g, uint64_t now) {
                 for (size_t i = 0; i < r->part_count; i++) {
                         struct part *p = &r->parts[i];
 
+                        part_tick_reserve(p, now);
                         if (is_lost(g, p, &p->prefill, now))
                                 leg_stop(&p->prefill, LEG_BROKEN);
                         if (is_lost(g, p, &p->decode, now))
@@ -400,6 +401,8 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         for (int role = 0; role < ROLE_COUNT; role++)
                 list_init(&g->waiting[role]);
         g->waiting_at = UINT64_MAX;
+        for (size_t i = 0; i < ASKING_BUCKETS; i++)
+                list_init(&g->asking[i]);
         queue_init(&g->admission.queue, (size_t)options->queue_size);
         list_init(&g->admission.arrivals);
         g->admission.seed = hash_seed();
@@ -434,12 +437,33 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
         return 0;
 }
 
+/* Where decoders find us: as told, or where we listen. */
+static int make_metaserver(struct gateway *g, uint16_t port, struct error *e) {
+        const struct gateway_options *o = &g->options;
+        bool bare_v6 = strchr(o->host, ':') && o->host[0] != '[';
+        char *url;
+
+        if (g->connector->order != ORDER_DECODE_FIRST)
+                return 0;
+        if (o->metaserver_url ? asprintf(&url, "%s", o->metaserver_url) < 0
+                              : asprintf(&url, bare_v6 ? "%s://[%s]:%u/v1/metaserver" : "%s://%s:%u/v1/metaserver",
+                                    o->tls.cert ? "https" : "http", o->host, port) < 0)
+                return error_set(e, -ENOMEM, "out of memory");
+        g->metaserver = slice_str(url);
+        return 0;
+}
+
 int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e) {
         const struct http_listen at = {.host = g->options.host, .port = (uint16_t)g->options.port};
-        int r = http_server_listen(g->server, &at, ret_port, e);
+        uint16_t port;
+        int r = http_server_listen(g->server, &at, &port, e);
 
+        if (r == 0)
+                r = make_metaserver(g, port, e);
         if (r < 0)
                 return r;
+        if (ret_port)
+                *ret_port = port;
         g->listening = true;
         arm(g, 0);
         return 0;
@@ -530,6 +554,7 @@ void gateway_free(struct gateway *g) {
         history_free(&g->history);
         stats_free(&g->stats);
         free((char *)g->key_field.value.ptr);
+        free((char *)g->metaserver.ptr);
         while (g->spare_arena_count > 0)
                 arena_free(&g->spare_arenas[--g->spare_arena_count]);
         while (g->spare_count > 0)

@@ -28,7 +28,7 @@ struct gateway_member {
         const char *name;        /* for people; NULL: host:port */
         const char *url;         /* "http://host:port", owned */
         int dp_rank;             /* -1: none */
-        uint16_t bootstrap_port; /* of a prefill instance's KV connector; 0: none */
+        uint16_t bootstrap_port; /* of a prefill instance's KV connector; 0: not given */
 };
 
 /* Filled by gateway_options_parse() or by hand from gateway_options_default(). Strings are borrowed for the gateway's
@@ -36,7 +36,8 @@ struct gateway_member {
 struct gateway_options {
         const char *host;
         int64_t port;
-        const char *connector;                               /* connector_find() */
+        const char *connector;      /* connector_find() */
+        const char *metaserver_url; /* told to decoders of a push connector; NULL: where we listen */
         const char *policy, *prefill_policy, *decode_policy; /* the role's own, or `policy` */
         const char *session_header; /* whose requests go to one instance under consistent_hash */
         int64_t prefix_bytes;       /* of each index of prompts (prefix_aware) */

@@ -17,18 +17,50 @@ struct probe {
         uint32_t own; /* our requests there when its metrics were asked for */
 };
 
-static void finish(struct probe *p) {
+static void end(struct probe *p) {
         pool_probe_done(p->i, p->seen, gateway_now(p->g));
         free(p);
 }
 
-static bool start(struct probe *p, const char *target, call_done done) {
+static bool start(struct probe *p, uint16_t port, const char *target, call_done done) {
         const struct call_request request = {.method = HTTP_METHOD_GET,
             .target = target,
+            .port = port,
             .fields = p->g->key_fields,
             .timeout_ms = (unsigned)(p->g->options.probe_timeout * 1000)};
 
         return call_start(p->g, p->i, &request, done, p) != NULL;
+}
+
+/* A process that was started again is another engine: its id is read at every probe. */
+static void on_bootstrap(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
+        struct probe *p = context;
+        struct error e = {0};
+        struct slice id;
+
+        if (status != 200)
+                error_set(&e, -EIO, "%s", why ? why : "it does not answer with 200");
+        else if (p->g->connector->take_engine(body, p->i->dp_rank, &id, &e) == 0 &&
+                 (!p->i->engine_id || !slice_is(id, p->i->engine_id))) {
+                free(p->i->engine_id);
+                p->i->engine_id = slice_dup(id);
+        }
+        if (e.text[0]) {
+                p->seen = HEALTH_PROBE_SLOW;
+                log_warn(p->g->log, "prefill %s: its bootstrap server at port %u: %s", p->i->name,
+                    gateway_bootstrap_port(p->i), e.text);
+        }
+        end(p);
+}
+
+/* What is left to be known of one that is well. */
+static void finish(struct probe *p) {
+        const char *path = p->g->connector->bootstrap_path;
+
+        if (p->seen == HEALTH_PROBE_OK && path && p->i->role == ROLE_PREFILL &&
+            start(p, gateway_bootstrap_port(p->i), path, on_bootstrap))
+                return;
+        end(p);
 }
 
 /* The model's length, from the first of the list that says one. An engine that does not answer here is as healthy. */
@@ -75,7 +107,7 @@ static bool scrape(struct probe *p) {
                 return false;
         p->i->next_scrape = now + (uint64_t)(interval * (double)NS_PER_S);
         p->own = p->i->requests;
-        return start(p, "/metrics", on_metrics);
+        return start(p, 0, "/metrics", on_metrics);
 }
 
 static void on_health(void *context, int status, struct http_fields fields, struct slice body, const char *why) {
@@ -89,7 +121,7 @@ static void on_health(void *context, int status, struct http_fields fields, stru
                 p->seen = HEALTH_PROBE_SLOW;
         /* A new process may serve another model. */
         if (p->seen == HEALTH_PROBE_OK && (p->i->state == INSTANCE_JOINING || p->i->state == INSTANCE_EJECTED) &&
-            start(p, "/v1/models", on_models))
+            start(p, 0, "/v1/models", on_models))
                 return;
         if (p->seen == HEALTH_PROBE_OK && scrape(p))
                 return;
@@ -113,7 +145,7 @@ bool health_probe(struct gateway *g) {
                         return false;
                 }
                 *p = (struct probe){.g = g, .i = i, .seen = HEALTH_PROBE_SLOW};
-                if (!start(p, g->options.health_path, on_health))
+                if (!start(p, 0, g->options.health_path, on_health))
                         finish(p);
         }
         return true;

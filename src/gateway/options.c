@@ -11,9 +11,11 @@
 static const struct option rows[] = {
     {"host", 0, OPTION_STRING, TARGET(host), "ADDRESS", "where to listen (default 127.0.0.1; :: for everywhere)"},
     {"port", 0, OPTION_INT, TARGET(port), "N", "default 8000; 0 picks one", 0, 65535},
-    {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL",
+    {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL [PORT]",
         "prefill instances: host:port, http://host:port, "
-        "with @N behind it for one data-parallel rank; a number behind one is its bootstrap port"},
+        "with @N behind it for one data-parallel rank; a number behind one is its bootstrap port (mooncake, sglang; "
+        "default "
+        "8998)"},
     {"decode", 0, OPTION_LIST, TARGET(decode_urls), "[NAME=]URL", "decode instances"},
     {"worker-urls", 0, OPTION_LIST, TARGET(worker_urls), "[NAME=]URL", "whole engines, without a prefill/decode split"},
     {"prefiller-hosts", 0, OPTION_LIST, TARGET(prefill_hosts), "HOST", "prefill instances, with --prefiller-ports"},
@@ -25,9 +27,11 @@ static const struct option rows[] = {
     {"decoder-ports", 0, OPTION_LIST, TARGET(decode_ports), "PORT", "one for each host"},
     {"decoder-ports-inc", 0, OPTION_LIST, TARGET(decode_ports_inc), "N", "how many ports from each port on"},
     {"connector", 0, OPTION_STRING, TARGET(connector), "NAME",
-        "how prefill and decode find each other: pull (also by "
-        "the engines' names, such as MooncakeConnectorV1), or plain"},
+        "how prefill and decode find each other: pull, push, mooncake (also by "
+        "the engines' names, such as MooncakeConnectorV1), sglang, or plain"},
     {"kv-connector", 0, OPTION_STRING, TARGET(connector), "NAME", NULL},
+    {"metaserver-url", 0, OPTION_STRING, TARGET(metaserver_url), "URL",
+        "of this gateway's /v1/metaserver, as decoders reach it (push; default: where it listens)"},
     {"policy", 0, OPTION_STRING, TARGET(policy), POLICY_NAMES, "who takes a leg (default least_load)"},
     {"prefill-policy", 0, OPTION_STRING, TARGET(prefill_policy), POLICY_NAMES, "for prefill legs"},
     {"decode-policy", 0, OPTION_STRING, TARGET(decode_policy), POLICY_NAMES, "for decode legs"},
@@ -477,6 +481,35 @@ static int check_times(const struct gateway_options *o, struct error *e) {
         return 0;
 }
 
+/* With a push connector decoders call back: they are told an address that they can reach, in JSON as it is. */
+static int check_metaserver(const struct gateway_options *o, struct error *e) {
+        static const char *const everywhere[] = {"0.0.0.0", "::", "[::]", "*", ""};
+
+        if (o->metaserver_url) {
+                if (strncmp(o->metaserver_url, "http://", 7) && strncmp(o->metaserver_url, "https://", 8))
+                        return error_set(e, -EINVAL,
+                            "--metaserver-url: `%.200s` is no URL; wanted http://HOST:PORT/v1/metaserver",
+                            o->metaserver_url);
+                if (strpbrk(o->metaserver_url, "\"\\ "))
+                        return error_set(e, -EINVAL, "--metaserver-url: `%.200s` has a quote, a backslash or a space",
+                            o->metaserver_url);
+                return 0;
+        }
+        if (!strncmp(o->host, "unix:", 5))
+                return error_set(e, -EINVAL,
+                    "decoders call a push gateway back, which they cannot at %.200s: give "
+                    "--metaserver-url",
+                    o->host);
+        for (size_t i = 0; i < sizeof(everywhere) / sizeof(*everywhere); i++)
+                if (!strcmp(o->host, everywhere[i]))
+                        return error_set(e, -EINVAL,
+                            "decoders call a push gateway back, and `%s` is no address to call: give --host ADDRESS, "
+                            "or "
+                            "--metaserver-url http://ADDRESS:%lld/v1/metaserver",
+                            o->host, (long long)o->port);
+        return 0;
+}
+
 static int check(struct gateway_options *o, struct error *e) {
         bool any_prefill = false;
 
@@ -494,6 +527,12 @@ static int check(struct gateway_options *o, struct error *e) {
                 o->connector = any_prefill || o->vllm_pd || o->member_count == 0 ? "pull" : "plain";
         if (!connector_find(o->connector))
                 return error_set(e, -EINVAL, "--connector: `%.100s` is none of %s", o->connector, connector_names());
+        if (connector_find(o->connector)->order == ORDER_DECODE_FIRST) {
+                int r = check_metaserver(o, e);
+
+                if (r < 0)
+                        return r;
+        }
         if (any_prefill && o->worker_urls.count > 0)
                 return error_set(
                     e, -EINVAL, "--worker-urls are whole engines: they cannot be mixed with prefill instances");

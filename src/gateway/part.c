@@ -1,6 +1,8 @@
 /* part.c - the life of one choice: prefill leg, hand-off, decode leg, relay; and what is owed when it breaks or the
  * client leaves. One table says what each event does in each state; an action returns the state that follows. */
 #include "base/clock.h"
+#include "base/hash.h"
+#include "base/rng.h"
 #include "gateway/core.h"
 #include <assert.h>
 #include <errno.h>
@@ -17,7 +19,14 @@
 
 typedef enum part_state (*action)(struct part *p);
 
+static enum part_state begin(struct part *p);
 static enum part_state start_prefill(struct part *p);
+static enum part_state answer_call(struct part *p);
+static enum part_state pushed(struct part *p);
+static enum part_state retry_push(struct part *p);
+static enum part_state leave_both(struct part *p);
+static enum part_state cut_both(struct part *p);
+static enum part_state let_fetch(struct part *p);
 static enum part_state retry_prefill(struct part *p);
 static enum part_state refuse_prefill(struct part *p);
 static enum part_state leave_prefill(struct part *p);
@@ -42,12 +51,12 @@ static enum part_state end(struct part *p);
 static const action table[PART_STATES][PART_EVENTS] = {
     [PART_IDLE] =
         {
-            [PART_TRY] = start_prefill,
+            [PART_TRY] = begin,
             [PART_STOP] = end,
         },
     [PART_NEED_PREFILL] =
         {
-            [PART_TRY] = start_prefill,
+            [PART_TRY] = begin,
             [PART_WAITED_TOO_LONG] = waited_too_long,
             [PART_STOP] = end,
         },
@@ -63,6 +72,41 @@ static const action table[PART_STATES][PART_EVENTS] = {
             [PART_TRY] = start_decode,
             [PART_WAITED_TOO_LONG] = waited_too_long,
             [PART_STOP] = settle,
+        },
+    [PART_RESERVE] =
+        {
+            [PART_ASKED] = answer_call,
+            [PART_DECODE_BEGAN] = begin_relay, /* it needed no prefill */
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = retry_decode,
+            [PART_DECODE_REFUSED] = refuse_decode,
+            [PART_STOP] = cut_decode,
+        },
+    [PART_NEED_PUSH] =
+        {
+            [PART_TRY] = start_prefill,
+            [PART_WAITED_TOO_LONG] = waited_too_long,
+            [PART_DECODE_BEGAN] = begin_relay,
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = retry_decode,
+            [PART_DECODE_REFUSED] = refuse_decode,
+            [PART_STOP] = cut_decode,
+        },
+    [PART_BOTH] =
+        {
+            [PART_PREFILLED] = pushed,
+            [PART_PREFILL_FAILED] = retry_push,
+            [PART_PREFILL_REFUSED] = refuse_prefill,
+            [PART_DECODE_BEGAN] = begin_relay,
+            [PART_DECODED] = finish,
+            [PART_DECODE_FAILED] = retry_decode,
+            [PART_DECODE_REFUSED] = refuse_decode,
+            [PART_STOP] = leave_both,
+        },
+    [PART_CLEAR] =
+        {
+            [PART_CLEARED] = begin,
+            [PART_STOP] = end,
         },
     [PART_DECODE] =
         {
@@ -85,6 +129,17 @@ static const action table[PART_STATES][PART_EVENTS] = {
             [PART_PREFILL_FAILED] = end,
             [PART_PREFILL_REFUSED] = end,
             [PART_GRACE_OVER] = cut_prefill,
+        },
+    [PART_LET_BOTH] =
+        {
+            [PART_PREFILLED] = let_fetch,
+            [PART_PREFILL_FAILED] = cut_both,
+            [PART_PREFILL_REFUSED] = cut_both,
+            [PART_DECODE_BEGAN] = cut_both,
+            [PART_DECODED] = cut_both,
+            [PART_DECODE_FAILED] = cut_both,
+            [PART_DECODE_REFUSED] = cut_both,
+            [PART_GRACE_OVER] = cut_both,
         },
     [PART_LET_FETCH] =
         {
@@ -113,9 +168,14 @@ const char *part_state_name(enum part_state s) {
             [PART_NEED_PREFILL] = "need_prefill",
             [PART_PREFILL] = "prefill",
             [PART_NEED_DECODE] = "need_decode",
+            [PART_RESERVE] = "reserve",
+            [PART_NEED_PUSH] = "need_push",
+            [PART_BOTH] = "both",
+            [PART_CLEAR] = "clear",
             [PART_DECODE] = "decode",
             [PART_RELAY] = "relay",
             [PART_LET_PREFILL] = "let_prefill",
+            [PART_LET_BOTH] = "let_both",
             [PART_LET_FETCH] = "let_fetch",
             [PART_NEED_SETTLE] = "need_settle",
             [PART_SETTLE] = "settle",
@@ -144,15 +204,20 @@ static unsigned ms_from_seconds(double s) {
 /* ---- waiting -------------------------------------------------------------------------------------------------------- */
 
 static bool is_need(enum part_state s) {
-        return s == PART_NEED_PREFILL || s == PART_NEED_DECODE || s == PART_NEED_SETTLE;
+        return s == PART_NEED_PREFILL || s == PART_NEED_PUSH || s == PART_NEED_DECODE || s == PART_NEED_SETTLE;
 }
 
 static bool is_let(enum part_state s) {
-        return s == PART_LET_PREFILL || s == PART_LET_FETCH;
+        return s == PART_LET_PREFILL || s == PART_LET_BOTH || s == PART_LET_FETCH;
+}
+
+/* The decoder may ask for its prefill, or has. */
+static bool may_ask(enum part_state s) {
+        return s == PART_RESERVE || s == PART_NEED_PUSH || s == PART_BOTH;
 }
 
 static enum role waits_for(enum part_state s) {
-        return s == PART_NEED_PREFILL || s == PART_LET_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
+        return s == PART_NEED_PREFILL || s == PART_NEED_PUSH || s == PART_LET_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
 }
 
 /* Into the list of its state, behind those that wait already; or out of all. */
@@ -187,6 +252,8 @@ static void enter(struct part *p, enum part_state next) {
                 set_waiting(p, is_need(next) || is_let(next));
         if (p->is_waiting)
                 gateway_wake_at(gateway_of(p), part_due(p));
+        if (!may_ask(next))
+                list_remove(&p->asking);
         if (next == PART_END && before != PART_END) {
                 pool_give_back(&p->held);
                 request_part_over(p->request, p);
@@ -224,6 +291,12 @@ static void begin_waiting(struct part *p) {
                 p->deadline = now_of(p) + from_seconds(gateway_of(p)->options.queue_timeout);
 }
 
+/* A leg has reached an instance: waiting starts anew. */
+static void reached(struct part *p) {
+        p->deadline = 0;
+        p->rounds = 0;
+}
+
 /* NULL: none now; the part waits for p->due. */
 static struct instance *pick(struct part *p, enum role role) {
         struct gateway *g = gateway_of(p);
@@ -257,6 +330,10 @@ static struct instance *pick(struct part *p, enum role role) {
 
 /* ---- starting legs -------------------------------------------------------------------------------------------------- */
 
+static enum connector_order order_of(const struct part *p) {
+        return gateway_of(p)->connector->order;
+}
+
 /* What of the prompt the instance has to compute; from now on it has the prompt in its cache. */
 static uint64_t tokens_to_compute(struct part *p, struct instance *i) {
         uint64_t warm = pool_note_prompt(i, &p->prompt);
@@ -264,12 +341,17 @@ static uint64_t tokens_to_compute(struct part *p, struct instance *i) {
         return warm < p->prompt_tokens ? p->prompt_tokens - warm : 1;
 }
 
-/* A fresh id for each attempt, the same on both legs of it. */
+/* A fresh id for each attempt, the same on both legs of it. Who knows the one that engines find each other by could take
+ * the place of one: it has 128 random bits. */
 static int next_request_id(struct part *p) {
         struct request *r = p->request;
+        struct slice secret = SLICE_NONE;
         const char *text;
 
-        if (r->part_count > 1)
+        if (order_of(p) == ORDER_DECODE_FIRST || order_of(p) == ORDER_TOGETHER) {
+                secret = request_random_id(r);
+                text = secret.ptr ? arena_printf(&r->arena, "%.*s-%.*s", SLICE_ARG(r->id), SLICE_ARG(secret)) : NULL;
+        } else if (r->part_count > 1)
                 text = p->serial ? arena_printf(&r->arena, "%.*s-%u-%u", SLICE_ARG(r->id), p->index, p->serial)
                                  : arena_printf(&r->arena, "%.*s-%u", SLICE_ARG(r->id), p->index);
         else
@@ -277,7 +359,7 @@ static int next_request_id(struct part *p) {
         p->serial++;
         if (!text)
                 return -ENOMEM;
-        p->request_id = p->serial == 1 && r->part_count == 1 ? r->id : slice_str(text);
+        p->request_id = text == r->id.ptr ? r->id : slice_str(text);
         return 0;
 }
 
@@ -304,39 +386,61 @@ static int make_fields(struct part *p, struct leg *l, const struct instance *i, 
         return 0;
 }
 
-static enum part_state out_of_memory(struct part *p) {
-        request_part_failed(p->request, p, 500, "InternalServerError", "the gateway is out of memory");
+static enum part_state cut_both(struct part *p) {
+        leg_stop(&p->prefill, LEG_ABORTED);
+        leg_stop(&p->decode, LEG_ABORTED);
         return PART_END;
 }
 
-static enum part_state start_prefill(struct part *p) {
+/* The client gets an error; as request_part_failed(). */
+static enum part_state fail(struct part *p, int status, const char *type, const char *message) {
+        request_part_failed(p->request, p, status, type, message);
+        return cut_both(p);
+}
+
+static enum part_state out_of_memory(struct part *p) {
+        return fail(p, 500, "InternalServerError", "the gateway is out of memory");
+}
+
+static void drop_handoff(struct part *p) {
+        p->handoff = (struct handoff){0};
+        p->handoff_used = false;
+        pool_give_back(&p->held);
+}
+
+/* Start the prefill leg on an instance. 0 or -ENOMEM. */
+static int send_prefill(struct part *p, struct instance *i) {
         struct gateway *g = gateway_of(p);
         struct leg *l = &p->prefill;
-        struct leg_request request = {.path = p->path};
+        struct leg_request request = {.path = p->path, .only_once = order_of(p) != ORDER_PREFILL_FIRST};
         unsigned timeout = ms_from_seconds(g->options.prefill_timeout);
-        struct instance *i;
         int r;
 
-        if (g->connector->order == ORDER_ONE)
-                return start_decode(p);
-        i = pick(p, ROLE_PREFILL);
-        if (!i)
-                return PART_NEED_PREFILL;
-        p->handoff = (struct handoff){0};
+        drop_handoff(p);
         p->source.max_model_len = i->max_model_len;
         request.tokens = tokens_to_compute(p, i);
         request.deadlines = (struct http_deadlines){.connect_ms = ms_from_seconds(g->options.connect_timeout),
             .head_ms = timeout,
             .idle_ms = timeout,
             .total_ms = timeout};
-        r = next_request_id(p);
-        if (r == 0)
-                r = make_fields(p, l, i, &request.fields);
+        r = make_fields(p, l, i, &request.fields);
         if (r == 0)
                 r = connector_prefill_body(g->connector, &p->source, &p->request->arena, &request.body);
         if (r == 0)
                 r = leg_start(l, i, &request);
-        return r == 0 ? PART_PREFILL : out_of_memory(p);
+        return r;
+}
+
+/* Of a push: under the id of the decode leg. */
+static enum part_state start_prefill(struct part *p) {
+        bool pushes = order_of(p) == ORDER_DECODE_FIRST;
+        struct instance *i = pick(p, ROLE_PREFILL);
+
+        if (!i)
+                return pushes ? PART_NEED_PUSH : PART_NEED_PREFILL;
+        if ((!pushes && next_request_id(p) < 0) || send_prefill(p, i) < 0)
+                return out_of_memory(p);
+        return pushes ? PART_BOTH : PART_PREFILL;
 }
 
 static bool params_are_fresh(const struct part *p) {
@@ -365,13 +469,13 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
             .path = p->path,
             .tokens = tokens_to_compute(p, i) + (purpose == DECODE_ANSWER ? p->request->facts.output_tokens : 1),
             .deadlines = decode_deadlines(p, purpose),
-            .only_once = p->handoff.params.ptr != NULL,
+            .only_once = p->handoff.params.ptr || order_of(p) == ORDER_DECODE_FIRST || order_of(p) == ORDER_TOGETHER,
         };
         int r = 0;
 
         p->recomputed = false;
         p->source.max_model_len = i->max_model_len;
-        if (!p->request_id.ptr || g->connector->order == ORDER_ONE)
+        if (!p->request_id.ptr || order_of(p) == ORDER_ONE || order_of(p) == ORDER_DECODE_FIRST)
                 r = next_request_id(p);
         if (r == 0)
                 r = make_fields(p, l, i, &request.fields);
@@ -384,19 +488,59 @@ static int send_decode(struct part *p, struct instance *i, enum decode_purpose p
 }
 
 static bool needs_prefill(const struct part *p) {
-        return gateway_of(p)->connector->order == ORDER_PREFILL_FIRST && !p->handoff.params.ptr && !p->bare;
+        return order_of(p) == ORDER_PREFILL_FIRST && !p->handoff.params.ptr && !p->bare;
 }
 
-static void drop_handoff(struct part *p) {
-        p->handoff = (struct handoff){0};
-        p->handoff_used = false;
-        pool_give_back(&p->held);
+static struct list *asking_bucket(struct gateway *g, struct slice request_id) {
+        return &g->asking[hash64(request_id, 0) % ASKING_BUCKETS];
+}
+
+static bool renew_splitter(struct part *p) {
+        if (p->sse)
+                sse_free(p->sse);
+        p->sse = sse_new();
+        return p->sse != NULL;
+}
+
+/* Where the legs meet: the prefiller's bootstrap server. */
+static int arrange_meeting(struct part *p, const struct instance *i) {
+        const struct http_endpoint *at = i->endpoint;
+        struct meeting *m = &p->source.meeting;
+        const char *host = arena_printf(
+            &p->request->arena, slice_find(at->host, ':', 0) < at->host.len ? "[%.*s]" : "%.*s", SLICE_ARG(at->host));
+
+        if (!host || next_request_id(p) < 0)
+                return -ENOMEM;
+        m->host = slice_str(host);
+        m->port = gateway_bootstrap_port(i);
+        m->dp_rank = i->dp_rank;
+        m->request_id = p->request_id;
+        m->engine_id = arena_copy(&p->request->arena, slice_str(i->engine_id ? i->engine_id : ""));
+        rng_secure(&m->room, sizeof(m->room));
+        m->room >>= 11; /* 53 bits */
+        return m->engine_id.ptr ? 0 : -ENOMEM;
+}
+
+static enum part_state start_both(struct part *p) {
+        struct instance *prefiller = pick(p, ROLE_PREFILL), *decoder;
+
+        if (!prefiller)
+                return PART_NEED_PREFILL;
+        decoder = pick(p, ROLE_DECODE);
+        if (!decoder)
+                return PART_NEED_DECODE;
+        if (arrange_meeting(p, prefiller) < 0 || !renew_splitter(p) || send_prefill(p, prefiller) < 0 ||
+            send_decode(p, decoder, DECODE_ANSWER) < 0)
+                return out_of_memory(p);
+        return PART_BOTH;
 }
 
 static enum part_state start_decode(struct part *p) {
         struct gateway *g = gateway_of(p);
         struct instance *i;
 
+        if (order_of(p) == ORDER_TOGETHER)
+                return start_both(p);
         if (p->handoff.params.ptr && !params_are_fresh(p)) {
                 stats_count(&g->stats, COUNT_PARAMS_EXPIRED, 1);
                 stats_count(&g->stats, COUNT_STRANDED, 1);
@@ -407,28 +551,24 @@ static enum part_state start_decode(struct part *p) {
         i = pick(p, ROLE_DECODE);
         if (!i)
                 return PART_NEED_DECODE;
-        if (p->sse)
-                sse_free(p->sse);
-        p->sse = sse_new();
-        if (!p->sse || send_decode(p, i, DECODE_ANSWER) < 0)
+        if (!renew_splitter(p) || send_decode(p, i, DECODE_ANSWER) < 0)
                 return out_of_memory(p);
-        return PART_DECODE;
+        if (order_of(p) != ORDER_DECODE_FIRST)
+                return PART_DECODE;
+        list_remove(&p->asking); /* of the attempt before */
+        list_push_back(asking_bucket(g, p->request_id), &p->asking);
+        return PART_RESERVE;
 }
 
-/* ---- prefill leg ---------------------------------------------------------------------------------------------------- */
-
-/* A leg has reached an instance: waiting starts anew. */
-static void reached(struct part *p) {
-        p->deadline = 0;
-        p->rounds = 0;
+/* The next attempt. What is left of the one before goes first: a leg is one call at a time. */
+static enum part_state begin(struct part *p) {
+        if (!leg_in_flight(&p->prefill) && !leg_in_flight(&p->decode))
+                return start_decode(p);
+        cut_both(p);
+        return PART_CLEAR;
 }
 
-static enum part_state take_prefill(struct part *p) {
-        reached(p);
-        p->tries[ROLE_PREFILL] = 0;
-        p->answer_status = 0;
-        return start_decode(p);
-}
+/* ---- a leg that failed --------------------------------------------------------------------------------------------- */
 
 /* The status and words for a leg that failed without an answer of its own. */
 static enum part_state give_up(struct part *p, const struct leg *l) {
@@ -441,8 +581,7 @@ static enum part_state give_up(struct part *p, const struct leg *l) {
                 status = 503;
         snprintf(message, sizeof(message), "the %s leg failed on %s: %s", pool_role_name(l->role),
             l->name ? l->name : "?", l->why[0] ? l->why : leg_end_name(p->last_end));
-        request_part_failed(p->request, p, status, status == 504 ? "GatewayTimeout" : "BadGateway", message);
-        return PART_END;
+        return fail(p, status, status == 504 ? "GatewayTimeout" : "BadGateway", message);
 }
 
 /* Count a failed leg. False: no more attempts. An instance that could not be reached has seen nothing: others are tried
@@ -464,6 +603,85 @@ static bool may_retry(struct part *p, const struct leg *l) {
         return true;
 }
 
+/* ---- push ----------------------------------------------------------------------------------------------------------- */
+
+static struct part *find_asking(struct gateway *g, struct slice request_id) {
+        list_for_each (at, asking_bucket(g, request_id)) {
+                struct part *p = list_item(at, struct part, asking);
+
+                if (slice_eq(p->request_id, request_id))
+                        return p;
+        }
+        return NULL;
+}
+
+int part_ask(struct gateway *g, struct slice request_id, struct slice asked) {
+        struct part *p = find_asking(g, request_id);
+
+        if (!p)
+                return -ENOENT;
+        if (p->state != PART_RESERVE)
+                return 0;
+        p->source.meeting.asked = arena_copy(&p->request->arena, asked);
+        if (!p->source.meeting.asked.ptr)
+                return -ENOMEM;
+        part_step(p, PART_ASKED);
+        return 0;
+}
+
+static enum part_state answer_call(struct part *p) {
+        reached(p);
+        return start_prefill(p);
+}
+
+/* The prefiller has written everything: what is left is the decoder's work. */
+static enum part_state pushed(struct part *p) {
+        reached(p);
+        p->tries[ROLE_PREFILL] = 0;
+        p->answer_status = 0;
+        return PART_DECODE;
+}
+
+/* Of a push, one that could not be reached or was too busy has written nothing: another may, into the same blocks. Else the
+ * decoder waits for what will never come, and both begin anew. */
+static enum part_state retry_push(struct part *p) {
+        bool untouched = p->last_end == LEG_UNSENT || p->last_end == LEG_OVERLOADED;
+
+        if (!may_retry(p, &p->prefill))
+                return give_up(p, &p->prefill);
+        return untouched && order_of(p) == ORDER_DECODE_FIRST ? start_prefill(p) : begin(p);
+}
+
+void part_tick_reserve(struct part *p, uint64_t now) {
+        double limit = gateway_of(p)->options.first_byte_timeout;
+
+        if (p->state != PART_RESERVE || limit <= 0 || now - p->decode.times.begun < from_seconds(limit))
+                return;
+        leg_say(&p->decode, "the decoder did not ask for the prompt's prefill within %g s", limit);
+        leg_stop(&p->decode, LEG_TIMEOUT);
+}
+
+/* The client has left with both legs under way. A short prompt's are let come to where nobody holds anything for the
+ * other; a long one's are cut. */
+static enum part_state leave_both(struct part *p) {
+        p->due = p->prefill.times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
+        return p->due <= now_of(p) ? cut_both(p) : PART_LET_BOTH;
+}
+
+static enum part_state let_fetch(struct part *p) {
+        p->due = now_of(p) + from_seconds(gateway_of(p)->options.abandon_grace);
+        return PART_LET_FETCH;
+}
+
+/* ---- prefill leg ---------------------------------------------------------------------------------------------------- */
+
+static enum part_state take_prefill(struct part *p) {
+        reached(p);
+        p->tries[ROLE_PREFILL] = 0;
+        p->answer_status = 0;
+        return start_decode(p);
+}
+
 static enum part_state retry_prefill(struct part *p) {
         drop_handoff(p);
         if (!may_retry(p, &p->prefill))
@@ -473,8 +691,7 @@ static enum part_state retry_prefill(struct part *p) {
 
 static enum part_state refuse_prefill(struct part *p) {
         drop_handoff(p);
-        request_part_failed(p->request, p, p->answer_status, NULL, NULL);
-        return PART_END;
+        return fail(p, p->answer_status, NULL, NULL);
 }
 
 /* The client has left. The prefiller may have committed its KV just now, its answer may be on the way: a leg is given
@@ -514,11 +731,19 @@ static enum part_state begin_relay(struct part *p) {
         return PART_RELAY;
 }
 
+/* Of a prefiller that was called together with a decoder which has not taken its leg in: where they were to meet nobody
+ * else comes. */
+static void leave_behind(struct part *p) {
+        if (order_of(p) == ORDER_TOGETHER && (p->state == PART_DECODE || p->state == PART_LET_FETCH))
+                strand(p);
+}
+
 /* KV that will not be used for the answer: a part of its own frees it. */
 static void settle_aside(struct part *p) {
         struct request *r = p->request;
         struct part *s;
 
+        leave_behind(p);
         if (!p->handoff.params.ptr)
                 return;
         s = params_are_fresh(p) ? ARENA_NEW(&r->arena, struct part) : NULL;
@@ -564,14 +789,15 @@ static enum part_state retry_decode(struct part *p) {
          * taken the request in: for the next one they are as good. */
         if (!unsent && !overloaded)
                 drop_handoff(p);
+        else
+                leave_behind(p);
         relay_restart(&p->relay, p->relay.reframe); /* events without text may be held */
-        return start_decode(p);
+        return begin(p);
 }
 
 static enum part_state refuse_decode(struct part *p) {
         settle_aside(p);
-        request_part_failed(p->request, p, p->answer_status, NULL, NULL);
-        return PART_END;
+        return fail(p, p->answer_status, NULL, NULL);
 }
 
 /* The client has left while the decoder may not have taken the request in: a leg that is cut now would leave the KV to
@@ -579,7 +805,7 @@ static enum part_state refuse_decode(struct part *p) {
 static enum part_state leave_decode(struct part *p) {
         uint64_t now = now_of(p);
 
-        if (!p->handoff.params.ptr)
+        if (!p->handoff.params.ptr && order_of(p) != ORDER_TOGETHER)
                 return cut_decode(p);
         p->due = p->decode.times.begun + from_seconds(gateway_of(p)->options.abandon_grace);
         if (p->due <= now)
@@ -605,8 +831,7 @@ static enum part_state end_cut(struct part *p, const char *why) {
 
         snprintf(message, sizeof(message), "the stream from %s was cut (%s) and could not be continued: %s",
             p->decode.name ? p->decode.name : "?", p->decode.why[0] ? p->decode.why : leg_end_name(p->last_end), why);
-        request_part_failed(p->request, p, 502, "BadGateway", message);
-        return PART_END;
+        return fail(p, 502, "BadGateway", message);
 }
 
 /* Everything of the choice is out: what is missing is the closing. */
@@ -656,8 +881,9 @@ static enum part_state go_on_elsewhere(struct part *p) {
         r->continued++;
         p->moved = true;
         drop_handoff(p);
+        p->bare = false;
         reached(p);
-        return start_prefill(p);
+        return begin(p);
 }
 
 /* ---- settling ------------------------------------------------------------------------------------------------------- */
@@ -682,6 +908,7 @@ static enum part_state settle_again(struct part *p) {
                 return strand(p);
         if (p->last_end != LEG_UNSENT && p->last_end != LEG_OVERLOADED && p->last_end != LEG_REFUSED)
                 return PART_END;
+        leave_behind(p);
         return settle(p);
 }
 
@@ -704,227 +931,17 @@ static enum part_state end(struct part *p) {
 
 static enum part_state waited_too_long(struct part *p) {
         struct gateway *g = gateway_of(p);
-        enum role role = p->state == PART_NEED_PREFILL ? ROLE_PREFILL : ROLE_DECODE;
+        enum role role = waits_for(p->state);
         char message[256];
 
         stats_count(&g->stats, COUNT_QUEUE_TIMEOUTS, 1);
         settle_aside(p);
-        if (p->answer_status == 429 || p->answer_status == 503) {
-                request_part_failed(p->request, p, p->answer_status, NULL, NULL);
-                return PART_END;
-        }
+        if (p->answer_status == 429 || p->answer_status == 503)
+                return fail(p, p->answer_status, NULL, NULL);
         snprintf(message, sizeof(message),
             "no %s instance could take the request within %g s (%zu of %zu can be chosen)", pool_role_name(role),
             g->options.queue_timeout, pool_routable(g->pool, role), pool_count(g->pool, role));
-        request_part_failed(p->request, p, 503, "ServiceUnavailable", message);
-        return PART_END;
-}
-
-/* ---- what legs say -------------------------------------------------------------------------------------------------- */
-
-/* Keep an instance's whole answer: the client may get it. */
-static void keep_answer(struct part *p, struct leg *l) {
-        struct buf before = p->answer;
-
-        p->answer = l->body;
-        l->body = before;
-        p->answer_fields = l->fields;
-        p->answer_status = l->status;
-}
-
-static void end_prefill(struct part *p, struct leg *l, enum leg_end end) {
-        struct gateway *g = gateway_of(p);
-        struct error e = {0};
-        int r;
-
-        if (end == LEG_DONE) {
-                stats_time(&g->stats, TIME_PREFILL, l->times.ended - l->times.begun);
-                r = g->connector->take(buf_slice(&l->body), &p->request->arena, &p->handoff, &e);
-                if (r == 0) {
-                        p->handoff_at = l->times.ended;
-                        p->handoff_used = false;
-                        p->handoff_tokens = p->continuations ? p->handoff_tokens : p->handoff.prompt_tokens;
-                        p->relay.cached_tokens = p->continuations ? p->relay.cached_tokens : p->handoff.cached_tokens;
-                        part_step(p, PART_PREFILLED);
-                        return;
-                }
-                pool_give_back(&p->held);
-                p->last_end = LEG_ERROR;
-                leg_say(l, "%s", e.text);
-                stats_count(&g->stats, COUNT_WITHOUT_PARAMS, 1);
-                log_warn(g->log, "request %.*s: prefill on %s: %s", SLICE_ARG(p->request_id), l->name, e.text);
-                if (r == -ENODATA && g->options.prefill_on_decode && p->state == PART_PREFILL) {
-                        p->bare = true;
-                        part_step(p, PART_PREFILLED);
-                        return;
-                }
-                p->answer_status = 0;
-                part_step(p, PART_PREFILL_FAILED);
-                return;
-        }
-        if (l->status >= 400 && end != LEG_BROKEN)
-                keep_answer(p, l);
-        else
-                p->answer_status = 0;
-        part_step(p, end == LEG_REFUSED ? PART_PREFILL_REFUSED : PART_PREFILL_FAILED);
-}
-
-enum leg_end part_leg_judge(struct leg *l) {
-        struct part *p = l->part;
-
-        /* A prefill answer is judged by what it commits; of a leg for nobody nothing is read. */
-        if (l->role == ROLE_PREFILL || p->state == PART_SETTLE || p->state == PART_LET_FETCH || p->state == PART_END)
-                return LEG_DONE;
-        if (l->event_stream) {
-                /* Complete framing without [DONE]: fine when the choice has its end. */
-                if (p->relay.done || p->relay.finished)
-                        return LEG_DONE;
-                leg_say(l, "the stream ended without a finish_reason");
-                return LEG_BROKEN;
-        }
-        if (whole_read(buf_slice(&l->body), &p->whole) == 0)
-                return LEG_DONE;
-        leg_say(l, l->body.len ? "the answer is not a JSON object" : "the answer is empty");
-        return LEG_ERROR;
-}
-
-static void end_decode(struct part *p, struct leg *l, enum leg_end end) {
-        bool whole = end == LEG_DONE && !l->event_stream && p->state == PART_DECODE;
-
-        if (whole && whole_is_recomputed(&p->whole))
-                p->recomputed = true;
-        else if (whole || (l->status >= 400 && end != LEG_BROKEN))
-                keep_answer(p, l);
-        else
-                p->answer_status = 0;
-        if (end == LEG_REFUSED)
-                part_step(p, PART_DECODE_REFUSED);
-        else
-                part_step(p, end == LEG_DONE && !p->recomputed ? PART_DECODED : PART_DECODE_FAILED);
-}
-
-void part_leg_end(struct leg *l, enum leg_end end) {
-        struct part *p = l->part;
-        struct request *r = p->request;
-
-        if (p->state != PART_END)
-                p->last_end = end;
-        if (l == &p->prefill) {
-                end_prefill(p, l, end);
-                /* Committed for nobody: the part had ended. */
-                if (p->state == PART_END)
-                        pool_give_back(&p->held);
-        } else {
-                end_decode(p, l, end);
-        }
-        request_settle(r);
-}
-
-/* ---- the stream ----------------------------------------------------------------------------------------------------- */
-
-/* What the stream says ends its leg. */
-static void fail_inside(struct leg *l, enum leg_end end, const char *why) {
-        leg_say(l, "%s", why);
-        leg_stop(l, end);
-}
-
-/* Before the events from `at` on, which are the first of a leg that continues: where, for a client that asked. */
-static void note_move(struct part *p, size_t at) {
-        struct buf *out = &p->request->pending, events = {0};
-
-        if (!p->moved)
-                return;
-        p->moved = false;
-        if (!p->request->wants_notes)
-                return;
-        buf_add(&events, slice_sub(buf_slice(out), at, out->len));
-        out->len = at;
-        buf_printf(out, ": continued on %s after %u tokens\n\n", p->decode.name, p->relay.ids_before);
-        buf_add(out, buf_slice(&events));
-        out->failed |= events.failed;
-        buf_free(&events);
-}
-
-/* `before`: how much of r->pending was there before this leg added to it. */
-static void pass_on(struct part *p, size_t before) {
-        struct request *r = p->request;
-
-        if (r->pending.len == before) {
-                if (before == 0)
-                        request_flush(r); /* gives the buffer back */
-                return;
-        }
-        if (p->state == PART_DECODE) {
-                note_move(p, before);
-                part_step(p, PART_DECODE_BEGAN);
-        }
-        if (p->state == PART_RELAY)
-                request_send_pending(r);
-        else
-                r->pending.len = before;
-}
-
-void part_pause(struct part *p) {
-        if (p->state != PART_RELAY || !p->decode.call)
-                return;
-        p->client_is_slow = true;
-        http_call_pause(p->decode.call);
-}
-
-void part_resume(struct part *p) {
-        if (!p->client_is_slow)
-                return;
-        p->client_is_slow = false;
-        p->decode.last_byte = now_of(p);
-        if (p->decode.call)
-                http_call_resume(p->decode.call);
-}
-
-void part_leg_data(struct leg *l, struct slice data) {
-        struct part *p = l->part;
-        struct gateway *g = gateway_of(p);
-        struct buf *out = &p->request->pending;
-        size_t before = out->len;
-        struct slice event;
-        int r = 0;
-
-        if (p->state == PART_LET_FETCH) {
-                part_step(p, PART_DECODE_BEGAN);
-                return;
-        }
-        if ((p->state != PART_DECODE && p->state != PART_RELAY) || l->stopped_as != LEG_DONE)
-                return;
-        request_take_buffer(p->request);
-        while (l->stopped_as == LEG_DONE && !p->relay.done && (r = sse_next(p->sse, &data, &event)) == 1) {
-                stats_count(&g->stats, COUNT_EVENTS, 1);
-                switch (relay_event(&p->relay, event, out)) {
-                case RELAY_MORE:
-                case RELAY_DONE:
-                        break;
-                case RELAY_RECOMPUTED:
-                        p->recomputed = true;
-                        fail_inside(l, LEG_ABORTED, "the decoder gave the request up for want of memory");
-                        break;
-                case RELAY_ERROR:
-                        leg_say(l, "the engine sent %.*s", SLICE_ARG(slice_trim(buf_slice(&p->relay.error))));
-                        leg_stop(l, LEG_ERROR);
-                        break;
-                case RELAY_NO_MEMORY:
-                        fail_inside(l, LEG_ABORTED, "the gateway is out of memory");
-                        break;
-                }
-        }
-        if (r < 0)
-                fail_inside(l, LEG_ERROR, "an event is too long");
-        if (p->relay.done && !p->relay.any_sent)
-                fail_inside(l, LEG_ERROR, "the stream ended without an answer");
-        pass_on(p, before);
-        if (p->relay.done && l->stopped_as == LEG_DONE) {
-                part_step(p, PART_DECODED);
-                /* The last bytes may have been too much for the client. What is left of the leg is framing: it does not
-                 * wait for a client that may never take anything again. */
-                part_resume(p);
-        }
+        return fail(p, 503, "ServiceUnavailable", message);
 }
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */
@@ -933,6 +950,7 @@ void part_init(struct part *p, struct request *r, uint32_t index) {
         *p = (struct part){
             .request = r, .index = index, .completion_tokens = -1, .prompt_counted = -1, .handoff_tokens = -1};
         list_init(&p->waiting);
+        list_init(&p->asking);
         list_init(&p->link);
         leg_init(&p->prefill, p, ROLE_PREFILL);
         leg_init(&p->decode, p, ROLE_DECODE);

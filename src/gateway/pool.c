@@ -193,6 +193,7 @@ static void instance_free(struct instance *i) {
         free((char *)i->key);
         free((char *)i->name);
         free(i->endpoint);
+        free(i->engine_id);
         free(i);
 }
 
@@ -286,8 +287,8 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->id = ++p->next_id;
         i->role = spec->role;
         i->dp_rank = spec->dp_rank;
-        i->bootstrap_port = spec->bootstrap_port;
         i->endpoint = spec->endpoint;
+        i->bootstrap_port = spec->bootstrap_port;
         i->added_later = spec->added_later;
         i->state = INSTANCE_JOINING;
         i->next_probe = now;

@@ -70,6 +70,7 @@ struct instance {
         const char *name;        /* for people: the given name, or the key */
         const char *key;         /* "host:port" or "host:port@rank": unique within the role */
         void *endpoint;          /* of the pool's user, see pool_options.make_endpoint */
+        char *engine_id;         /* told by its bootstrap server: owned, NULL: not known */
         enum instance_state state;
         uint64_t busy_until; /* stands back until then */
         uint64_t next_probe; /* UINT64_MAX while a probe is under way */

@@ -41,7 +41,7 @@ static void random_hex(struct gateway *g, size_t bytes, char *ret_text) {
 
 #define ID_BYTES 16
 
-static struct slice random_id(struct request *r) {
+struct slice request_random_id(struct request *r) {
         char *text = arena_alloc(&r->arena, 2 * ID_BYTES);
 
         if (!text)
@@ -96,7 +96,7 @@ static uint64_t session_of(const struct gateway *g, struct http_fields fields) {
 static int choose_id(struct request *r, struct http_fields fields) {
         struct slice id = http_field_value(fields, "x-request-id");
 
-        r->id = is_plain_id(id) ? arena_copy(&r->arena, id) : random_id(r);
+        r->id = is_plain_id(id) ? arena_copy(&r->arena, id) : request_random_id(r);
         return r->id.ptr ? 0 : -ENOMEM;
 }
 
@@ -159,6 +159,7 @@ static int fill_source(struct request *r, struct part *p) {
         const char *seed;
 
         p->source = (struct source){.facts = f, .text = f->body, .members = f->members, .count = f->member_count};
+        p->source.meeting.metaserver = r->g->metaserver;
         p->path = f->api == API_CHAT ? "/v1/chat/completions" : "/v1/completions";
         p->prompt_tokens = f->prompts ? facts_estimate(f->prompts[prompt]) : f->prompt_tokens;
         p->relay.many = r->part_count > 1;

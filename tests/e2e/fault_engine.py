@@ -7,6 +7,7 @@ and the same prompt, before its lease is over; and what was committed and never 
 The "model" is a function of the token sequence alone: whoever goes on from the same ids says the same. Ids 0..255 are
 bytes, ids from 256 on are words; some characters take several tokens, so that text lags behind ids as it does with
 real tokenizers."""
+import http.client
 import json
 import random
 import re
@@ -15,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+import urllib.parse
 import zlib
 
 WORDS = 200
@@ -98,7 +100,7 @@ class Ledger:
         self.lease = lease
         self.transfers = {}  # remote_request_id -> dict
         self.violations = []
-        self.committed = self.fetched = self.released = 0
+        self.committed = self.reserved = self.fetched = self.released = 0
 
     def complain(self, what):
         self.violations.append(what)
@@ -144,13 +146,86 @@ class Ledger:
     def release(self, t):
         """The decoder gave the request up before its fetch, and told the prefiller."""
         with self.lock:
-            if t["state"] == "admitted":
+            if t["state"] in ("admitted", "reserved", "pushing", "broken"):
                 t["state"] = "released"
                 self.released += 1
 
+    def reserve(self, engine, request_id, name, prompt):
+        """A decoder of the push protocol has room for a prompt: what a prefiller needs to write there."""
+        with self.lock:
+            self.reserved += 1
+            if name in self.transfers:
+                self.complain(f"an id came a second time: {name}")
+            self.transfers[name] = {"engine": engine.engine_id, "id": request_id, "prompt": list(prompt),
+                                    "state": "reserved", "at": time.monotonic()}
+        return {"token_ids": [], "request_id": name, "do_remote_prefill": False, "do_remote_decode": True,
+                "remote_block_ids": [[self.reserved, 2]], "remote_block_size": [128],
+                "remote_engine_id": engine.engine_id, "remote_host": "127.0.0.1", "remote_port": engine.port,
+                "remote_tp_size": 1, "remote_pcp_size": 1, "remote_dcp_size": 1, "remote_cached_tokens": 0,
+                "exact": 0.1000000000000000055, "big": 12345678901234567890}
+
+    def begin_push(self, params, raw, request_id, prompt):
+        """A prefiller of the push protocol begins. Returns the transfer, or None when its decoder has gone."""
+        with self.lock:
+            t = self.transfers.get(params["request_id"])
+            if not t or t["engine"] != params.get("remote_engine_id"):
+                self.complain(f"a push to nobody: {params}")
+                return None
+            if t["state"] not in ("reserved", "released"):
+                self.complain(f"pushed twice: {params['request_id']}")
+                return None
+            if t["id"] != request_id:
+                self.complain(f"prefill leg {request_id} pushes for {t['id']}")
+            if t["prompt"] != list(prompt):
+                self.complain(f"prompt of the prefill leg differs: {len(prompt)} ids for {len(t['prompt'])}")
+            if b'"exact":  0.1000000000000000055,' not in raw or params.get("big") != 12345678901234567890:
+                self.complain("what the decoder asked with was printed again")
+            if t["state"] == "released":
+                return None
+            t["state"] = "pushing"
+            return t
+
+    def end_push(self, t):
+        """Has the prefiller written everything? Not when the decoder has gone meanwhile."""
+        with self.lock:
+            if t["state"] == "pushing":
+                t["state"] = "admitted"
+                return True
+            return False
+
+    def fail_push(self, t):
+        """The prefiller stops short: another may write into the same blocks only if it had not begun."""
+        with self.lock:
+            if t["state"] == "pushing":
+                t["state"] = "broken"
+
+    def meet(self, engine, key, request_id, prompt):
+        """A prefiller that was called together with its decoder holds the KV."""
+        with self.lock:
+            self.committed += 1
+            if key in self.transfers:
+                self.complain(f"a meeting came a second time: {key}")
+            self.transfers[key] = {"engine": engine.engine_id, "port": engine.port, "id": request_id,
+                                   "prompt": list(prompt), "state": "held", "at": time.monotonic()}
+
+    def met(self, key, engine_id, port, request_id, prompt):
+        """Its decoder: the transfer once the KV is there, None before."""
+        with self.lock:
+            t = self.transfers.get(key)
+            if not t:
+                return None
+            if t["state"] != "held":
+                self.complain(f"fetched twice: {key}")
+            if (engine_id or t["engine"], port, request_id) != (t["engine"], t["port"], t["id"]):
+                self.complain(f"the decoder was sent to {engine_id} at {port} as {request_id}, the prefiller is {t}")
+            if t["prompt"] != list(prompt):
+                self.complain(f"prompt of the decode leg differs: {len(prompt)} ids for {len(t['prompt'])}")
+            t["state"] = "admitted"
+            return t
+
     def stranded(self):
         with self.lock:
-            return [k for k, t in self.transfers.items() if t["state"] in ("held", "admitted")]
+            return [k for k, t in self.transfers.items() if t["state"] not in ("fetched", "released")]
 
 
 class Gone(Exception):
@@ -180,6 +255,7 @@ class Engine:
       error N                after N tokens: an SSE error event and [DONE] (not streamed: 500)
       no_params              a prefill without kv_transfer_params
       params F               function that changes the params
+      calls N                a decoder of the push protocol asks so often for its prefill (0: it never does)
       raw BYTES              sent in place of everything, then closed
     """
 
@@ -196,6 +272,8 @@ class Engine:
         self.running = 0
         self.aborted = 0
         self.reset_calls = 0
+        self.queries, self.query = 0, None  # of the bootstrap server: how often, and what it says instead
+        self.calls = []  # statuses of a metaserver
         self.tokens_per_event = 1
         self.engine_id = f"engine-{random.getrandbits(64):016x}"
         self.listener = None
@@ -416,6 +494,10 @@ class Answer:
             return self.answer(200, e.metrics.encode(), "text/plain")
         if self.path == "/version":
             return self.answer(200, {"version": "fake"})
+        if self.path == "/query":
+            e.queries += 1
+            told = e.query or {}
+            return self.answer(told.get("status", 200), told.get("body", {"0": {"engine_id": e.engine_id}}))
         if self.path.startswith("/reset_prefix_cache"):
             e.reset_calls += 1
             return self.answer(200 if e.health == 200 else 500, b"")
@@ -468,15 +550,30 @@ class Answer:
             return self.error(400, "temperature must be non-negative")
         params = request.get("kv_transfer_params")
         self.request_id = self.fields.get("x-request-id", f"{random.getrandbits(64):016x}")
-        if e.role == "prefill" and params and params.get("do_remote_decode"):
+        if e.role == "prefill" and (params and params.get("do_remote_decode") or "bootstrap_room" in request):
             return self.prefill(request, ids, chat)
         transfer = None
-        if params and params.get("do_remote_prefill"):
+        place = self.meeting_place(request)
+        if place:
             self.wait(e.admit_time)
-            transfer = e.ledger.use(params, self.request_id, ids)
+            while not transfer:
+                transfer = e.ledger.met(*place, self.request_id, ids)
+                self.wait(0.005)
+        elif params and params.get("do_remote_prefill"):
+            self.wait(e.admit_time)
+            if "metaserver" in params:
+                asked = e.ledger.reserve(e, self.request_id, self.name(chat) + ("" if chat else "-0"), ids)
+                transfer = e.ledger.transfers[asked["request_id"]]
+            else:
+                transfer = e.ledger.use(params, self.request_id, ids)
             if not transfer:
                 return self.error(500, "no such transfer")
         try:
+            if transfer and params and "metaserver" in params:
+                for _ in range(f.get("calls", 1)):
+                    self.ask_for_prefill(params["metaserver"], asked)
+                while transfer["state"] != "admitted":
+                    self.wait(0.005)
             self.wait(e.fetch_time)
             if transfer:
                 e.ledger.fetch(transfer)
@@ -484,6 +581,29 @@ class Answer:
         finally:
             if transfer:
                 e.ledger.release(transfer)
+
+    def meeting_place(self, request):
+        """Of a decoder that was called together with its prefiller: the meeting's name, the engine and its port."""
+        params = request.get("kv_transfer_params") or {}
+        if "bootstrap_room" in request:
+            if request["bootstrap_host"] != "127.0.0.1" or request["rid"] != self.request_id:
+                self.engine.ledger.complain(f"met at {request['bootstrap_host']} as {request['rid']}")
+            return request["bootstrap_room"], None, request["bootstrap_port"]
+        if "transfer_id" in params:
+            at = urllib.parse.urlsplit(params["remote_bootstrap_addr"])
+            return params["transfer_id"], params["remote_engine_id"], at.port
+        return None
+
+    def ask_for_prefill(self, url, asked):
+        """As the real one, which looks at no status."""
+        at = urllib.parse.urlsplit(url)
+        c = http.client.HTTPConnection(at.hostname, at.port, timeout=30)
+        try:
+            c.request("POST", at.path, json.dumps(asked).replace('"exact": 0.1,', '"exact":  0.1000000000000000055,'),
+                      {"Content-Type": "application/json", "Connection": "close"})
+            self.engine.calls.append(c.getresponse().status)
+        finally:
+            c.close()
 
     def lists(self, request, prompt):
         if request.get("kv_transfer_params"):
@@ -501,19 +621,35 @@ class Answer:
 
     def prefill(self, request, ids, chat):
         e = self.engine
+        params = request.get("kv_transfer_params") or {}
+        whole = "bootstrap_room" in request  # an engine that takes the client's request as it is
         for key, want in (("max_tokens", 1), ("stream", False), ("min_tokens", 1)):
-            if request.get(key) != want:
+            if not whole and request.get(key) != want:
                 e.ledger.complain(f"prefill leg has {key} {request.get(key)!r}")
         for key in ("stream_options", "logprobs", "echo", "stop", "best_of"):
-            if key in request:
+            if not whole and key in request:
                 e.ledger.complain(f"prefill leg has {key}")
-        if request.get("n", 1) != 1 or request.get("max_completion_tokens", 1) != 1:
+        if request.get("n", 1) != 1 or not whole and request.get("max_completion_tokens", 1) != 1:
             e.ledger.complain("prefill leg makes more than one token")
-        self.wait(e.prefill_time)
+        pushes = "request_id" in params
+        together = request.get("bootstrap_room") or params.get("transfer_id")
+        if pushes:
+            transfer = e.ledger.begin_push(params, self.body, self.request_id, ids)
+            if not transfer:
+                return self.error(500, "the decoder has gone")
+        try:
+            self.wait(e.prefill_time)
+            if pushes and not e.ledger.end_push(transfer):
+                return self.error(500, "the decoder has gone")
+        finally:
+            if pushes:
+                e.ledger.fail_push(transfer)
         out, _ = generate(ids, 1, ignore_eos=True)
         body = self.whole(request, chat, [self.choice(request, chat, 0, ids, out, "length")], [len(ids), 1])
         body["usage"]["prompt_tokens_details"] = {"cached_tokens": 3}
-        if not self.fault.get("no_params"):
+        if together:
+            e.ledger.meet(e, together, self.request_id, ids)
+        elif not self.fault.get("no_params") and not pushes:
             params = e.ledger.commit(e, self.request_id, ids)
             if "params" in self.fault:
                 params = self.fault["params"](params)

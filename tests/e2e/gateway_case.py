@@ -40,16 +40,21 @@ def expected(request):
 class Gateway(Process):
     """`baton gateway` in front of the engines, ready."""
 
-    def __init__(self, prefill, decode, *args, wait_ready=True, files=None, env=None):
-        """`files`: as many descriptors as it may have."""
+    def __init__(self, prefill, decode, *args, wait_ready=True, files=None, env=None,
+                 bootstrap=False):
+        """`files`: as many descriptors as it may have. `bootstrap`: prefillers are met at their own port."""
         self.port = free_port()
         self.prefill, self.decode = prefill, decode
         argv = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"'] if files else []
         argv += [BATON, "gateway", "--port", str(self.port), "--access-log", "-"]
         for flag, engines in (("--prefill", prefill), ("--decode", decode)):
             if engines:
-                argv += [flag, *[e if isinstance(e, str) else e.url for e in engines]]
-        super().__init__(argv + [str(a) for a in args], env=env)
+                argv += [flag]
+                for e in engines:
+                    named = isinstance(e, str)
+                    argv += [e if named else e.url]
+                    argv += [e.port] if bootstrap and flag == "--prefill" and not named else []
+        super().__init__([str(a) for a in argv + list(args)], env=env)
         if wait_ready:
             wait_until(lambda: self.all_healthy() or not self.alive(), "every instance is healthy")
 
@@ -72,6 +77,13 @@ GAUGES = ["requests_running", "requests_waiting", "instance_requests", "instance
 
 
 class GatewayCase(TestCase):
+    connector = "pull"
+
+    def gateway(self, prefill, decode, *args, **more):
+        """In front of engines that hand KV over as this class's connector does."""
+        return Gateway(prefill, decode, *(["--connector", self.connector] if prefill else []), *args,
+                       bootstrap=self.connector in ("mooncake", "sglang"), **more)
+
     def engines(self, prefill=2, decode=2, **more):
         ledger = fault_engine.Ledger()
         p = [fault_engine.Engine("prefill", ledger, **more) for _ in range(prefill)]

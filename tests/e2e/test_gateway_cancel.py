@@ -4,7 +4,7 @@ import threading
 import time
 import unittest
 
-from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, chat, completion, expected, in_threads
+from gateway_case import CHAT, COMPLETIONS, GatewayCase, chat, completion, expected, in_threads
 from harness import TERM, Connection, wait_until
 
 # How the engines are slowed so that the client leaves in that state; what to wait for.
@@ -32,7 +32,7 @@ class Cancel(GatewayCase):
         times = {k: v for k, v in MOMENTS[name].items() if k != "cap"}
         ledger, p, d = self.engines(1, 1, **times)
         args = ["--instance-cap", "1"] if "cap" in MOMENTS[name] else []
-        with Gateway(p, d, *args, wait_ready=False) as g:
+        with self.gateway(p, d, *args, wait_ready=False) as g:
             wait_until(g.all_healthy, "ready")
             blocker = None
             if args:  # the decoder is taken, and the next request waits between its legs
@@ -80,7 +80,7 @@ class Cancel(GatewayCase):
     def test_a_decode_leg_has_its_grace_to_fetch(self):
         for grace, admit_time, fetched in ((0, 60, 0), (60, 1.5, 1)):
             ledger, p, d = self.engines(1, 1, admit_time=admit_time)
-            with Gateway(p, d, "--abandon-grace", grace) as g:
+            with self.gateway(p, d, "--abandon-grace", grace) as g:
                 c = Connection(g.port)
                 c.request("POST", CHAT, chat())
                 wait_until(lambda: d[0].running == 1, "with the decoder")
@@ -90,7 +90,7 @@ class Cancel(GatewayCase):
 
     def test_a_decoder_that_streams_for_nobody_is_cut_within_a_moment(self):
         ledger, p, d = self.engines(1, 1, token_time=0.02)
-        with Gateway(p, d) as g:
+        with self.gateway(p, d) as g:
             c = Connection(g.port)
             c.request("POST", CHAT, chat(stream=True, max_tokens=5000))
             events = c.events()
@@ -103,7 +103,7 @@ class Cancel(GatewayCase):
 
     def test_many_that_leave_near_the_hand_off_strand_nothing(self):
         ledger, p, d = self.engines(2, 2, prefill_time=0.02, admit_time=0.01, fetch_time=0.01)
-        with Gateway(p, d) as g:
+        with self.gateway(p, d) as g:
             def one(i):
                 c = Connection(g.port)
                 c.request("POST", CHAT, chat(f"request {i}", stream=bool(i % 2)))
@@ -117,7 +117,7 @@ class Cancel(GatewayCase):
 
     def test_a_client_that_reads_nothing_holds_back_its_decoder_alone(self):
         ledger, p, d = self.engines(1, 1)
-        with Gateway(p, d) as g:
+        with self.gateway(p, d) as g:
             slow = Connection(g.port)
             slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             slow.request("POST", COMPLETIONS, completion(stream=True, max_tokens=30000, ignore_eos=True))
@@ -133,7 +133,7 @@ class Cancel(GatewayCase):
     def test_a_client_that_takes_no_end_of_its_stream_leaves_nothing_behind(self):
         """However much fits between the engine and the client: at one of these lengths the last event is too much."""
         ledger, p, d = self.engines(1, 1)
-        with Gateway(p, d) as g:
+        with self.gateway(p, d) as g:
             for n in range(1, 10):
                 d[0].faults = [{"pad": 500000, "join": 1000}]
                 c = Connection(g.port)
@@ -147,14 +147,14 @@ class Cancel(GatewayCase):
 
     def test_a_decoder_that_does_not_end_its_body_is_left(self):
         ledger, p, d = self.engines(1, 1)
-        with Gateway(p, d, "--idle-timeout", "0.5") as g:
+        with self.gateway(p, d, "--idle-timeout", "0.5") as g:
             d[0].faults = [{"hang": "end"}]
             self.assertEqual(self.ask(g, chat(stream=True)), expected(chat()))
             self.assert_quiet(g)
 
     def test_a_decoder_that_dies_while_settling_strands_one_and_says_so(self):
         ledger, p, d = self.engines(1, 1, prefill_time=0.2)
-        with Gateway(p, d) as g:
+        with self.gateway(p, d) as g:
             d[0].faults = [{"reset": "request"}]
             c = Connection(g.port)
             c.request("POST", CHAT, chat())
@@ -179,7 +179,7 @@ class Cancel(GatewayCase):
     def test_a_stop_does_not_wait_for_kv_that_nobody_fetches(self):
         for args, signals in (([], 2), (["--drain-timeout", "0.2"], 1)):
             ledger, p, d = self.engines(1, 1)
-            g = Gateway(p, d, "--instance-cap", "1", "--kv-lease", "1000", "--queue-timeout-secs", "1000", *args)
+            g = self.gateway(p, d, "--instance-cap", "1", "--kv-lease", "1000", "--queue-timeout-secs", "1000", *args)
             self.addCleanup(g.stop)
             with self.leave_behind_for_settling(g, d):
                 for n in range(signals):
@@ -190,7 +190,7 @@ class Cancel(GatewayCase):
 
     def test_a_stop_begins_no_more_parts(self):
         ledger, p, d = self.engines(1, 1, prefill_time=0.1)
-        g = Gateway(p, d)
+        g = self.gateway(p, d)
         self.addCleanup(g.stop)
         # Connections that are kept: what is sent over one arrives though it is cut at once.
         in_threads([lambda: self.post(g, chat(max_tokens=1)) for _ in range(40)])
@@ -207,7 +207,7 @@ class Cancel(GatewayCase):
 
     def test_leaving_while_the_body_is_sent_costs_nothing(self):
         ledger, p, d = self.engines(1, 1)
-        with Gateway(p, d) as g:
+        with self.gateway(p, d) as g:
             for how in ("FIN", "RST"):
                 c = Connection(g.port)
                 c.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{\"prompt\":")

@@ -9,7 +9,7 @@ import unittest
 
 import fault_engine
 from fault_engine import Engine, Ledger, decode, encode, encode_chat, generate
-from gateway_case import (CHAT, COMPLETIONS, Gateway, GatewayCase, answer_text, chat, completion, expected, in_threads,
+from gateway_case import (CHAT, COMPLETIONS, GatewayCase, answer_text, chat, completion, expected, in_threads,
                           text_of)
 from harness import Connection, answers, http, stream, wait_until
 
@@ -42,7 +42,7 @@ IMPATIENT = ["--prefill-timeout", 1, "--first-byte-timeout", 1, "--idle-timeout"
 class BeforeTheFirstByte(GatewayCase):
     def setUp(self):
         self.ledger, self.p, self.d = self.engines()
-        self.g = Gateway(self.p, self.d, *IMPATIENT)
+        self.g = self.gateway(self.p, self.d, *IMPATIENT)
         self.addCleanup(self.g.stop)
 
     def survive(self, engines, fault, name):
@@ -53,7 +53,8 @@ class BeforeTheFirstByte(GatewayCase):
             engines[1].faults = []
             for _ in range(2):
                 self.assertEqual(self.ask(self.g, body), expected(body), f"{name}: {body}")
-            wait_until(self.g.all_healthy, f"{name}: all healthy again")
+            wait_until(lambda: self.g.all_healthy() and self.g.count("instance_requests") == 0,
+                       f"{name}: all healthy again, and at rest")
         self.assertEqual([e.faults for e in engines], [[], []], f"{name}: the fault was met")
 
     def test_a_prefill_leg_goes_elsewhere(self):
@@ -111,7 +112,7 @@ class BeforeTheFirstByte(GatewayCase):
     def test_a_decoder_may_be_let_compute_the_prompt(self):
         for e in self.p:
             e.faults = [{"no_params": True, "always": True}]
-        with Gateway(self.p, self.d, "--prefill-on-decode") as g:
+        with self.gateway(self.p, self.d, "--prefill-on-decode") as g:
             for body in (chat(), chat(stream=True), completion()):
                 self.assertEqual(self.ask(g, body), expected(body))
             self.assertEqual(g.count("prefill_without_params_total"), 3)
@@ -165,7 +166,7 @@ class Instances(GatewayCase):
     def test_a_dead_instance_costs_no_client_an_error(self):
         for role in ("prefill", "decode"):
             ledger, p, d = self.engines()
-            with Gateway(p, d) as g:
+            with self.gateway(p, d) as g:
                 victim = (p if role == "prefill" else d)[0]
                 victim.stop()
                 bodies = [chat(stream=bool(i % 2)) for i in range(24)]
@@ -183,7 +184,7 @@ class Instances(GatewayCase):
     def test_requests_wait_for_an_instance_to_come(self):
         ledger, p, d = self.engines(1, 1)
         d[0].stop()
-        with Gateway(p, d, "--queue-timeout-secs", "20", wait_ready=False) as g:
+        with self.gateway(p, d, "--queue-timeout-secs", "20", wait_ready=False) as g:
             wait_until(lambda: answers(g.port), "listening")
             self.assertEqual(http(g.port, "GET", "/ready").status, 503)
             job = [lambda: self.assertEqual(self.ask(g, chat()), expected(chat()))]
@@ -194,7 +195,7 @@ class Instances(GatewayCase):
     def test_waiting_has_an_end(self):
         ledger, p, d = self.engines(1, 1)
         p[0].stop()
-        with Gateway(p, d, "--queue-timeout-secs", "0.5", wait_ready=False) as g:
+        with self.gateway(p, d, "--queue-timeout-secs", "0.5", wait_ready=False) as g:
             wait_until(lambda: answers(g.port), "listening")
             r = self.post(g, chat(), status=503)
             self.assertIn("prefill", r.json()["error"]["message"])
@@ -208,7 +209,7 @@ class Instances(GatewayCase):
         self.addCleanup(full.set)
         p[0].faults = [{"params": lambda x: full.wait() and x}]
         prompts = [f"number {i}" for i in range(12)]
-        with Gateway(p, d, "--instance-cap", "1") as g:
+        with self.gateway(p, d, "--instance-cap", "1") as g:
             clients = [Connection(g.port) for _ in prompts]
             for n, c in enumerate(clients):
                 c.request("POST", COMPLETIONS, completion(prompts[n]))
@@ -223,7 +224,7 @@ class Instances(GatewayCase):
 
     def test_connecting_counts_as_waiting(self):
         ledger, p, d = self.engines(1, 3)
-        with Gateway(p, d, "--queue-timeout-secs", "0.2", "--connect-timeout", "0.4",
+        with self.gateway(p, d, "--queue-timeout-secs", "0.2", "--connect-timeout", "0.4",
                      "--health-check-interval-secs", "1000", "--kv-lease", "2") as g:
             for e in d:
                 e.stop()
@@ -239,7 +240,7 @@ class Instances(GatewayCase):
         self.addCleanup(decoding.set)
         self.addCleanup(prefilling.set)
         d[0].faults = [{"recomputed": 3, "when": lambda r: decoding.wait()}]
-        with Gateway(p, d, "--instance-cap", "1", "--queue-timeout-secs", "1.5") as g:
+        with self.gateway(p, d, "--instance-cap", "1", "--queue-timeout-secs", "1.5") as g:
             def first():
                 self.assertEqual(self.ask(g, chat()), expected(chat()))
 
@@ -259,7 +260,7 @@ class Instances(GatewayCase):
 
     def test_kv_that_outlived_its_lease_in_the_queue_is_counted(self):
         ledger, p, d = self.engines(1, 1, token_time=60)
-        with Gateway(p, d, "--kv-lease", "0.2", "--instance-cap", "1", "--queue-timeout-secs", "0.5") as g:
+        with self.gateway(p, d, "--kv-lease", "0.2", "--instance-cap", "1", "--queue-timeout-secs", "0.5") as g:
             with Connection(g.port) as c:
                 c.request("POST", CHAT, chat())
                 wait_until(lambda: d[0].running == 1, "the decoder is taken")
@@ -269,7 +270,7 @@ class Instances(GatewayCase):
 
     def test_a_slow_health_route_does_not_cut_streams_that_flow(self):
         ledger, p, d = self.engines(1, 2, token_time=0.02)
-        with Gateway(p, d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.2") as g:
+        with self.gateway(p, d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.2") as g:
             d[0].health = d[1].health = lambda a: a.wait(60)
             body = chat(stream=True, max_tokens=100)
             in_threads([lambda: self.assertEqual(self.ask(g, body), expected(body)) for _ in range(4)])
@@ -278,7 +279,7 @@ class Instances(GatewayCase):
 
     def test_params_are_not_used_when_the_lease_is_nearly_over(self):
         ledger, p, d = self.engines(1, 1)
-        with Gateway(p, d, "--kv-lease", "0.5", "--instance-cap", "1") as g:
+        with self.gateway(p, d, "--kv-lease", "0.5", "--instance-cap", "1") as g:
             d[0].token_time = 0.1
             # The first holds the decoder for longer than the second's params live.
             in_threads([lambda: self.assertEqual(self.ask(g, chat()), expected(chat())) for _ in range(2)])
@@ -291,7 +292,7 @@ class AfterTheFirstByte(GatewayCase):
 
     def setUp(self):
         self.ledger, self.p, self.d = self.engines()
-        self.g = Gateway(self.p, self.d, *IMPATIENT)
+        self.g = self.gateway(self.p, self.d, *IMPATIENT)
         self.addCleanup(self.g.stop)
 
     def fail_first(self, fault):
@@ -351,7 +352,8 @@ class AfterTheFirstByte(GatewayCase):
         for role, engines in (("prefill", self.p), ("decode", self.d)):
             for e in engines:
                 http(self.g.port, "POST", "/instances/remove", {"type": role, "instances": e.url})
-                http(self.g.port, "POST", "/instances/add", {"type": role, "instances": e.url})
+                http(self.g.port, "POST", "/instances/add",
+                     {"type": role, "instances": e.url, "bootstrap_port": e.port})
         wait_until(self.g.all_healthy, "all healthy")
         for body in self.BODIES:
             for kind in ("reset", "close", "error", "recomputed", "hang"):
@@ -430,11 +432,11 @@ class AfterTheFirstByte(GatewayCase):
     def test_a_stopped_process_is_noticed_and_left(self):
         """As SIGSTOP: the connection stays, nothing comes, health does not answer."""
         self.d[0].health = lambda a: a.wait(60)
-        with Gateway(self.p, self.d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.3",
+        with self.gateway(self.p, self.d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.3",
                      wait_ready=False) as g:
             wait_until(lambda: answers(g.port, "/ready"), "ready")
         self.d[0].health = 200
-        with Gateway(self.p, self.d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.3") as g:
+        with self.gateway(self.p, self.d, "--health-check-interval-secs", "0.1", "--health-check-timeout-secs", "0.3") as g:
             self.d[0].faults = [{"hang": 9}]
             self.d[1].faults = []
             stuck = self.d[0]
@@ -545,7 +547,7 @@ class AfterTheFirstByte(GatewayCase):
         for limit in (0, 1):
             ledger, p, d = self.engines(1, 1)
             d[0].faults = [{"close": 9, "when": answer} for _ in range(limit + 1)]
-            with Gateway(p, d, "--max-continuations", limit) as g:
+            with self.gateway(p, d, "--max-continuations", limit) as g:
                 with Connection(g.port) as c:
                     c.request("POST", CHAT, body)
                     events = list(c.events())
@@ -561,7 +563,7 @@ class AfterTheFirstByte(GatewayCase):
         for e in engines:
             self.addCleanup(e.stop)
             e.faults = [{"close": 7}]
-        with Gateway([], engines) as g:
+        with self.gateway([], engines) as g:
             body = chat(stream=True, max_tokens=40)
             self.assertEqual(self.ask(g, body), expected(body))
             self.assertEqual(g.count("continuations_total"), 2)

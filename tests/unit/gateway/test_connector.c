@@ -127,6 +127,42 @@ static void legs_are_those_of_the_example_proxy_where_it_is_right(void **state) 
         yyjson_doc_free(doc);
 }
 
+static void pushed_legs_are_those_of_the_example_proxy_where_it_is_right(void **state) {
+        yyjson_doc *doc = read_recording("proxy/layerwise.json");
+        yyjson_val *c;
+        size_t i, max;
+        int compared = 0;
+
+        yyjson_arr_foreach(yyjson_doc_get_root(doc), i, max, c) {
+                yyjson_val *prefill = leg(c, "prefill"), *decode = leg(c, "decode"), *asked;
+                char *text;
+                struct body b;
+                struct made m;
+
+                if (!is_right(c) || !prefill || yyjson_arr_size(json_get(decode, "metaserver")) != 1)
+                        continue;
+                asked = json_get(yyjson_arr_get_first(json_get(decode, "metaserver")), "request");
+                text = yyjson_val_write(asked, 0, NULL);
+                read_request(&m, api_of(c), client_body(c));
+                m.source.meeting = (struct meeting){
+                    .metaserver = SLICE_LIT("http://127.0.0.1:18020/v1/metaserver"), .asked = slice_str(text)};
+                assert_int_equal(connector_prefill_body(&connector_push, &m.source, &m.arena, &b), 0);
+                gather(&b, &m.prefill);
+                assert_same_json(
+                    buf_slice(&m.prefill), json_get_slice(json_get(prefill, "request"), "body"), "prefill");
+                assert_int_equal(connector_decode_body(&connector_push, &m.source, &(struct handoff){0}, DECODE_ANSWER,
+                                     false, &m.arena, &b),
+                    0);
+                gather(&b, &m.decode);
+                assert_same_json(buf_slice(&m.decode), json_get_slice(json_get(decode, "request"), "body"), "decode");
+                compared++;
+                free(text);
+                done(&m);
+        }
+        assert_true(compared >= 7);
+        yyjson_doc_free(doc);
+}
+
 /* Of all recorded requests, also those that the proxies got wrong. */
 static void rules_of_the_protocol_hold_for_every_recorded_request(void **state) {
         static const char *const files[] = {"proxy/head.json", "proxy/v0.9.1.json"};
@@ -320,12 +356,37 @@ static void lists_of_prompts_are_seen(void **state) {
         }
 }
 
+static void an_engine_is_found_by_its_rank(void **state) {
+        static const struct {
+                const char *answer;
+                int rank;
+                const char *want; /* NULL: refused */
+        } cases[] = {{"{\"0\":{\"engine_id\":\"a\"}}", -1, "a"},
+            {"{\"0\":{\"engine_id\":\"a\"},\"1\":{\"engine_id\":\"b\"}}", 1, "b"},
+            {"{\"a\":{\"0\":{}},\"b\":{\"1\":{}}}", 1, "b"}, {"{\"a\":{\"0\":{\"0\":\"x\"}}}", -1, "a"},
+            {"{\"0\":{\"engine_id\":\"a\"},\"1\":{\"engine_id\":\"b\"}}", -1, NULL},
+            {"{\"0\":{\"engine_id\":\"a\"}}", 1, NULL}, {"{\"0\":{\"engine_id\":5}}", -1, NULL}, {"{\"0\":5}", 0, NULL},
+            {"{}", -1, NULL}, {"[]", -1, NULL}, {"", -1, NULL}};
+
+        for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+                struct slice id = SLICE_NONE;
+                struct error e = {0};
+                int r = connector_mooncake.take_engine(slice_str(cases[i].answer), cases[i].rank, &id, &e);
+
+                assert_int_equal(r, cases[i].want ? 0 : -EINVAL);
+                assert_true(cases[i].want ? slice_is(id, cases[i].want) : e.text[0] != 0);
+        }
+}
+
 static void connectors_are_known_by_the_engines_names(void **state) {
         static const char *const names[] = {"pull", "NixlConnector", "nixl", "MooncakeConnectorV1",
             "mooncakeconnectorv1", "LLMDataDistCMgrConnector", "MooncakeHybridConnector"};
 
         for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
                 assert_ptr_equal(connector_find(names[i]), &connector_pull);
+        assert_ptr_equal(connector_find("MooncakeLayerwiseConnector"), &connector_push);
+        assert_ptr_equal(connector_find("MooncakeConnector"), &connector_mooncake);
+        assert_ptr_equal(connector_find("SGLang"), &connector_sglang);
         assert_ptr_equal(connector_find("plain"), &connector_plain);
         assert_null(connector_find("pul"));
 }
@@ -333,6 +394,7 @@ static void connectors_are_known_by_the_engines_names(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(legs_are_those_of_the_example_proxy_where_it_is_right),
+            cmocka_unit_test(pushed_legs_are_those_of_the_example_proxy_where_it_is_right),
             cmocka_unit_test(rules_of_the_protocol_hold_for_every_recorded_request),
             cmocka_unit_test(params_of_a_real_vllm_are_taken_byte_for_byte),
             cmocka_unit_test(answers_that_commit_nothing_usable_are_told_apart),
@@ -340,6 +402,7 @@ int main(void) {
             cmocka_unit_test(numbers_are_understood_as_vllm_does),
             cmocka_unit_test(a_settling_leg_asks_for_one_token_and_nothing_else),
             cmocka_unit_test(lists_of_prompts_are_seen),
+            cmocka_unit_test(an_engine_is_found_by_its_rank),
             cmocka_unit_test(connectors_are_known_by_the_engines_names),
         };
 

@@ -137,11 +137,27 @@ static void slips_are_named(void **state) {
         assert_refused("--decode a:1@x", "rank");
         assert_refused("--decode x=", "not an address");
         assert_refused("--connector warp", "pull");
+        assert_refused("--connector push --host ::", "--metaserver-url");
+        assert_refused("--connector push --metaserver-url 10.0.0.1:80", "no URL");
+        assert_refused("--connector push --metaserver-url http://a/\"", "quote");
         assert_refused("--policy best", "least_load");
         assert_refused("--idle-timeout -1", "--idle-timeout");
         assert_refused("--prefill a:1 --worker-urls b:1", "whole engines");
         assert_refused("--max-retries 0", "--max-retries");
         assert_refused("--decoder-host a", "did you mean --decoder-hosts");
+}
+
+static void a_prefiller_may_be_given_with_its_bootstrap_port(void **state) {
+        struct gateway_options o;
+        struct error e = {0};
+
+        assert_int_equal(parse("--prefill a:1 9000 b:1 none c:1 --prefill d:1 9001 --decode e:1", &o, &e), 0);
+        assert_int_equal(o.member_count, 5);
+        assert_int_equal(o.members[0].bootstrap_port, 9000);
+        assert_int_equal(o.members[1].bootstrap_port, 0);
+        assert_int_equal(o.members[2].bootstrap_port, 0);
+        assert_int_equal(o.members[3].bootstrap_port, 9001);
+        gateway_options_free(&o);
 }
 
 static void the_connector_follows_from_the_members(void **state) {
@@ -177,6 +193,7 @@ int main(void) {
             cmocka_unit_test(urls_may_have_names_and_ranks),
             cmocka_unit_test(vllm_routers_command_lines_work),
             cmocka_unit_test(slips_are_named),
+            cmocka_unit_test(a_prefiller_may_be_given_with_its_bootstrap_port),
             cmocka_unit_test(the_connector_follows_from_the_members),
             cmocka_unit_test(a_role_may_have_a_policy_of_its_own),
         };
