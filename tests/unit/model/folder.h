@@ -11,11 +11,11 @@ struct folder {
 };
 
 static inline const char *folder_file(const struct folder *d, const char *name) {
-        static char paths[4][512];
+        static char paths[4][1040]; /* the longest folder and the longest name */
         static unsigned at;
         char *path = paths[at++ % 4];
 
-        snprintf(path, 512, "%s/%s", d->path, name);
+        snprintf(path, sizeof(paths[0]), "%s/%s", d->path, name);
         return path;
 }
 
