@@ -230,7 +230,9 @@ class Instances(GatewayCase):
                 e.stop()
                 self.answer_no_connection(e.port)
             self.assertIn("no connection within", self.post(g, chat(), status=503).json()["error"]["message"])
-            self.assertEqual(g.count("retries_total"), 0)
+            # The first may be tried on the connection its health was asked on, which ends with it: that is no waiting. Without the
+            # rule each of the three is tried.
+            self.assertLess(g.count("retries_total"), 2)
             wait_until(lambda: g.count("stranded_total") == 1, "nobody could fetch the KV before its lease was over")
 
     def test_a_leg_that_reached_an_instance_ends_the_waiting_for_it(self):
