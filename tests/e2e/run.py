@@ -11,6 +11,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 TEST_SECONDS = 300  # a test that takes longer hangs
 
+# Whoever starts the tests in the background of a script has SIGINT ignored, and what is ignored is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def too_long(*_):
     raise AssertionError(f"the test did not end within {TEST_SECONDS} s")
