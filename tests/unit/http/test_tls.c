@@ -352,7 +352,7 @@ static void a_retry_has_the_whole_time_to_connect(void **state) {
         static const char answer[] = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         struct http_tls_files files = {.cert = cert_path, .key = key_path};
         struct http_request request = {
-            .target = SLICE_LIT("/second"), .retry_stale = true, .deadlines.connect_ms = 400};
+            .target = SLICE_LIT("/second"), .retry_stale = true, .deadlines.connect_ms = 2500};
         struct http_tls_context *context;
         struct tls_peer t[2] = {0};
         struct backend backend;
