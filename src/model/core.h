@@ -28,6 +28,20 @@ struct layer {
         struct linear gate;
         const float *gate_bias; /* [experts] or NULL */
         struct mlp *experts;    /* [experts]; width 0: not held here */
+        struct held *held;      /* [experts]: where they lie; bytes 0: not held here */
+};
+
+/* Packed weights, one after the other. */
+struct region {
+        void *memory; /* mapped */
+        size_t bytes, used;
+};
+
+/* Where an expert lies: in the model's region, or in that of a batch that came later. */
+struct held {
+        struct expert_batch *batch; /* NULL: the model's region */
+        char *memory;
+        size_t bytes;
 };
 
 /* Memory taken piece by piece, 64-byte aligned, that stays for the next user. First run with measure(), then begin(). */
@@ -42,12 +56,13 @@ struct model {
         struct model_options options;
         uint32_t heads;                   /* of this rank */
         uint32_t vocab_first, vocab_rows; /* of this rank */
-        uint32_t experts_first, experts_count;
-        bool experts_cut; /* routed experts are cut by width over the tensor-parallel ranks */
+        uint32_t *own, own_count; /* [layers][own_count]: routed experts that this rank is loaded with, or SLOT_EMPTY */
+        bool experts_cut;         /* routed experts are cut by width over the tensor-parallel ranks */
         struct arena arena;
-        void *memory; /* all packed weights; mapped */
-        size_t memory_bytes, used;
-        struct weight_source embed; /* of this rank's vocabulary rows */
+        struct region region;         /* all packed weights that were loaded at the start */
+        size_t released, batch_bytes; /* experts that have gone from it, and those that have come since */
+        struct moving *moving;        /* what moving experts takes; NULL: they stay */
+        struct weight_source embed;   /* of this rank's vocabulary rows */
         struct linear head;
         struct norm final_norm;
         struct layer *layers; /* main ones, then MTP's when loaded */

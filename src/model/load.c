@@ -2,36 +2,28 @@
  *
  * One walk over the model's tensors is made twice: first measuring, which checks names, types and shapes and adds up the
  * memory, then packing. Between them the memory is taken, all at once. */
-#include "model/core.h"
+#include "model/load.h"
 #include "model/memory.h"
-#include "model/weights.h"
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-struct loader {
-        struct model *m;
-        struct weights w;
-        struct error *e;
-        char prefix[64];          /* of the layer being loaded, with its dot */
-        bool own_embed, own_head; /* of the MTP module */
-};
-
 static void *take(struct loader *l, size_t bytes) {
-        char *at = (char *)l->m->memory + l->m->used;
+        struct region *to = l->to;
+        char *at = (char *)to->memory + to->used;
 
-        l->m->used += (bytes + 63) / 64 * 64;
+        to->used += (bytes + 63) / 64 * 64;
         if (l->w.measuring)
                 return NULL;
-        assert(l->m->used <= l->m->memory_bytes);
+        assert(to->used <= to->bytes);
         return at;
 }
 
 /* ---- kinds of weights ----------------------------------------------------------------------------------------------- */
 
 static int load_linear(struct loader *l, const char *name, struct cut cut, struct linear *to) {
-        struct compute *c = l->m->options.compute;
+        struct compute *c = l->compute;
         struct weight_source s;
         void *memory;
         int r = weights_source(&l->w, name, &cut, &s, l->e);
@@ -60,7 +52,7 @@ static int load_mlp(struct loader *l, const char *name, size_t width, size_t fir
         static const char *const names[] = {"gate_proj", "up_proj", "down_proj"};
         const size_t hidden = l->m->config.hidden;
         const struct cut across = cut_rows(width, hidden, first, count), along = cut_cols(hidden, width, first, count);
-        struct compute *c = l->m->options.compute;
+        struct compute *c = l->compute;
         struct weight_source s[3];
         char full[3][192];
         void *memory;
@@ -159,7 +151,7 @@ static int pack_kv_b(struct loader *l, struct layer *to, struct weight_source *s
         const struct model *m = l->m;
         const struct model_config *c = &m->config;
         const size_t rank = c->kv_rank, head = (size_t)(c->nope + c->v) * rank;
-        struct compute *compute = m->options.compute;
+        struct compute *compute = l->compute;
         float *rows = dequantise(s);
         int r;
 
@@ -254,6 +246,23 @@ static int load_cut_mlp(struct loader *l, const char *name, size_t width, bool c
         return load_mlp(l, name, width, width / size * rank, width / size, to);
 }
 
+int loader_expert(struct loader *l, uint32_t expert, struct mlp *to, struct held *ret_held) {
+        const struct model *m = l->m;
+        size_t used = l->to->used;
+        char name[64];
+        int r;
+
+        snprintf(name, sizeof(name), "mlp.experts.%u", expert);
+        r = load_cut_mlp(l, name, m->config.expert_width, m->experts_cut, to);
+        if (r == 0)
+                *ret_held = (struct held){.memory = (char *)l->to->memory + used, .bytes = l->to->used - used};
+        return r;
+}
+
+void loader_layer(struct loader *l, uint32_t number) {
+        snprintf(l->prefix, sizeof(l->prefix), "model.layers.%u.", number);
+}
+
 static int load_experts(struct loader *l, struct layer *to) {
         const struct model *m = l->m;
         const struct model_config *c = &m->config;
@@ -268,10 +277,14 @@ static int load_experts(struct loader *l, struct layer *to) {
         if (r == 0 && to->has_shared)
                 r = load_cut_mlp(
                     l, "mlp.shared_experts", (size_t)c->shared_experts * c->expert_width, true, &to->dense);
-        for (uint32_t i = m->experts_first; r == 0 && i < m->experts_first + m->experts_count; i++) {
-                snprintf(name, sizeof(name), "mlp.experts.%u", i);
-                r = load_cut_mlp(l, name, c->expert_width, m->experts_cut, &to->experts[i]);
+        for (uint32_t i = 0; r == 0 && i < m->own_count; i++) {
+                uint32_t expert = m->own[(size_t)(to - m->layers) * m->own_count + i];
+
+                if (expert != SLOT_EMPTY && !to->held[expert].bytes)
+                        r = loader_expert(l, expert, &to->experts[expert], &to->held[expert]);
         }
+        for (uint32_t i = 0; l->w.measuring && i < c->experts; i++)
+                to->held[i].bytes = 0;
         return r;
 }
 
@@ -280,7 +293,7 @@ static int load_layer(struct loader *l, uint32_t number) {
         const struct model_config *c = &l->m->config;
         int r;
 
-        snprintf(l->prefix, sizeof(l->prefix), "model.layers.%u.", number);
+        loader_layer(l, number);
         r = load_attention(l, to);
         if (r == 0)
                 r = load_norm(l, "post_attention_layernorm", c->hidden, &to->post_norm);
@@ -375,14 +388,37 @@ static int divide(struct model *m, struct error *e) {
                 return error_set(e, -EINVAL, "vocab_size %u leaves nothing for tensor-parallel rank %u of %u", c->vocab,
                     s->tp_rank, s->tp_size);
         m->vocab_rows = rows < c->vocab - m->vocab_first ? rows : c->vocab - m->vocab_first;
-        if (s->ep_size > 1 && s->ep_size > c->experts)
-                return error_set(e, -EINVAL, "%u expert-parallel ranks for %u experts", s->ep_size, c->experts);
-        /* The first ranks hold one more where they do not divide. */
-        m->experts_count = c->experts / s->ep_size + (s->ep_rank < c->experts % s->ep_size);
-        m->experts_first = c->experts / s->ep_size * s->ep_rank +
-                           (s->ep_rank < c->experts % s->ep_size ? s->ep_rank : c->experts % s->ep_size);
         m->experts_cut = s->ep_size == 1 && s->tp_size > 1;
         return 0;
+}
+
+/* The experts of this rank, layer by layer. */
+static int choose_experts(struct model *m, struct error *e) {
+        const struct model_shard *s = &m->options.shard;
+        const struct model_config *c = &m->config;
+        const struct placement *p = s->placement;
+        struct placement plain = {0};
+        uint32_t first;
+
+        if (!p && c->experts) {
+                int r = placement_new(m->layer_count, c->experts, 0, s->ep_size, PLACEMENT_LINEAR, &plain);
+
+                if (r == -EINVAL)
+                        return error_set(e, r, "%u expert-parallel ranks for %u experts", s->ep_size, c->experts);
+                if (r < 0)
+                        return error_set(e, r, "out of memory for the model's tables");
+                p = &plain;
+        }
+        if (!p)
+                return 0;
+        assert(p->ranks == s->ep_size && p->experts == c->experts && p->layers >= m->layer_count);
+        first = placement_first(p, s->ep_rank);
+        m->own_count = placement_first(p, s->ep_rank + 1) - first;
+        m->own = arena_array(&m->arena, (size_t)m->layer_count * m->own_count, sizeof(*m->own));
+        for (uint32_t i = 0; m->own && i < m->layer_count; i++)
+                memcpy(m->own + (size_t)i * m->own_count, placement_row(p, i) + first, m->own_count * sizeof(*m->own));
+        placement_free(&plain);
+        return m->own ? 0 : error_set(e, -ENOMEM, "out of memory for the model's tables");
 }
 
 static int make_layers(struct model *m, struct error *e) {
@@ -400,7 +436,8 @@ static int make_layers(struct model *m, struct error *e) {
                 if (!l->moe)
                         continue;
                 l->experts = arena_array(&m->arena, c->experts, sizeof(*l->experts));
-                if (!l->experts)
+                l->held = arena_array(&m->arena, c->experts, sizeof(*l->held));
+                if (!l->experts || !l->held)
                         return error_set(e, -ENOMEM, "out of memory for the model's tables");
         }
         rope_fill_table(c, m->rope_table);
@@ -415,14 +452,14 @@ static int measure_and_pack(struct loader *l) {
         r = load_all(l);
         if (r < 0)
                 return r;
-        m->memory_bytes = m->used;
-        r = memory_map("the model's weights", m->memory_bytes, &m->memory, l->e);
+        m->region.bytes = m->region.used;
+        r = memory_map("the model's weights", m->region.bytes, &m->region.memory, l->e);
         if (r < 0)
                 return r;
         l->w.measuring = false;
-        m->used = 0;
+        m->region.used = 0;
         r = load_all(l);
-        assert(r < 0 || m->used == m->memory_bytes);
+        assert(r < 0 || m->region.used == m->region.bytes);
         return r;
 }
 
@@ -434,6 +471,8 @@ static int loader_open(struct loader *l, const struct model_options *options) {
         l->m = m;
         if (!m)
                 return error_set(l->e, -ENOMEM, "out of memory");
+        l->to = &m->region;
+        l->compute = options->compute;
         m->options = *options;
         model_set_experts(m, NULL);
         r = model_config_read(options->dir, &m->config, l->e);
@@ -446,6 +485,8 @@ static int loader_open(struct loader *l, const struct model_options *options) {
         r = divide(m, l->e);
         if (r == 0)
                 r = make_layers(m, l->e);
+        if (r == 0)
+                r = choose_experts(m, l->e);
         return r < 0 ? r : weights_open(options, &m->config, &l->w, l->e);
 }
 
@@ -457,7 +498,10 @@ int model_load(const struct model_options *options, struct model **ret_model, st
                 r = measure_and_pack(&l);
         if (r == 0)
                 r = digest_make(&l.m->config, &l.w, l.m->digest, e);
-        weights_close(&l.w);
+        if (r == 0 && options->movable_experts)
+                r = moving_keep(&l);
+        else
+                weights_close(&l.w);
         if (r == 0)
                 *ret_model = l.m;
         else
@@ -491,13 +535,13 @@ static int measure_walk(struct model_walk *w) {
 
         w->l.w.measuring = true;
         r = load_embedding(&w->l, "model.embed_tokens", &m->embed);
-        w->kept = m->used;
+        w->kept = m->region.used;
         for (uint32_t i = 0; r == 0 && i < m->config.layers; i++) {
-                m->used = w->kept;
+                m->region.used = w->kept;
                 r = load_layer(&w->l, i);
-                m->memory_bytes = m->used > m->memory_bytes ? m->used : m->memory_bytes;
+                m->region.bytes = m->region.used > m->region.bytes ? m->region.used : m->region.bytes;
         }
-        return r < 0 ? r : memory_map("a layer of the model", m->memory_bytes, &m->memory, w->l.e);
+        return r < 0 ? r : memory_map("a layer of the model", m->region.bytes, &m->region.memory, w->l.e);
 }
 
 int model_walk_open(
@@ -513,7 +557,7 @@ int model_walk_open(
                 r = measure_walk(w);
         w->l.w.measuring = false;
         if (r == 0) {
-                w->l.m->used = 0;
+                w->l.m->region.used = 0;
                 r = load_embedding(&w->l, "model.embed_tokens", &w->l.m->embed);
         }
         if (r < 0) {
@@ -526,7 +570,7 @@ int model_walk_open(
 }
 
 int model_walk_layer(struct model_walk *w, uint32_t layer) {
-        w->l.m->used = w->kept;
+        w->l.m->region.used = w->kept;
         return load_layer(&w->l, layer);
 }
 
@@ -543,7 +587,8 @@ void model_free(struct model *m) {
                 return;
         workspace_free(&m->work);
         workspace_free(&m->experts_work);
-        memory_unmap(m->memory, m->memory_bytes);
+        moving_free(m);
+        memory_unmap(m->region.memory, m->region.bytes);
         arena_free(&m->arena);
         free(m);
 }
@@ -552,8 +597,12 @@ const struct model_config *model_config(const struct model *m) {
         return &m->config;
 }
 
+uint32_t model_layers(const struct model *m) {
+        return m->layer_count;
+}
+
 size_t model_bytes(const struct model *m) {
-        return m->memory_bytes;
+        return m->region.bytes - m->released + m->batch_bytes;
 }
 
 const char *model_digest(const struct model *m) {

@@ -33,7 +33,8 @@ int memory_map(const char *what, size_t bytes, void **ret_memory, struct error *
                 munmap(map, (size_t)(memory - map));
         if (memory < map + HUGE_PAGE)
                 munmap(memory + size, (size_t)(map + HUGE_PAGE - memory));
-        (void)madvise(memory, size, MADV_HUGEPAGE);
+        if (bytes >= HUGE_PAGE) /* or little would take much */
+                (void)madvise(memory, size, MADV_HUGEPAGE);
         *ret_memory = memory;
         return 0;
 }

@@ -6,6 +6,7 @@
  * One thread uses a model at a time. */
 #pragma once
 #include "kernels/kernels.h"
+#include "model/placement.h"
 #include <signal.h>
 
 /* ---- configuration (config.json) -------------------------------------------------------------------------------- */
@@ -48,12 +49,13 @@ bool model_layer_is_moe(const struct model_config *c, uint32_t layer);
 struct model; /* owns its packed weights */
 
 /* The part of the model that this process holds, and its partners in a step. All zero: everything, no partner.
- * With ep_size > 1 this rank holds whole experts, one run of numbers per rank (the first ranks one more where they do not
- * divide), and model_set_experts() must give an interface that reaches all; its sums are complete on every rank. With
+ * With ep_size > 1 this rank holds whole experts, those of its slots, and model_set_experts() must give an interface that reaches
+ * all; its sums are complete on every rank. With
  * tp_size > 1 model_set_reduce() is needed; without expert parallelism the routed experts are cut by columns too. */
 struct model_shard {
-        uint32_t tp_rank, tp_size; /* heads, MLP columns, vocabulary */
-        uint32_t ep_rank, ep_size; /* routed experts; 0 means 1 */
+        uint32_t tp_rank, tp_size;         /* heads, MLP columns, vocabulary */
+        uint32_t ep_rank, ep_size;         /* routed experts; 0 means 1 */
+        const struct placement *placement; /* over ep_size ranks, read while loading; NULL: linear */
 };
 
 /* Runs the routed experts of one MoE layer, wherever they live. x and out are [tokens][hidden], ids and weights
@@ -78,6 +80,7 @@ struct model_options {
         struct compute *compute; /* borrowed for the model's life */
         struct model_shard shard;
         bool load_mtp;
+        bool movable_experts;     /* keep the checkpoint mapped, for model_fetch_experts() */
         const char *quantization; /* "fp8" or "ascend": refuse a folder that is not; NULL: by what the folder holds */
         bool static_quantization; /* W8A8_MIX layers: static (engines that only decode) instead of dynamic */
 };
@@ -87,7 +90,8 @@ int model_load(const struct model_options *options, struct model **ret_model, st
 void model_free(struct model *m);
 /* mtp_layers is how many were loaded: 0 or 1. */
 const struct model_config *model_config(const struct model *m);
-size_t model_bytes(const struct model *m); /* packed weights held */
+uint32_t model_layers(const struct model *m); /* main ones, then MTP's when loaded */
+size_t model_bytes(const struct model *m);    /* packed weights held */
 /* 128-bit digest as 32 hex digits: of what config.json says about the arithmetic, of every tensor's name, type and shape,
  * and of the norms' contents, which tell fine-tunes apart. Equal on equal checkpoints, however they are cut into files. */
 const char *model_digest(const struct model *m);
@@ -97,6 +101,21 @@ int model_cache_digest(const struct model_config *config, char ret_digest[33]);
 void model_set_experts(struct model *m, const struct experts_interface *experts); /* NULL: the local ones */
 void model_set_reduce(struct model *m, const struct reduce_interface *reduce);
 const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert); /* NULL: not held here */
+
+/* ---- moving experts --------------------------------------------------------------------------------------------- */
+
+/* Experts of one layer, packed and not yet in use. */
+struct expert_batch;
+/* Read and pack those of `experts` [count] (SLOT_EMPTY: none) that the layer does not hold, with movable_experts. May run beside
+ * steps, on one thread at a time, as long as nothing is adopted meanwhile; `stop` (not 0: -ECANCELED soon) may be NULL. *ret_batch
+ * is NULL when nothing is lacking. 0, or with a text what model_load() returns. */
+int model_fetch_experts(struct model *m, uint32_t layer, const uint32_t *experts, uint32_t count,
+    const volatile sig_atomic_t *stop, struct expert_batch **ret_batch, struct error *e);
+/* From now on the layer holds `experts` and nothing else; what they lack is in the batch (taken over; may be NULL). The memory of
+ * others is given back at once. Between steps. */
+void model_adopt_experts(
+    struct model *m, uint32_t layer, const uint32_t *experts, uint32_t count, struct expert_batch *batch);
+void expert_batch_free(struct expert_batch *batch); /* one that was not adopted; NULL is fine */
 
 /* ---- the cache -------------------------------------------------------------------------------------------------- */
 

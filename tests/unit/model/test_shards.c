@@ -115,6 +115,68 @@ static void a_held_expert_can_be_run_by_whoever_has_its_rows(void **state) {
         fixture_close(&f);
 }
 
+/* Every expert of a layer comes and goes, some at a time: always the bits of the whole model's, never more memory than before and
+ * what is on its way. */
+static void experts_that_move_stay_what_they_are(void **state) {
+        static const char *const names[] = {"v2-greedy", "v3-bf16", "v3-fp8", "v3-w8a8"};
+
+        for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+                struct fixture f = fixture_open(names[i], &plain);
+                const struct model_config *c = model_config(f.model);
+                struct model_options o = {.dir = data_path(names[i], ""),
+                    .compute = f.compute,
+                    .movable_experts = true,
+                    .shard = {.ep_rank = 1, .ep_size = 3}};
+                uint32_t experts[8], slots = c->experts / 3, hidden = c->hidden, row = 0, layer = c->layers - 1;
+                float *x = calloc(hidden, sizeof(*x)), *y = calloc(hidden, sizeof(*y)),
+                      *want = calloc(hidden, sizeof(*want));
+                struct error e = {{0}};
+                struct model *m;
+                size_t bytes;
+
+                assert_true(x && y && want && slots <= 8);
+                for (uint32_t k = 0; k < hidden; k++)
+                        x[k] = (float)(k % 17) / 8 - 1;
+                if (model_load(&o, &m, &e) < 0)
+                        fail_msg("%s", e.text);
+                bytes = model_bytes(m);
+                for (uint32_t first = 0; first < 2 * c->experts; first++) {
+                        struct expert_batch *batch;
+
+                        for (uint32_t k = 0; k < slots; k++)
+                                experts[k] = (first * (k % 2 ? 3 : 1) + k) % c->experts;
+                        if (model_fetch_experts(m, layer, experts, slots, NULL, &batch, &e) < 0)
+                                fail_msg("%s", e.text);
+                        if (first % 3 == 2) { /* not adopted after all */
+                                expert_batch_free(batch);
+                                continue;
+                        }
+                        model_adopt_experts(m, layer, experts, slots, batch);
+                        for (uint32_t n = 0, k = 0; n < c->experts; n++, k = 0) {
+                                struct expert_call call = {
+                                    .expert = model_expert(f.model, layer, n), .rows = &row, .m = 1, .y = want};
+
+                                while (k < slots && experts[k] != n)
+                                        k++;
+                                assert_true((model_expert(m, layer, n) != NULL) == (k < slots));
+                                if (k == slots)
+                                        continue;
+                                experts_run(f.compute, &call, 1, x, hidden, hidden);
+                                call.expert = model_expert(m, layer, n);
+                                call.y = y;
+                                experts_run(f.compute, &call, 1, x, hidden, hidden);
+                                same_bits(y, want, hidden, names[i]);
+                        }
+                        assert_true(model_bytes(m) <= bytes);
+                }
+                model_free(m);
+                free(x);
+                free(y);
+                free(want);
+                fixture_close(&f);
+        }
+}
+
 /* ---- tensor parallelism ------------------------------------------------------------------------------------------------- */
 
 struct group {
@@ -339,6 +401,7 @@ static void what_does_not_divide_is_refused(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(experts_may_live_anywhere),
+            cmocka_unit_test(experts_that_move_stay_what_they_are),
             cmocka_unit_test(a_held_expert_can_be_run_by_whoever_has_its_rows),
             cmocka_unit_test(heads_columns_and_vocabulary_divide),
             cmocka_unit_test(fp8_blocks_may_be_cut_anywhere),
