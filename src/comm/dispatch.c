@@ -124,18 +124,11 @@ static int make_dispatch(struct group *g, size_t capacity) {
 
 /* ---- what goes out ------------------------------------------------------------------------------------------------------ */
 
-/* Experts are held in runs of numbers, the first ranks one more where they do not divide (model.h). */
-static uint32_t owner_of(uint32_t expert, uint32_t experts, uint32_t ranks) {
-        uint32_t each = experts / ranks, more = experts % ranks, in_long_runs = more * (each + 1);
-
-        return expert < in_long_runs ? expert / (each + 1) : more + (expert - in_long_runs) / each;
-}
-
 /* The lanes' pairs and tokens, for the tokens at hand. In a lane's `out` each list has its place for as many as there may be,
  * until pack() closes the gaps. */
-static void sort_out(struct group *g, const float *x, const uint32_t *ids) {
+static void sort_out(struct group *g, uint32_t layer, const float *x, const uint32_t *ids) {
         struct dispatch *d = g->dispatch;
-        uint32_t size = g->options.size, experts = model_config(g->model)->experts;
+        uint32_t size = g->options.size, rank = g->options.rank;
         size_t most = d->capacity * d->top_k;
 
         for (uint32_t i = 0; i < size; i++)
@@ -143,7 +136,7 @@ static void sort_out(struct group *g, const float *x, const uint32_t *ids) {
         for (size_t t = 0; t < d->tokens; t++)
                 for (size_t k = 0; k < d->top_k; k++) {
                         uint32_t expert = ids[t * d->top_k + k];
-                        struct lane *l = &d->lanes[owner_of(expert, experts, size)];
+                        struct lane *l = &d->lanes[placement_choose(&g->placement, layer, expert, rank, (uint32_t)t)];
                         uint32_t *words = l->out + HEAD_WORDS, n = l->head_out[1]++;
                         bool again = n > 0 && l->sent_pairs[n - 1] / d->top_k == t;
 
@@ -208,7 +201,7 @@ static void prepare_requests(struct group *g) {
         for (uint32_t i = 0; i < g->options.size; i++) {
                 struct lane *l = &d->lanes[i];
 
-                if (i == g->options.rank) {
+                if (g->links[i] < 0) { /* this rank itself, or one that is not there and gets nothing */
                         keep_own(d, l);
                         g->jobs[i] = (struct link_job){.fd = -1};
                         continue;
@@ -273,6 +266,7 @@ static size_t group_pairs(struct group *g, uint32_t layer) {
                         l->rows[i] = at;
                 }
         }
+        moves_computed(g, d->first[experts]);
         memmove(d->first + 1, d->first, experts * sizeof(*d->first));
         d->first[0] = 0;
         for (uint32_t e = 0; e < experts; e++)
@@ -352,7 +346,7 @@ static int run_piece(struct group *g, uint32_t layer, const float *x, const uint
         struct dispatch *d = g->dispatch;
         int r;
 
-        sort_out(g, x, ids);
+        sort_out(g, layer, x, ids);
         prepare_requests(g);
         r = group_exchange(g, true);
         if (r < 0)
@@ -389,6 +383,7 @@ static int run_layer(void *context, uint32_t layer, const float *x, const uint32
         if (!g->formed)
                 return -ENOTCONN;
         assert(tokens <= g->most_rows);
+        moves_count(g, layer, ids, tokens * c->top_k);
         if ((!g->dispatch || g->dispatch->capacity < wanted) && (r = make_dispatch(g, wanted)) < 0) {
                 group_break(g, "this rank is out of memory");
                 return r;

@@ -2,8 +2,10 @@
  *
  *     rank r                          rank 0
  *       JOIN rank, size, port, facts ─────>  waits for all; REFUSE what does not fit
- *       <───── TABLE epoch, an address a rank
- *       connects to the ranks below it (HELLO epoch, rank), accepts those above
+ *       HOLDS its experts ────────────────>  or, after an epoch, for those who can hold every expert
+ *       <───── TABLE epoch, an address for each rank that is there
+ *       <───── PLACE who holds what
+ *       connects to the ranks below it (HELLO epoch, rank), accepts those above; fetches experts that it lacks (BUSY)
  *       READY ────────────────────────────>  waits for all
  *       <───── GO
  */
@@ -15,12 +17,14 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { JOIN = 0x62740001, REFUSE, TABLE, HELLO, READY, GO }; /* "bt": no other protocol begins so */
+enum { JOIN = 0x62740001, REFUSE, TABLE, HELLO, READY, GO, HOLDS, PLACE, BUSY }; /* "bt": no other protocol begins so */
 
 /* Introductions are small and both sides are there. */
 #define INTRODUCE_MS 5000u
 /* How often a person is told who is missing. */
-#define TELL_MS  5000u
+#define TELL_MS 5000u
+/* One who comes while the group runs says who it is at once: a step waits for it. */
+#define DOOR_MS  500u
 #define RETRY_MS 100u
 
 /* ---- life -------------------------------------------------------------------------------------------------------------- */
@@ -49,6 +53,7 @@ int group_new(const struct group_options *options, struct group **ret_group, str
         if (!g)
                 return error_set(e, -ENOMEM, "out of memory");
         assert(options->rank < options->size && options->size >= 2);
+        assert(!options->balance || (options->placement && options->placement->slots % options->size == 0));
         g->options = *options;
         if (!g->options.silence_ms)
                 g->options.silence_ms = GROUP_SILENCE_MS;
@@ -56,7 +61,10 @@ int group_new(const struct group_options *options, struct group **ret_group, str
         g->links = malloc(options->size * sizeof(*g->links));
         g->jobs = calloc(options->size, sizeof(*g->jobs));
         g->said = calloc(options->size, sizeof(*g->said));
-        r = g->links && g->jobs && g->said && options->size <= GROUP_SIZE_MAX ? make_facts(g) : -ENOMEM;
+        r = members_new(g) == 0 && moves_new(g) == 0 && g->links && g->jobs && g->said &&
+                    options->size <= GROUP_SIZE_MAX
+                ? make_facts(g)
+                : -ENOMEM;
         for (uint32_t i = 0; g->links && i < options->size; i++)
                 g->links[i] = -1;
         r = r < 0 ? error_set(e, r, "out of memory") : listen_here(g, e);
@@ -74,19 +82,31 @@ static void drop_link(struct group *g, uint32_t rank) {
         g->links[rank] = -1;
 }
 
+/* The epoch, or an attempt at one, is over. */
 static void drop_links(struct group *g) {
         for (uint32_t i = 0; g->links && i < g->options.size; i++)
                 drop_link(g, i);
         g->formed = false;
 }
 
+static void close_door(struct group *g) {
+        if (g->door >= 0)
+                close(g->door);
+        g->door = -1;
+}
+
 void group_free(struct group *g) {
         if (!g)
                 return;
         drop_links(g);
+        close_door(g);
+        if (g->guest >= 0)
+                close(g->guest);
         if (g->listener >= 0)
                 close(g->listener);
         dispatch_free(g->dispatch);
+        moves_free(g);
+        members_free(g);
         buf_free(&g->facts);
         free(g->links);
         free(g->jobs);
@@ -109,6 +129,15 @@ void group_break(struct group *g, const char *why) {
         log_warn(g->options.log, "rank %u leaves epoch %llu of its group: %s", g->options.rank,
             (unsigned long long)g->epoch, why);
         drop_links(g);
+        members_part(g, false);
+}
+
+/* All leave between two steps, to come together again at once. */
+static void reform(struct group *g) {
+        log_info(g->options.log, "rank %u ends epoch %llu: a rank comes back", g->options.rank,
+            (unsigned long long)g->epoch);
+        drop_links(g);
+        members_part(g, true);
 }
 
 /* ---- forming: what all do ---------------------------------------------------------------------------------------------- */
@@ -161,8 +190,17 @@ static void begin_epoch(struct group *g) {
         g->step = 0;
         g->why[0] = '\0';
         g->told = 0;
-        log_info(g->options.log, "rank %u of %u: the group is complete (epoch %llu)", g->options.rank, g->options.size,
-            (unsigned long long)g->epoch);
+        g->hold_until = 0;
+        pthread_mutex_lock(&g->shown);
+        g->shown_epoch = g->epoch;
+        pthread_mutex_unlock(&g->shown);
+        if (g->present_count == g->options.size)
+                log_info(g->options.log, "rank %u of %u: the group is complete (epoch %llu)", g->options.rank,
+                    g->options.size, (unsigned long long)g->epoch);
+        else
+                log_warn(g->options.log,
+                    "rank %u of %u: the group goes on with %u ranks, which hold every expert (epoch %llu)",
+                    g->options.rank, g->options.size, g->present_count, (unsigned long long)g->epoch);
 }
 
 /* ---- forming: rank 0 --------------------------------------------------------------------------------------------------- */
@@ -190,13 +228,15 @@ static void compare(const struct group *g, struct slice lines, char text[256]) {
         }
 }
 
-/* One who has come. Strangers and those who say nothing are shown the door; -EPROTO for a rank that does not fit. */
-static int welcome(struct group *g, int fd, uint16_t *ports, struct error *e) {
+/* One who has come. Strangers and those who say nothing are shown the door: 0. The number of a rank that fits, whose link fd is
+ * then; -EPROTO for one that does not. */
+static int welcome(struct group *g, int fd, uint64_t until, struct error *e) {
         struct buf body = {0};
+        struct newcomer *come;
         uint32_t kind;
         uint64_t rank, port;
         char why[256];
-        int r = links_receive(fd, &kind, &body, links_now() + INTRODUCE_MS);
+        int r = links_receive(fd, &kind, &body, until);
 
         if (r < 0 || kind != JOIN || !number_of(buf_slice(&body), "rank", GROUP_SIZE_MAX, &rank) ||
             !number_of(buf_slice(&body), "port", 65535, &port)) {
@@ -214,15 +254,20 @@ static int welcome(struct group *g, int fd, uint16_t *ports, struct error *e) {
                 close(fd);
                 return error_set(e, -EPROTO, "rank %llu does not fit: %s", (unsigned long long)rank, why);
         }
-        drop_link(g, (uint32_t)rank); /* it has come again: the former connection is of its life before */
-        g->links[rank] = fd;
-        ports[rank] = (uint16_t)port;
-        return 0;
+        come = &g->come[rank];
+        if (links_receive(fd, &kind, &come->holds, until) < 0 || kind != HOLDS ||
+            !members_are_holds(g, (uint32_t)rank, buf_slice(&come->holds))) {
+                close(fd);
+                return 0;
+        }
+        come->port = (uint16_t)port;
+        return (int)rank;
 }
 
-static bool all_there(const struct group *g) {
+/* Those of `there` are connected. */
+static bool all_linked(const struct group *g, const bool *there) {
         for (uint32_t i = 0; i < g->options.size; i++)
-                if (i != g->options.rank && g->links[i] < 0)
+                if (there[i] && i != g->options.rank && g->links[i] < 0)
                         return false;
         return true;
 }
@@ -244,15 +289,17 @@ static void drop_gone(struct group *g, const struct pollfd *p, const uint32_t *r
                         drop_link(g, ranks[i]);
 }
 
-static int gather(struct group *g, uint64_t until, uint16_t *ports, struct error *e) {
+static int gather(struct group *g, uint64_t until, struct error *e) {
         struct pollfd p[GROUP_SIZE_MAX + 1];
         uint32_t ranks[GROUP_SIZE_MAX + 1];
 
-        while (!all_there(g)) {
+        for (;;) {
                 uint64_t now = links_now();
                 size_t n = 1;
                 int r;
 
+                if (members_may_begin(g, now))
+                        return 1;
                 p[0] = (struct pollfd){g->listener, POLLIN, 0};
                 for (uint32_t i = 1; i < g->options.size; i++)
                         if (g->links[i] >= 0) {
@@ -268,51 +315,175 @@ static int gather(struct group *g, uint64_t until, uint16_t *ports, struct error
                 if (!p[0].revents)
                         continue;
                 r = links_accept(g->listener);
-                if (r >= 0)
-                        r = welcome(g, r, ports, e);
+                if (r >= 0) {
+                        int fd = r;
+
+                        r = welcome(g, fd, links_now() + INTRODUCE_MS, e);
+                        if (r > 0) {
+                                drop_link(g, (uint32_t)r); /* it has come again: that was of its life before */
+                                g->links[r] = fd;
+                        }
+                }
                 if (r == -EPROTO)
                         return r;
         }
-        return 1;
 }
 
-static int introduce(struct group *g, const uint16_t *ports) {
-        struct buf table = {0}, answer = {0};
-        char host[64];
+/* Who fetches experts keeps the others waiting, and says so. */
+static void say_busy(struct group *g) {
+        for (uint32_t i = 0; i < g->options.size; i++)
+                if (g->links[i] >= 0 && (i == 0 || g->options.rank == 0))
+                        (void)links_send(g->links[i], BUSY, SLICE_NONE, links_now() + INTRODUCE_MS);
+}
+
+/* Wait for a word of a rank that may be busy; others who wait for this rank hear of it. */
+static int receive_when_done(struct group *g, uint32_t rank, uint32_t kind) {
+        unsigned silence = g->options.silence_ms > INTRODUCE_MS ? g->options.silence_ms : INTRODUCE_MS;
+        struct buf body = {0};
+        uint32_t got = BUSY;
         int r = 0;
 
-        buf_printf(&table, "epoch=%llu\n", (unsigned long long)g->epoch + 1);
-        for (uint32_t i = 1; r == 0 && i < g->options.size; i++) {
-                r = links_peer(g->links[i], host);
-                if (r == 0)
-                        buf_printf(&table, "%u=%s %u\n", i, host, ports[i]);
+        while (r == 0 && got == BUSY) {
+                r = links_receive(g->links[rank], &got, &body, links_now() + silence);
+                if (r == 0 && got == BUSY && g->options.rank == 0)
+                        say_busy(g);
         }
-        if (!buf_ok(&table))
-                r = -ENOMEM;
+        if (r == 0 && got != kind)
+                r = -EPROTO;
+        if (r < 0)
+                drop_link(g, rank);
+        buf_free(&body);
+        return r;
+}
+
+/* Is a peer of this host? Its address is then what it is reached from. */
+static bool is_near(const struct group *g, uint32_t rank, const char *host) {
+        char own[64];
+
+        return links_own(g->links[rank], own) == 0 && strcmp(own, host) == 0;
+}
+
+/* Nodes on which ranks lie evenly and in order, as vLLM numbers them; 1 when they do not. `node` is told by the first rank that
+ * is there. */
+static void count_nodes(struct group *g, const uint32_t *node) {
+        uint32_t size = g->options.size, nodes = 1, each;
+
+        for (uint32_t i = 1; i < size; i++)
+                nodes += node[i] == i;
+        each = size / nodes;
+        for (uint32_t i = 0; i < size; i++)
+                if (size % nodes || node[i] != i / each * each)
+                        nodes = 1;
+        g->nodes = nodes;
+}
+
+/* Addresses of those who are there. */
+static int make_table(struct group *g, const bool *there, struct buf *table) {
+        char hosts[GROUP_SIZE_MAX][64];
+        uint32_t node[GROUP_SIZE_MAX] = {0};
+        int r = 0;
+
+        buf_printf(table, "epoch=%llu\n", (unsigned long long)g->epoch + 1);
+        for (uint32_t i = 1; r == 0 && i < g->options.size; i++) {
+                node[i] = UINT32_MAX; /* not there: on no node */
+                if (!there[i])
+                        continue;
+                r = links_peer(g->links[i], hosts[i]);
+                if (r < 0)
+                        break;
+                buf_printf(table, "%u=%s %u\n", i, hosts[i], g->come[i].port);
+                node[i] = is_near(g, i, hosts[i]) ? 0 : i;
+                for (uint32_t k = 1; k < i && node[i] == i; k++)
+                        if (there[k] && strcmp(hosts[k], hosts[i]) == 0)
+                                node[i] = node[k];
+        }
+        count_nodes(g, node);
+        return r == 0 && !buf_ok(table) ? -ENOMEM : r;
+}
+
+static int introduce(struct group *g, const bool *there, struct error *e) {
+        struct placement next = {0};
+        struct buf table = {0};
+        int r = make_table(g, there, &table);
+
+        if (r == 0)
+                r = members_compose(g, there, &next);
+        for (uint32_t i = 1; r == 0 && i < g->options.size; i++) {
+                if (there[i])
+                        r = send_to(g, i, TABLE, buf_slice(&table));
+                if (r == 0 && there[i])
+                        r = send_to(g, i, PLACE,
+                            slice_of(next.expert_of, (size_t)next.layers * next.slots * sizeof(*next.expert_of)));
+        }
+        if (r == 0)
+                r = members_settle(g, &next, there, say_busy, e);
         for (uint32_t i = 1; r == 0 && i < g->options.size; i++)
-                r = send_to(g, i, TABLE, buf_slice(&table));
+                if (there[i])
+                        r = receive_when_done(g, i, READY);
         for (uint32_t i = 1; r == 0 && i < g->options.size; i++)
-                r = receive_from(g, i, READY, &answer);
-        for (uint32_t i = 1; r == 0 && i < g->options.size; i++)
-                r = send_to(g, i, GO, SLICE_NONE);
+                if (there[i])
+                        r = send_to(g, i, GO, SLICE_NONE);
+        placement_free(&next);
         buf_free(&table);
-        buf_free(&answer);
         return r;
 }
 
 static int form_first(struct group *g, uint64_t until, struct error *e) {
-        uint16_t ports[GROUP_SIZE_MAX];
-        int r = gather(g, until, ports, e);
+        bool there[GROUP_SIZE_MAX] = {true};
+        int r;
 
+        close_door(g);
+        if (g->guest >= 0) {
+                drop_link(g, g->guest_rank);
+                g->links[g->guest_rank] = g->guest;
+                g->guest = -1;
+        }
+        r = gather(g, until, e);
         if (r <= 0)
                 return r;
-        if (introduce(g, ports) < 0) { /* somebody went: the others come again */
+        for (uint32_t i = 1; i < g->options.size; i++)
+                there[i] = g->links[i] >= 0;
+        if (introduce(g, there, e) < 0) { /* somebody went: the others come again */
+                if (e->text[0])
+                        log_error(g->options.log, "rank 0 cannot take its place: %s", e->text);
                 drop_links(g);
                 return 0;
         }
         g->epoch++;
         begin_epoch(g);
         return 1;
+}
+
+/* Has a rank come back while the group runs? It is of the next epoch then. */
+static bool has_guest(struct group *g) {
+        struct pollfd p;
+        struct error e = {0};
+        int fd, r;
+
+        if (g->options.rank != 0 || g->guest >= 0)
+                return g->guest >= 0;
+        if (g->door < 0) {
+                g->door = links_accept(g->listener);
+                g->door_until = links_now() + INTRODUCE_MS;
+        }
+        p = (struct pollfd){g->door, POLLIN, 0};
+        if (g->door < 0 || poll(&p, 1, 0) <= 0) {
+                if (g->door >= 0 && links_now() >= g->door_until)
+                        close_door(g);
+                return false;
+        }
+        fd = g->door;
+        g->door = -1;
+        r = welcome(g, fd, links_now() + DOOR_MS, &e);
+        if (r < 0)
+                log_warn(g->options.log, "%s", e.text);
+        if (r <= 0)
+                return false;
+        g->guest = fd;
+        g->guest_rank = (uint32_t)r;
+        if (g->links[r] >= 0) /* its link has not said so yet */
+                group_break(g, "a rank has come again");
+        return true;
 }
 
 /* ---- forming: the others ------------------------------------------------------------------------------------------------ */
@@ -328,6 +499,11 @@ static int join(struct group *g, uint64_t until) {
         buf_printf(&body, "rank=%u\nsize=%u\nport=%u\n", o->rank, o->size, g->port);
         buf_add(&body, buf_slice(&g->facts));
         r = buf_ok(&body) ? send_to(g, 0, JOIN, buf_slice(&body)) : -ENOMEM;
+        buf_reset(&body);
+        if (r == 0)
+                r = members_say_holds(g, &body);
+        if (r == 0)
+                r = send_to(g, 0, HOLDS, buf_slice(&body));
         buf_free(&body);
         return r;
 }
@@ -376,19 +552,32 @@ static int accept_above(struct group *g) {
         return 0;
 }
 
-static int meet(struct group *g, struct slice table) {
-        struct buf answer = {0};
-        int r = number_of(table, "epoch", UINT64_MAX, &g->epoch) ? 0 : -EPROTO;
+static int meet(struct group *g, struct slice table, struct error *e) {
+        bool there[GROUP_SIZE_MAX] = {true};
+        struct placement next = {0};
+        struct buf place = {0};
+        char key[12];
+        int r = number_of(table, "epoch", UINT64_MAX, &g->epoch) ? receive_from(g, 0, PLACE, &place) : -EPROTO;
 
+        for (uint32_t i = 1; i < g->options.size; i++) {
+                snprintf(key, sizeof(key), "%u", i);
+                there[i] = value_of(table, slice_str(key)).len > 0;
+        }
+        if (r == 0)
+                r = there[g->options.rank] ? members_take_placement(g, buf_slice(&place), &next) : -EPROTO;
         for (uint32_t i = 1; r == 0 && i < g->options.rank; i++)
-                r = connect_below(g, i, table);
-        while (r == 0 && !all_there(g))
+                if (there[i])
+                        r = connect_below(g, i, table);
+        while (r == 0 && !all_linked(g, there))
                 r = accept_above(g);
+        if (r == 0)
+                r = members_settle(g, &next, there, say_busy, e);
         if (r == 0)
                 r = send_to(g, 0, READY, SLICE_NONE);
         if (r == 0)
-                r = receive_from(g, 0, GO, &answer);
-        buf_free(&answer);
+                r = receive_when_done(g, 0, GO);
+        placement_free(&next);
+        buf_free(&place);
         return r;
 }
 
@@ -402,7 +591,7 @@ static int take_word(struct group *g, struct error *e) {
                 r = error_set(e, -EPROTO, "rank 0 does not take this rank, %u: %.*s", g->options.rank,
                     SLICE_ARG(slice_sub(buf_slice(&body), 0, 250)));
         else if (r == 0 && kind == TABLE)
-                r = meet(g, buf_slice(&body)) == 0 ? 1 : -ECONNRESET;
+                r = meet(g, buf_slice(&body), e) == 0 ? 1 : -ECONNRESET;
         else
                 r = -ECONNRESET;
         buf_free(&body);
@@ -434,6 +623,8 @@ static int form_other(struct group *g, uint64_t until, struct error *e) {
                         begin_epoch(g);
                         return 1;
                 }
+                if (r == -ECONNRESET && e->text[0])
+                        log_error(g->options.log, "rank %u cannot take its place: %s", g->options.rank, e->text);
                 drop_links(g);
                 if (r == -EPROTO)
                         return r;
@@ -445,6 +636,8 @@ int group_form(struct group *g, unsigned ms, struct error *e) {
 
         if (g->formed)
                 return 1;
+        moves_stop(g); /* what this rank holds is told now, and must stay */
+        e->text[0] = '\0';
         return g->options.rank == 0 ? form_first(g, until, e) : form_other(g, until, e);
 }
 
@@ -475,18 +668,30 @@ static size_t list_links(const struct group *g, struct pollfd *p) {
 }
 
 void group_sleep(struct group *g, int fd) {
-        struct pollfd p[GROUP_SIZE_MAX + 1];
+        struct pollfd p[GROUP_SIZE_MAX + 2];
         size_t n = list_links(g, p);
+        int ms = -1;
 
+        if (moves_has_word(g) || g->guest >= 0)
+                return;
         p[n++] = (struct pollfd){fd, POLLIN, 0};
-        while (poll(p, n, -1) < 0 && errno == EINTR)
+        if (g->options.rank == 0)
+                p[n++] = (struct pollfd){g->door >= 0 ? g->door : g->listener, POLLIN, 0};
+        if (g->door >= 0)
+                ms = (int)INTRODUCE_MS;
+        while (poll(p, n, ms) < 0 && errno == EINTR)
                 ;
 }
 
-bool group_is_called(const struct group *g) {
+bool group_is_called(struct group *g) {
         struct pollfd p[GROUP_SIZE_MAX];
 
-        return poll(p, list_links(g, p), 0) > 0;
+        return has_guest(g) || moves_has_word(g) || poll(p, list_links(g, p), 0) > 0;
+}
+
+void group_clear_jobs(struct group *g) {
+        for (uint32_t i = 0; i < g->options.size; i++)
+                g->jobs[i] = (struct link_job){.fd = g->links[i]};
 }
 
 static int check_said(struct group *g, const struct step_message *mine) {
@@ -495,7 +700,7 @@ static int check_said(struct group *g, const struct step_message *mine) {
         for (uint32_t i = 0; i < g->options.size; i++) {
                 const struct step_message *s = &g->said[i];
 
-                if (i == g->options.rank || (s->epoch == mine->epoch && s->step == mine->step))
+                if (g->links[i] < 0 || (s->epoch == mine->epoch && s->step == mine->step))
                         continue;
                 snprintf(text, sizeof(text), "rank %u is at step %llu of epoch %llu, this one at %llu of %llu", i,
                     (unsigned long long)s->step, (unsigned long long)s->epoch, (unsigned long long)mine->step,
@@ -506,32 +711,52 @@ static int check_said(struct group *g, const struct step_message *mine) {
         return 0;
 }
 
-int group_agree(struct group *g, bool work, uint32_t rows, bool *ret_any, uint32_t *ret_rows, struct error *e) {
-        struct step_message mine = {g->epoch, g->step + 1, rows, work};
+/* Tell all and hear all. */
+static int exchange_messages(struct group *g, const struct step_message *mine) {
         int r;
 
-        if (!g->formed)
-                return error_set(e, -ENOTCONN, "the group is not complete");
         for (uint32_t i = 0; i < g->options.size; i++)
                 g->jobs[i] = (struct link_job){.fd = g->links[i],
-                    .out = (const char *)&mine,
-                    .out_bytes = sizeof(mine),
+                    .out = (const char *)mine,
+                    .out_bytes = sizeof(*mine),
                     .in = (char *)&g->said[i],
                     .in_bytes = sizeof(g->said[i])};
         r = group_exchange(g, false);
-        if (r == 0)
-                r = check_said(g, &mine);
+        return r == 0 ? check_said(g, mine) : r;
+}
+
+int group_agree(struct group *g, bool work, uint32_t rows, bool *ret_any, uint32_t *ret_rows, struct error *e) {
+        struct step_message mine = {g->epoch, g->step + 1, rows, work ? SAY_WORK : 0};
+        uint32_t any, all;
+        int r;
+
+        if (g->formed && has_guest(g))
+                mine.flags |= SAY_REFORM;
+        if (!g->formed)
+                return error_set(e, -ENOTCONN, "the group is not complete");
+        mine.flags |= moves_say(g);
+        r = exchange_messages(g, &mine);
         if (r < 0)
                 return error_set(e, r, "%s", g->why);
         g->step++;
-        g->said[g->options.rank] = mine;
-        *ret_any = false;
-        g->most_rows = 0;
+        any = all = mine.flags;
+        g->most_rows = rows;
         for (uint32_t i = 0; i < g->options.size; i++) {
-                *ret_any |= g->said[i].work != 0;
+                if (g->links[i] < 0)
+                        continue;
+                any |= g->said[i].flags;
+                all &= g->said[i].flags;
                 if (g->said[i].rows > g->most_rows)
                         g->most_rows = g->said[i].rows;
         }
+        if (any & SAY_REFORM) {
+                reform(g);
+                return error_set(e, -ESTALE, "the group is formed anew");
+        }
+        r = moves_at_step(g, any, all);
+        if (r < 0)
+                return error_set(e, r, "%s", g->why);
+        *ret_any = any & SAY_WORK;
         *ret_rows = g->most_rows;
         return 0;
 }

@@ -136,13 +136,23 @@ int links_accept(int listener) {
         return fd;
 }
 
+static int name_of(const struct sockaddr_storage *at, socklen_t bytes, char ret_host[64]) {
+        return getnameinfo((const struct sockaddr *)at, bytes, ret_host, 64, NULL, 0, NI_NUMERICHOST) == 0 ? 0
+                                                                                                           : -EINVAL;
+}
+
 int links_peer(int fd, char ret_host[64]) {
         struct sockaddr_storage at = {0};
         socklen_t bytes = sizeof(at);
 
-        if (getpeername(fd, (struct sockaddr *)&at, &bytes) < 0)
-                return -errno;
-        return getnameinfo((struct sockaddr *)&at, bytes, ret_host, 64, NULL, 0, NI_NUMERICHOST) == 0 ? 0 : -EINVAL;
+        return getpeername(fd, (struct sockaddr *)&at, &bytes) < 0 ? -errno : name_of(&at, bytes, ret_host);
+}
+
+int links_own(int fd, char ret_host[64]) {
+        struct sockaddr_storage at = {0};
+        socklen_t bytes = sizeof(at);
+
+        return getsockname(fd, (struct sockaddr *)&at, &bytes) < 0 ? -errno : name_of(&at, bytes, ret_host);
 }
 
 /* ---- all of it, by a deadline ------------------------------------------------------------------------------------------ */

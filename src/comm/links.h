@@ -14,6 +14,7 @@ int links_connect(const char *host, uint16_t port, uint64_t until);
 int links_accept(int listener);
 /* Numeric address of the peer. 0 or a negative errno. */
 int links_peer(int fd, char ret_host[64]);
+int links_own(int fd, char ret_host[64]); /* of this end */
 
 /* A short message: u32 bytes, u32 kind, body. 0, -ETIMEDOUT, -ECONNRESET, -EPROTO (another length), … */
 int links_send(int fd, uint32_t kind, struct slice body, uint64_t until);

@@ -37,6 +37,8 @@ const struct api_route api_routes[] = {
     {"/metrics", GET, false, api_get_metrics, false},
     {"/load", GET, false, api_get_load, false},
     {"/reset_prefix_cache", POST, false, api_post_reset, true},
+    {"/rebalance_experts", POST, false, api_post_rebalance, true},
+    {"/debug/experts", GET, false, api_get_experts, false},
     {"/v1/completions/render", POST, false, api_post_scale_out, true},
     {"/v1/chat/completions/render", POST, false, api_post_scale_out, true},
     {"/inference/v1/generate", POST, false, api_post_scale_out, true},

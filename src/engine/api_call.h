@@ -232,6 +232,8 @@ void api_get_version(struct api_call *call, struct slice body);
 void api_get_load(struct api_call *call, struct slice body);
 void api_get_metrics(struct api_call *call, struct slice body);
 void api_post_reset(struct api_call *call, struct slice body);
+void api_post_rebalance(struct api_call *call, struct slice body);
+void api_get_experts(struct api_call *call, struct slice body);
 /* Answer whose reset the engine has looked at. */
 void api_take_resets(struct api *a);
 void api_post_scale_out(struct api_call *call, struct slice body);

@@ -98,6 +98,31 @@ void api_take_resets(struct api *a) {
         }
 }
 
+void api_post_rebalance(struct api_call *call, struct slice body) {
+        (void)body;
+        switch (engine_rebalance_experts(call->api->engine)) {
+        case 0:
+                api_respond(call, 202, "application/json", SLICE_LIT("{\"status\":\"begun\"}"));
+                break;
+        case -EALREADY:
+                api_refuse_text(call, 409, "ConflictError", "Experts are being rebalanced already");
+                break;
+        default:
+                api_refuse_text(call, 400, "BadRequestError",
+                    "This engine does not move experts: it takes --enable-expert-parallel and --enable-eplb");
+        }
+}
+
+void api_get_experts(struct api_call *call, struct slice body) {
+        struct buf b = {0};
+
+        (void)body;
+        if (engine_describe_experts(call->api->engine, &b))
+                api_respond_buf(call, &b);
+        else
+                api_refuse_text(call, 404, "NotFoundError", "This engine shares no experts with others");
+}
+
 void api_post_scale_out(struct api_call *call, struct slice body) {
         (void)body;
         api_refuse_text(call, 403, "PermissionDeniedError", "Scale-out endpoints are not part of this server.");

@@ -62,8 +62,9 @@ struct engine {
         struct comm_fact facts[2];
         uint32_t kept;       /* prompts whose KV is held for others */
         struct group *group; /* NULL: alone */
-        struct comm_fact group_facts[3];
-        char draft_text[12];
+        struct comm_fact group_facts[6];
+        struct placement placement; /* of the group's options, when they bring none */
+        char draft_text[12], slot_text[12];
         int wake_fd; /* with a group: an eventfd beside mailbox.work, which cannot be waited for with sockets */
         _Atomic bool complete; /* the group is; any thread */
         uint64_t told_ns;      /* when a person was last told that a rank does not fit */

@@ -127,33 +127,60 @@ static int make_metrics(struct engine *g) {
         return metrics_init(&g->metrics, &facts);
 }
 
-void wake_engine(struct engine *g) {
+static void on_group_wake(void *engine) {
+        const struct engine *g = engine;
         const uint64_t one = 1;
 
-        pthread_cond_signal(&g->mailbox.work);
-        if (g->wake_fd >= 0 && write(g->wake_fd, &one, sizeof(one)) < 0)
+        if (write(g->wake_fd, &one, sizeof(one)) < 0)
                 return; /* it is full of wakes already */
 }
 
+void wake_engine(struct engine *g) {
+        pthread_cond_signal(&g->mailbox.work);
+        if (g->wake_fd >= 0)
+                on_group_wake(g);
+}
+
 /* What must be equal on all ranks, for a step to be the same everywhere. */
+static size_t tell_group_facts(struct engine *g, const struct placement *p) {
+        const struct engine_options *o = &g->options;
+
+        snprintf(g->draft_text, sizeof(g->draft_text), "%u", o->draft_tokens);
+        snprintf(g->slot_text, sizeof(g->slot_text), "%u", p->slots - p->experts);
+        g->group_facts[0] = (struct comm_fact){"model", model_digest(o->model)};
+        g->group_facts[1] = (struct comm_fact){
+            "activations", compute_activation(o->compute) == ACTIVATION_BF16 ? "bfloat16" : "float32"};
+        g->group_facts[2] = (struct comm_fact){"num_speculative_tokens", g->draft_text};
+        g->group_facts[3] = (struct comm_fact){"num_redundant_experts", g->slot_text};
+        g->group_facts[4] = (struct comm_fact){"enable-eplb", o->group->balance ? "true" : "false"};
+        return 5;
+}
+
 static int join_group(struct engine *g, struct error *e) {
         const struct engine_group *o = g->options.group;
+        const struct placement *p = o->placement;
         struct group_options options = {.rank = o->rank,
             .size = o->size,
             .host = o->host,
             .port = o->port,
             .silence_ms = o->silence_ms,
             .facts = g->group_facts,
-            .fact_count = 3,
+            .balance = o->balance,
+            .window_steps = o->window_steps,
+            .interval_steps = o->interval_steps,
+            .tell_balance = o->tell_balance,
+            .wake = on_group_wake,
+            .wake_context = g,
             .log = g->options.log};
         struct experts_interface experts;
-        int r;
+        int r = p ? 0
+                  : placement_new(model_layers(g->options.model), g->config->experts, 0, o->size, PLACEMENT_LINEAR,
+                        &g->placement);
 
-        g->group_facts[0] = (struct comm_fact){"model", model_digest(g->options.model)};
-        g->group_facts[1] = (struct comm_fact){
-            "activations", compute_activation(g->options.compute) == ACTIVATION_BF16 ? "bfloat16" : "float32"};
-        snprintf(g->draft_text, sizeof(g->draft_text), "%u", g->options.draft_tokens);
-        g->group_facts[2] = (struct comm_fact){"num_speculative_tokens", g->draft_text};
+        if (r < 0)
+                return error_set(e, r, "%u ranks cannot share %u experts", o->size, g->config->experts);
+        options.placement = p ? p : &g->placement;
+        options.fact_count = tell_group_facts(g, options.placement);
         g->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (g->wake_fd < 0)
                 return error_set(e, -errno, "no eventfd: %s", strerror(errno));
@@ -282,6 +309,7 @@ void engine_free(struct engine *g) {
         if (g->group)
                 model_set_experts(g->options.model, NULL);
         group_free(g->group);
+        placement_free(&g->placement);
         if (g->wake_fd >= 0)
                 close(g->wake_fd);
         comm_free(g->comm); /* nobody reads or writes the cache any more */
@@ -423,6 +451,18 @@ void engine_load(const struct engine *g, struct engine_load *ret_load) {
 
 void engine_metrics(struct engine *g, const char *labels, struct buf *out) {
         metrics_write(&g->metrics, labels, out);
+        if (g->group)
+                metrics_write_group(g->group, labels, out);
+}
+
+int engine_rebalance_experts(struct engine *g) {
+        return g->group ? group_rebalance(g->group) : -ENOTSUP;
+}
+
+bool engine_describe_experts(struct engine *g, struct buf *out) {
+        if (g->group)
+                group_describe(g->group, out);
+        return g->group != NULL;
 }
 
 int engine_reset_prefix_cache(struct engine *g, void *user) {

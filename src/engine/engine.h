@@ -33,7 +33,11 @@ struct engine_group {
         uint32_t rank, size;
         const char *host; /* of rank 0 */
         uint16_t port;
-        unsigned silence_ms; /* 0: group.h's */
+        unsigned silence_ms;               /* 0: group.h's */
+        const struct placement *placement; /* what the model was loaded with; NULL: linear */
+        bool balance;                      /* as in group.h, these */
+        uint32_t window_steps, interval_steps;
+        bool tell_balance;
 };
 
 struct engine_options {
@@ -172,6 +176,11 @@ struct engine_load {
 void engine_load(const struct engine *g, struct engine_load *ret_load); /* any thread */
 /* vLLM's metrics in the Prometheus text format, `labels` such as model_name="x",engine="0". Any thread. */
 void engine_metrics(struct engine *g, const char *labels, struct buf *out);
+
+/* As group_rebalance(); -ENOTSUP without a group, too. Any thread. */
+int engine_rebalance_experts(struct engine *g);
+/* As group_describe(). False: there is no group. Any thread. */
+bool engine_describe_experts(struct engine *g, struct buf *out);
 
 /* What has become of an engine_reset_prefix_cache(). */
 struct engine_reset {

@@ -274,6 +274,16 @@ static void fail_step(struct engine *g, int code) {
         }
 }
 
+/* The group broke in the middle of a step, and may go on without the rank that is gone: sequences stay as they are, and their
+ * rows are computed again. Who had ended, but for drafts that others were to have, is told so. */
+static void keep_step(struct engine *g) {
+        for (size_t i = 0; i < g->job_count; i++)
+                if (g->jobs[i].ending) {
+                        output_free(g->jobs[i].output);
+                        end_request(g, g->jobs[i].request, FINISH_ERROR, "a rank of the expert-parallel group is gone");
+                }
+}
+
 /* They lost their blocks, and their KV came from elsewhere: there it is to be made again. */
 static void end_given_up(struct engine *g) {
         for (size_t i = 0; i < g->scheduler.given_up_count; i++)
@@ -324,10 +334,12 @@ bool engine_step(struct engine *g) {
                         if (g->options.draft_tokens)
                                 r = draft_step(g);
                 }
-                if (r < 0)
-                        fail_step(g, r);
-                else
+                if (r == 0)
                         end_jobs(g);
+                else if (g->group && !group_is_formed(g->group) && group_holds(g->group))
+                        keep_step(g);
+                else
+                        fail_step(g, r);
                 if (r < 0 && g->group)
                         group_break(g->group, "a step failed here");
         }
@@ -375,25 +387,34 @@ static bool wait_for_work(struct engine *g, bool stuck) {
         return turn != TURN_END;
 }
 
-/* Ranks are missing: what was under way is lost, since no step can be computed, and nothing new is taken until they are back.
- * Returns soon, so that commands are run. */
-static void regroup(struct engine *g) {
-        struct error e = {0};
-        uint64_t now = clock_mono_ns();
-
-        atomic_store(&g->complete, false);
-        run_commands(g);
-        transfer_take(g);
+/* What is under way cannot go on. */
+static void end_everything(struct engine *g) {
         for (size_t i = 0; i < ID_BUCKETS; i++)
                 while (g->by_id[i])
                         end_request(g, g->by_id[i], FINISH_ERROR, "a rank of the expert-parallel group is gone");
+}
+
+/* Ranks are missing. For a moment all may wait for the group to be formed anew, perhaps without them; then what was under way is
+ * lost, since no step can be computed, and nothing new is taken until they are back. Returns soon, so that commands are run. */
+static void regroup(struct engine *g) {
+        struct error e = {0};
+        uint64_t now = clock_mono_ns();
+        bool hold = group_holds(g->group);
+
+        if (!hold)
+                atomic_store(&g->complete, false);
+        run_commands(g);
+        transfer_take(g);
+        if (!hold)
+                end_everything(g);
         metrics_step(&g->metrics, &g->scheduler);
         send_outbox(g);
         if (group_form(g->group, REGROUP_MS, &e) == -EPROTO && now - g->told_ns > 5 * NS_PER_S) {
                 log_error(g->options.log, "the group cannot be formed: %s", e.text);
                 g->told_ns = now;
         }
-        atomic_store(&g->complete, group_is_formed(g->group));
+        if (!hold || group_is_formed(g->group))
+                atomic_store(&g->complete, group_is_formed(g->group));
 }
 
 void *engine_thread(void *engine) {
@@ -403,7 +424,7 @@ void *engine_thread(void *engine) {
         while (wait_for_work(g, stuck)) {
                 if (g->group && !group_is_formed(g->group)) {
                         regroup(g);
-                        stuck = true;
+                        stuck = !group_is_formed(g->group); /* what was held goes on */
                 } else
                         stuck = !engine_step(g);
         }

@@ -3,6 +3,7 @@
  * Written by the engine thread (rejections: the front), read by any: behind one lock that is held for copies only. */
 #pragma once
 #include "base/metrics.h"
+#include "comm/group.h"
 #include "engine/request.h"
 #include <pthread.h>
 
@@ -70,4 +71,6 @@ void metrics_released(struct engine_metrics *m, int result); /* of a lease, as C
 /* The scheduler's state after a step. */
 void metrics_step(struct engine_metrics *m, const struct scheduler *s);
 
+/* Of the group that shares experts, under names of our own: vLLM has none. Any thread. */
+void metrics_write_group(struct group *g, const char *labels, struct buf *out);
 void metrics_write(struct engine_metrics *m, const char *labels, struct buf *out);

@@ -107,10 +107,10 @@ const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert)
 /* Experts of one layer, packed and not yet in use. */
 struct expert_batch;
 /* Read and pack those of `experts` [count] (SLOT_EMPTY: none) that the layer does not hold, with movable_experts. May run beside
- * steps, on one thread at a time, as long as nothing is adopted meanwhile; `stop` (not 0: -ECANCELED soon) may be NULL. *ret_batch
+ * steps, on one thread at a time, as long as nothing is adopted meanwhile; `stop` (set by any thread: -ECANCELED soon) may be NULL. *ret_batch
  * is NULL when nothing is lacking. 0, or with a text what model_load() returns. */
 int model_fetch_experts(struct model *m, uint32_t layer, const uint32_t *experts, uint32_t count,
-    const volatile sig_atomic_t *stop, struct expert_batch **ret_batch, struct error *e);
+    const _Atomic bool *stop, struct expert_batch **ret_batch, struct error *e);
 /* From now on the layer holds `experts` and nothing else; what they lack is in the batch (taken over; may be NULL). The memory of
  * others is given back at once. Between steps. */
 void model_adopt_experts(

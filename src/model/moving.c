@@ -67,7 +67,7 @@ static bool is_listed(const struct expert_batch *b, uint32_t expert) {
 }
 
 /* Once measuring, once packing. */
-static int fetch_all(struct loader *l, struct expert_batch *b, const volatile sig_atomic_t *stop) {
+static int fetch_all(struct loader *l, struct expert_batch *b, const _Atomic bool *stop) {
         int r = 0;
 
         b->region.used = 0;
@@ -78,7 +78,7 @@ static int fetch_all(struct loader *l, struct expert_batch *b, const volatile si
 }
 
 int model_fetch_experts(struct model *m, uint32_t layer, const uint32_t *experts, uint32_t count,
-    const volatile sig_atomic_t *stop, struct expert_batch **ret_batch, struct error *e) {
+    const _Atomic bool *stop, struct expert_batch **ret_batch, struct error *e) {
         struct loader *l = &m->moving->loader;
         struct expert_batch *b = calloc(1, sizeof(*b) + count * sizeof(*b->experts));
         int r = 0;
