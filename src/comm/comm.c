@@ -1,4 +1,5 @@
 /* comm.c - comm's thread, and what is called from outside. */
+#include "base/clock.h"
 #include "base/rng.h"
 #include "comm/core.h"
 #include <assert.h>
@@ -61,6 +62,53 @@ void comm_introduce(const struct comm *c, struct wire_message *m, const char *ow
         }
 }
 
+void comm_compare(const struct comm *c, const struct wire_message *m, char *ret_text, size_t bytes) {
+        char layers[16], row_bytes[16];
+        const char *own_facts[] = {layers, row_bytes};
+        struct wire_message own = {0};
+
+        snprintf(layers, sizeof(layers), "%u", c->pool.layers);
+        snprintf(row_bytes, sizeof(row_bytes), "%zu", c->pool.row_bytes);
+        comm_introduce(c, &own, own_facts);
+        ret_text[0] = '\0';
+        for (size_t i = 0; i < own.facts.count; i++) {
+                struct slice theirs = SLICE_LIT("not said");
+
+                for (size_t k = 0; k < m->facts.count; k++)
+                        if (slice_eq(m->facts.names[k], own.facts.names[i]))
+                                theirs = m->facts.values[k];
+                if (!slice_eq(theirs, own.facts.values[i])) {
+                        snprintf(ret_text, bytes, "its %.*s is %.*s, here it is %.*s", SLICE_ARG(own.facts.names[i]),
+                            SLICE_ARG(theirs), SLICE_ARG(own.facts.values[i]));
+                        return;
+                }
+        }
+}
+
+void comm_tell_memory(const struct comm *c, bool same_host, struct wire_message *m) {
+        m->block_tokens = c->pool.block_tokens;
+        m->blocks = c->pool.blocks;
+        m->base = (uintptr_t)c->pool.base;
+        if (!same_host || c->options.way != COMM_WAY_BEST)
+                return;
+        m->pid = (uint64_t)getpid();
+        m->proof_at = (uintptr_t)c->proof;
+        memcpy(m->proof, c->proof, sizeof(c->proof));
+}
+
+bool comm_has_one_host(const uv_tcp_t *tcp) {
+        struct sockaddr_storage here = {0}, there = {0};
+        int here_bytes = sizeof(here), there_bytes = sizeof(there);
+
+        if (uv_tcp_getsockname(tcp, (struct sockaddr *)&here, &here_bytes) < 0 ||
+            uv_tcp_getpeername(tcp, (struct sockaddr *)&there, &there_bytes) < 0 || here.ss_family != there.ss_family)
+                return false;
+        if (here.ss_family == AF_INET6)
+                return memcmp(&((struct sockaddr_in6 *)&here)->sin6_addr, &((struct sockaddr_in6 *)&there)->sin6_addr,
+                           sizeof(struct in6_addr)) == 0;
+        return ((struct sockaddr_in *)&here)->sin_addr.s_addr == ((struct sockaddr_in *)&there)->sin_addr.s_addr;
+}
+
 uint64_t comm_checksum(struct pieces p) {
         XXH3_state_t *state = XXH3_createState();
         struct iovec piece;
@@ -83,11 +131,22 @@ void comm_tell(struct comm *c, struct comm_event *event, int result, const char 
         event->text = text;
         event->next = NULL;
         pthread_mutex_lock(&c->lock);
-        if (event->kind == COMM_FETCHED) { /* who takes the event frees it: nothing may be asked of it any more */
+        /* Who takes the event frees what it is part of: nothing may be asked of that any more. */
+        if (event->kind == COMM_FETCHED) {
                 struct comm_fetch *f = (struct comm_fetch *)event;
 
                 f->told = true;
                 list_remove(&f->ask_link);
+        } else if (event->kind == COMM_RECEIVED) {
+                struct comm_receipt *x = (struct comm_receipt *)event;
+
+                x->told = true;
+                list_remove(&x->ask_link);
+        } else if (event->kind == COMM_PUSHED) {
+                struct comm_push *p = (struct comm_push *)event;
+
+                p->told = true;
+                list_remove(&p->ask_link);
         }
         if (c->last_event)
                 c->last_event->next = event;
@@ -116,10 +175,20 @@ static void fetch_free(struct comm_fetch *f) {
 }
 
 void comm_event_free(struct comm_event *event) {
-        if (event->kind == COMM_FETCHED)
-                fetch_free((struct comm_fetch *)event);
-        else
+        switch (event->kind) {
+        case COMM_RELEASED:
                 free(event);
+                break;
+        case COMM_FETCHED:
+                fetch_free((struct comm_fetch *)event);
+                break;
+        case COMM_RECEIVED:
+                receipt_free((struct comm_receipt *)event);
+                break;
+        case COMM_PUSHED:
+                push_free((struct comm_push *)event);
+                break;
+        }
 }
 
 /* ---- comm's thread ----------------------------------------------------------------------------------------------------- */
@@ -128,9 +197,12 @@ static void on_tick(uv_timer_t *timer) {
         struct comm *c = timer->data;
         uint64_t now = comm_now(c);
 
-        bool leases_wait = leases_tick(c, now), fetches_wait = fetches_tick(c, now);
+        bool wait = leases_tick(c, now);
 
-        if (!leases_wait && !fetches_wait)
+        wait |= fetches_tick(c, now);
+        wait |= receipts_tick(c, now);
+        wait |= pushes_tick(c, now);
+        if (!wait)
                 uv_timer_stop(timer);
 }
 
@@ -146,6 +218,8 @@ void comm_take_asked(struct comm *c) {
         for (;;) {
                 struct lease *l = NULL;
                 struct comm_fetch *f = NULL;
+                struct comm_receipt *x = NULL;
+                struct comm_push *p = NULL;
                 bool start = false, drop = false;
 
                 pthread_mutex_lock(&c->lock);
@@ -158,15 +232,28 @@ void comm_take_asked(struct comm *c) {
                         start = f->asked_start;
                         drop = f->asked_drop;
                         f->asked_start = f->asked_drop = false;
+                } else if ((at = list_pop_front(&c->asked_receipts))) {
+                        x = list_item(at, struct comm_receipt, ask_link);
+                        drop = x->asked_drop;
+                } else if ((at = list_pop_front(&c->asked_pushes))) {
+                        p = list_item(at, struct comm_push, ask_link);
+                        drop = p->asked_drop;
+                        buf_add(&p->rows, buf_slice(&p->added));
+                        p->rows.failed |= p->added.failed;
+                        buf_reset(&p->added);
                 }
                 pthread_mutex_unlock(&c->lock);
                 if (l)
                         lease_begin(c, l);
                 if (f)
                         fetch_asked(f, start, drop);
+                if (x)
+                        receipt_asked(x, drop);
+                if (p)
+                        push_asked(p, drop);
                 leases_withdraw(c, buf_slice(&withdrawn));
                 buf_free(&withdrawn);
-                if (!l && !f)
+                if (!l && !f && !x && !p)
                         return;
         }
 }
@@ -186,6 +273,8 @@ static void on_asked(uv_async_t *async) {
         pthread_mutex_unlock(&c->lock);
         if (!stopping)
                 return;
+        receipts_close(c);
+        pushes_close(c);
         readers_close(c);
         sources_close(c);
         close_handle((uv_handle_t *)&c->asked);
@@ -231,6 +320,10 @@ static void free_asked(struct comm *c) {
         while ((at = list_pop_front(&c->asked_fetches)))
                 if (!list_item(at, struct comm_fetch, ask_link)->source)
                         fetch_free(list_item(at, struct comm_fetch, ask_link));
+        while ((at = list_pop_front(&c->asked_receipts)))
+                receipt_free(list_item(at, struct comm_receipt, ask_link));
+        while ((at = list_pop_front(&c->asked_pushes)))
+                push_free(list_item(at, struct comm_push, ask_link));
 }
 
 static void free_leases(struct comm *c) {
@@ -309,6 +402,11 @@ int comm_new(const struct comm_options *options, struct comm **ret_comm, struct 
                 c->options.silence_ms = COMM_SILENCE_MS;
         list_init(&c->asked_leases);
         list_init(&c->asked_fetches);
+        list_init(&c->asked_receipts);
+        list_init(&c->asked_pushes);
+        list_init(&c->receipts);
+        list_init(&c->pushes);
+        list_init(&c->writers);
         list_init(&c->leases);
         list_init(&c->readers);
         list_init(&c->sources);
@@ -441,4 +539,126 @@ void comm_fetch(struct comm_fetch *f, const uint32_t *blocks, size_t count, uint
 
 void comm_drop(struct comm_fetch *f) {
         ask(f, false, true);
+}
+
+static void ask_receipt(struct comm_receipt *x, bool drop) {
+        struct comm *c = x->comm;
+
+        pthread_mutex_lock(&c->lock);
+        if (!x->told) {
+                x->asked_drop |= drop;
+                list_remove(&x->ask_link);
+                list_push_back(&c->asked_receipts, &x->ask_link);
+        }
+        pthread_mutex_unlock(&c->lock);
+        uv_async_send(&c->asked);
+}
+
+int comm_expect(struct comm *c, struct slice id, const uint32_t *blocks, size_t count, uint32_t first, uint32_t end,
+    void *user, struct comm_receipt **ret_receipt) {
+        struct comm_receipt *x;
+
+        if (!is_name(id) || first >= end || (uint64_t)count * c->pool.block_tokens < end)
+                return -EINVAL;
+        x = calloc(1, sizeof(*x) + (count + c->pool.layers) * sizeof(uint32_t) + id.len);
+        if (!x)
+                return -ENOMEM;
+        memcpy(x->blocks, blocks, count * sizeof(*blocks));
+        x->event = (struct comm_event){
+            .kind = COMM_RECEIVED, .user = user, .text = "", .blocks = x->blocks, .block_count = count};
+        x->comm = c;
+        x->first = first;
+        x->end = end;
+        x->begun_ns = clock_mono_ns();
+        x->done = &x->blocks[count];
+        for (uint32_t i = 0; i < c->pool.layers; i++)
+                x->done[i] = first;
+        x->id = (char *)&x->done[c->pool.layers];
+        x->id_bytes = id.len;
+        memcpy(x->id, id.ptr, id.len);
+        list_init(&x->link);
+        list_init(&x->ask_link);
+        *ret_receipt = x;
+        ask_receipt(x, false);
+        return 0;
+}
+
+void comm_refuse(struct comm_receipt *r) {
+        ask_receipt(r, true);
+}
+
+/* Under the lock: have comm's thread look at it. */
+static void ask_push(struct comm_push *p) {
+        list_remove(&p->ask_link);
+        list_push_back(&p->comm->asked_pushes, &p->ask_link);
+}
+
+int comm_push(struct comm *c, const struct comm_source *to, uint32_t first, uint32_t end, void *user,
+    struct comm_push **ret_push) {
+        struct comm_push *p;
+        char *at;
+
+        if (!is_name(to->host) || !is_name(to->engine_id) || !is_name(to->id) || to->port == 0 || first >= end)
+                return -EINVAL;
+        p = calloc(1, sizeof(*p) + to->host.len + to->engine_id.len + to->id.len + 3);
+        if (!p)
+                return -ENOMEM;
+        p->event = (struct comm_event){.kind = COMM_PUSHED, .user = user, .text = ""};
+        p->comm = c;
+        at = p->names;
+        p->host = keep_name(&at, to->host);
+        p->engine_id = keep_name(&at, to->engine_id);
+        p->id = keep_name(&at, to->id);
+        p->port = to->port;
+        p->first = first;
+        p->end = end;
+        p->total = pieces_bytes(&c->pool, first, end);
+        list_init(&p->link);
+        list_init(&p->ask_link);
+        *ret_push = p;
+        pthread_mutex_lock(&c->lock);
+        ask_push(p);
+        pthread_mutex_unlock(&c->lock);
+        uv_async_send(&c->asked);
+        return 0;
+}
+
+void comm_push_blocks(struct comm_push *p, const uint32_t *blocks, size_t count) {
+        uint32_t *copy = malloc(count * sizeof(*blocks));
+
+        assert((uint64_t)count * p->comm->pool.block_tokens >= p->end);
+        if (copy)
+                memcpy(copy, blocks, count * sizeof(*blocks));
+        pthread_mutex_lock(&p->comm->lock);
+        assert(!p->blocks);
+        p->blocks = copy; /* without memory it fails with the first rows */
+        p->block_count = count;
+        pthread_mutex_unlock(&p->comm->lock);
+}
+
+void comm_push_rows(struct comm_push *p, uint32_t layer, uint32_t first, uint32_t end) {
+        struct comm *c = p->comm;
+        const struct rows rows = {layer, first, end};
+
+        assert(layer < c->pool.layers && p->first <= first && first < end && end <= p->end);
+        pthread_mutex_lock(&c->lock);
+        if (!p->told) {
+                buf_append(&p->added, &rows, sizeof(rows));
+                p->last_ns = clock_mono_ns();
+                ask_push(p);
+        }
+        pthread_mutex_unlock(&c->lock);
+        uv_async_send(&c->asked);
+}
+
+void comm_push_drop(struct comm_push *p) {
+        struct comm *c = p->comm;
+
+        pthread_mutex_lock(&c->lock);
+        if (!p->told) {
+                p->asked_drop = true;
+                ask_push(p);
+        }
+        pthread_mutex_unlock(&c->lock);
+        uv_async_send(&c->asked);
 }

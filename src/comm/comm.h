@@ -14,6 +14,20 @@
  * the producer has said, after the last byte, that the lease still held: what was read is never what somebody else wrote
  * there meanwhile.
  *
+ * Or, in the other order, a prefiller writes a prompt's KV into a decoder's blocks while it computes:
+ *
+ *     decoder                                            prefiller
+ *     comm_expect(id, blocks) ── id, by the gateway's way ──> comm_push(host, port, id)
+ *          <────────────── PUSH id ─────────────────────────────
+ *          <────────────── ROWS of a layer, as they are there ──  comm_push_rows()
+ *          ─────────────── CLOSE: all is here ──────────────────>
+ *     COMM_RECEIVED <───── CLOSED: it was valid to the end ─────  COMM_PUSHED
+ *
+ * Nobody writes into a decoder's cache but its own thread: it takes bytes out of the connection, or copies them out of the
+ * prefiller's memory when told that they are there, into the blocks that the id stands for, and into no others. So blocks that were
+ * given up are never written again, whatever the prefiller does. An id serves one push, on a connection of its own; where that ends
+ * the push ends on both sides.
+ *
  * The two sides may differ in block size, but not in what a row of the cache is: both introduce themselves by facts, and
  * the first that differs ends the fetch with a text that names it.
  *
@@ -50,12 +64,12 @@ struct comm_options {
         const char *engine_id;         /* this process's; at most COMM_NAME_MAX bytes, as all names here */
         const struct comm_fact *facts; /* what must be equal on both sides */
         size_t fact_count;
-        const char *host; /* to listen on, numeric; NULL: this rank exports nothing */
+        const char *host; /* to listen on, numeric; NULL: this rank exports and expects nothing */
         uint16_t port;    /* 0: any, see comm_port() */
         enum comm_way way;
-        bool checksum;       /* fetches compare a checksum of the bytes with the producer's */
+        bool checksum;       /* fetches and what is expected: compare a checksum of the bytes with the producer's */
         unsigned lease_ms;   /* how long a lease holds without a sign of its reader; 0: COMM_LEASE_MS */
-        unsigned silence_ms; /* connecting, or a fetch without a byte, fails after it; 0: COMM_SILENCE_MS */
+        unsigned silence_ms; /* connecting, a fetch without a byte, a push without a sign fails after it; 0: COMM_SILENCE_MS */
         const struct log *log;
         void (*wake)(void *context); /* comm_take() has something; called on comm's thread, must not block */
         void *wake_context;
@@ -101,18 +115,48 @@ void comm_fetch(struct comm_fetch *f, const uint32_t *blocks, size_t count, uint
  * told that nobody will read. After COMM_FETCHED was taken, f is gone. */
 void comm_drop(struct comm_fetch *f);
 
+/* ---- push: the producer writes while it computes ------------------------------------------------------------------------ */
+
+struct comm_receipt;
+
+/* Consumer: let whoever names `id` write tokens [first, end), first < end, into the block table `blocks` of whole own blocks.
+ * The caller holds the blocks until COMM_RECEIVED, which comes once: with -ETIMEDOUT when nobody has begun within lease_ms, or
+ * who had begun gave no sign for silence_ms. 0, -EINVAL (a name too long, blocks and tokens that do not fit), -ENOMEM. */
+int comm_expect(struct comm *c, struct slice id, const uint32_t *blocks, size_t count, uint32_t first, uint32_t end,
+    void *user, struct comm_receipt **ret_receipt);
+/* It is not wanted any more: COMM_RECEIVED comes soon, with -ECANCELED unless it was complete already, and who writes is cut
+ * off. After COMM_RECEIVED was taken, r is gone. */
+void comm_refuse(struct comm_receipt *r);
+
+struct comm_push;
+
+/* Producer: tokens [first, end), first < end, of a prompt will be written to `to`. Connects at once, and keeps the consumer
+ * waiting. Ends in exactly one COMM_PUSHED, soon after the consumer has confirmed or refused, a connection has failed or
+ * comm_push_drop(). 0, -EINVAL (a name too long or empty, no tokens), -ENOMEM. */
+int comm_push(struct comm *c, const struct comm_source *to, uint32_t first, uint32_t end, void *user,
+    struct comm_push **ret_push);
+/* Where the prompt lies: before the first comm_push_rows(). The table is copied; the blocks are held by the caller until
+ * COMM_PUSHED. */
+void comm_push_blocks(struct comm_push *p, const uint32_t *blocks, size_t count);
+/* Tokens [first, end) of this layer are in the cache and will not change. Of each layer every token once, in order. Takes no
+ * longer than a wake. */
+void comm_push_rows(struct comm_push *p, uint32_t layer, uint32_t first, uint32_t end);
+/* It will not be completed: COMM_PUSHED comes soon, with -ECANCELED unless it was complete already. */
+void comm_push_drop(struct comm_push *p);
+
 /* ---- what happened ---------------------------------------------------------------------------------------------------- */
 
 struct comm_event {
-        enum { COMM_RELEASED, COMM_FETCHED } kind;
+        enum { COMM_RELEASED, COMM_FETCHED, COMM_RECEIVED, COMM_PUSHED } kind;
         void *user;
-        /* COMM_FETCHED: 0 or why not. COMM_RELEASED: 0 it was read, -ECANCELED nobody will read it, -ETIMEDOUT nobody
+        /* COMM_FETCHED, COMM_RECEIVED, COMM_PUSHED: 0 or why not. COMM_RELEASED: 0 it was read, -ECANCELED nobody will read it, -ETIMEDOUT nobody
          * did, -ECONNRESET its reader vanished. */
         int result;
         const char *text;       /* for people, when result < 0; else "" */
-        const uint32_t *blocks; /* as given to comm_export() or comm_fetch() */
+        const uint32_t *blocks; /* as given to comm_export(), comm_fetch(), comm_expect() or comm_push_blocks() */
         size_t block_count;
-        uint64_t bytes, ns; /* COMM_FETCHED with 0: how much came in what time since comm_fetch() */
+        /* With 0: how much came in what time since comm_fetch() or comm_expect(); COMM_PUSHED: since the last rows were there. */
+        uint64_t bytes, ns;
         struct comm_event *next;
 };
 

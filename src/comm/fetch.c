@@ -306,31 +306,6 @@ static void take_refusal(struct source *s, const struct wire_message *m) {
                 fetch_end(f, m->error && m->error < 4096 ? -(int)m->error : -EPROTO, "%.*s", SLICE_ARG(m->text));
 }
 
-/* The first fact that the prefiller says otherwise. */
-static void compare(struct source *s, const struct wire_message *m) {
-        const struct comm *c = s->comm;
-        char layers[16], row_bytes[16];
-        const char *own_facts[] = {layers, row_bytes};
-        struct wire_message own = {0};
-
-        snprintf(layers, sizeof(layers), "%u", c->pool.layers);
-        snprintf(row_bytes, sizeof(row_bytes), "%zu", c->pool.row_bytes);
-        comm_introduce(c, &own, own_facts);
-        s->mismatch[0] = '\0';
-        for (size_t i = 0; i < own.facts.count; i++) {
-                struct slice theirs = SLICE_LIT("not said");
-
-                for (size_t k = 0; k < m->facts.count; k++)
-                        if (slice_eq(m->facts.names[k], own.facts.names[i]))
-                                theirs = m->facts.values[k];
-                if (!slice_eq(theirs, own.facts.values[i])) {
-                        snprintf(s->mismatch, sizeof(s->mismatch), "its %.*s is %.*s, here it is %.*s",
-                            SLICE_ARG(own.facts.names[i]), SLICE_ARG(theirs), SLICE_ARG(own.facts.values[i]));
-                        return;
-                }
-        }
-}
-
 static void on_peer_broken(void *source, const char *why) {
         source_fail(source, -ECONNRESET, "UCX: %s", why);
 }
@@ -359,7 +334,7 @@ static void take_welcome(struct source *s, const struct wire_message *m) {
                 return;
         }
         snprintf(s->engine_id, sizeof(s->engine_id), "%.*s", SLICE_ARG(m->engine));
-        compare(s, m);
+        comm_compare(s->comm, m, s->mismatch, sizeof(s->mismatch));
         s->pool = (struct kv_pool){.base = (char *)(uintptr_t)m->base,
             .row_bytes = s->comm->pool.row_bytes,
             .layers = s->comm->pool.layers,

@@ -1,4 +1,5 @@
-/* lease.c - the producer's side: leases, and the connections of those who read them.
+/* lease.c - the producer's side: leases; and the connections from other ranks, those who read them and those who push
+ * (receive.c).
  *
  * A lease is found by its name until somebody reads it; from then on it belongs to that connection, which closes it. It
  * ends once: lease_end(). */
@@ -9,22 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
-
-/* A connection from a decoder. It sends one lease at a time, in the order they were asked for. */
-struct reader {
-        struct comm *comm;
-        struct list link;
-        uv_tcp_t tcp;
-        struct buf in;
-        bool greeted, closing;
-        uint64_t greet_by;
-        bool same_host;
-        struct list queue;   /* leases to be sent, the first is under way when `writing` */
-        struct list reading; /* leases that were sent or told, until they are closed */
-        uv_write_t write;
-        bool writing;
-        struct pieces pieces;
-};
 
 /* ---- leases ------------------------------------------------------------------------------------------------------------ */
 
@@ -57,8 +42,6 @@ static void lease_end(struct comm *c, struct lease *l, int result, const char *t
         list_remove(&l->reader_link);
         comm_tell(c, &l->event, result, text);
 }
-
-static void reader_close(struct reader *r, int error);
 
 bool leases_tick(struct comm *c, uint64_t now) {
         bool waits = false;
@@ -99,7 +82,7 @@ void leases_withdraw(struct comm *c, struct slice names) {
 
 /* ---- sending ----------------------------------------------------------------------------------------------------------- */
 
-static void send_or_close(struct reader *r, const struct wire_message *m) {
+void reader_send(struct reader *r, const struct wire_message *m) {
         int error = comm_send((uv_stream_t *)&r->tcp, m);
 
         if (error < 0)
@@ -108,10 +91,10 @@ static void send_or_close(struct reader *r, const struct wire_message *m) {
                 reader_close(r, -ENOBUFS);
 }
 
-static void refuse(struct reader *r, uint64_t tag, int error, const char *text) {
+void reader_refuse(struct reader *r, uint64_t tag, int error, const char *text) {
         struct wire_message m = {.kind = WIRE_REFUSED, .tag = tag, .error = (uint32_t)-error, .text = slice_str(text)};
 
-        send_or_close(r, &m);
+        reader_send(r, &m);
 }
 
 static void send_next(struct reader *r);
@@ -161,7 +144,7 @@ static void begin_payload(struct reader *r, struct lease *l) {
         pieces_init(&r->pieces, &c->pool, l->blocks, l->first, l->end, l->group);
         if (l->checksum_wanted)
                 m.checksum = comm_checksum(r->pieces);
-        send_or_close(r, &m);
+        reader_send(r, &m);
 }
 
 /* Go on with the first of the queue, whose payload may be under way. */
@@ -195,7 +178,7 @@ static void tell_blocks(struct reader *r, struct lease *l) {
                 m.checksum = comm_checksum(p);
         }
         list_push_back(&r->reading, &l->reader_link);
-        send_or_close(r, &m);
+        reader_send(r, &m);
 }
 
 /* ---- what readers say -------------------------------------------------------------------------------------------------- */
@@ -204,13 +187,10 @@ static void greet(struct reader *r, const struct wire_message *m) {
         struct comm *c = r->comm;
         char layers[16], row_bytes[16];
         const char *own_facts[] = {layers, row_bytes};
-        struct wire_message welcome = {.kind = WIRE_WELCOME,
-            .block_tokens = c->pool.block_tokens,
-            .blocks = c->pool.blocks,
-            .base = (uintptr_t)c->pool.base};
+        struct wire_message welcome = {.kind = WIRE_WELCOME};
 
         if (m->version != WIRE_VERSION) {
-                refuse(r, 0, -EPROTONOSUPPORT, "the prefiller speaks another version of the protocol");
+                reader_refuse(r, 0, -EPROTONOSUPPORT, "the prefiller speaks another version of the protocol");
                 return;
         }
         snprintf(layers, sizeof(layers), "%u", c->pool.layers);
@@ -220,13 +200,9 @@ static void greet(struct reader *r, const struct wire_message *m) {
                 welcome.ucx_address = ucx_address(c->ucx);
                 welcome.ucx_key = ucx_key(c->ucx);
         }
-        if (r->same_host && c->options.way == COMM_WAY_BEST) {
-                welcome.pid = (uint64_t)getpid();
-                welcome.proof_at = (uintptr_t)c->proof;
-                memcpy(welcome.proof, c->proof, sizeof(c->proof));
-        }
+        comm_tell_memory(c, r->same_host, &welcome);
         r->greeted = true;
-        send_or_close(r, &welcome);
+        reader_send(r, &welcome);
 }
 
 static void answer_fetch(struct reader *r, const struct wire_message *m) {
@@ -236,11 +212,11 @@ static void answer_fetch(struct reader *r, const struct wire_message *m) {
         comm_take_asked(c);
         l = *find_lease(c, m->lease);
         if (!l)
-                refuse(r, m->tag, -ENOENT, "the lease has ended (expired, used or given up) or never was");
+                reader_refuse(r, m->tag, -ENOENT, "the lease has ended (expired, used or given up) or never was");
         else if (l->reader)
-                refuse(r, m->tag, -EBUSY, "the lease is being read already: it serves one fetch");
+                reader_refuse(r, m->tag, -EBUSY, "the lease is being read already: it serves one fetch");
         else if (m->first >= m->end || m->end > l->tokens || m->group == 0)
-                refuse(r, m->tag, -ERANGE, "the lease does not have these tokens");
+                reader_refuse(r, m->tag, -ERANGE, "the lease does not have these tokens");
         else {
                 l->reader = r;
                 l->tag = m->tag;
@@ -284,7 +260,7 @@ static void answer_close(struct reader *r, uint64_t tag) {
 
         if (l)
                 lease_end(r->comm, l, 0, "");
-        send_or_close(r, &closed);
+        reader_send(r, &closed);
 }
 
 /* A lease that is read is kept by its own connection only. */
@@ -311,6 +287,10 @@ static void take_message(struct reader *r, const struct wire_message *m) {
                 reader_close(r, -EPROTO);
                 return;
         }
+        if (r->receipt) {
+                receipt_take(r, m);
+                return;
+        }
         switch (m->kind) {
         case WIRE_HELLO:
                 greet(r, m);
@@ -326,6 +306,9 @@ static void take_message(struct reader *r, const struct wire_message *m) {
                 break;
         case WIRE_CLOSE:
                 answer_close(r, m->tag);
+                break;
+        case WIRE_PUSH:
+                receipt_open(r, m);
                 break;
         default:
                 reader_close(r, -EPROTO);
@@ -345,15 +328,19 @@ static void on_reader_closed(uv_handle_t *handle) {
 
 /* The leases it was reading end: nobody else has a right to them. They go back when nothing is written from them any more,
  * which is when libuv has given the write up: at once, with the handle. */
-static void reader_close(struct reader *r, int error) {
+void reader_close(struct reader *r, int error) {
         struct list *lists[] = {&r->queue, &r->reading};
+        struct comm_receipt *writes = r->receipt;
 
         if (r->closing)
                 return;
         r->closing = true;
         if (error != UV_EOF && error != UV_ECONNRESET)
-                log_warn(r->comm->options.log, "a decoder's connection for KV is closed: %s", uv_strerror(error));
+                log_warn(r->comm->options.log, "a connection for KV is closed: %s", uv_strerror(error));
         uv_close((uv_handle_t *)&r->tcp, on_reader_closed);
+        r->receipt = NULL;
+        if (writes)
+                receipt_cut(writes, error);
         for (size_t i = 0; i < 2; i++)
                 while (!list_empty(lists[i]))
                         lease_end(r->comm, list_item(lists[i]->next, struct lease, reader_link), -ECONNRESET,
@@ -362,9 +349,30 @@ static void reader_close(struct reader *r, int error) {
 
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *ret_buf) {
         struct reader *r = handle->data;
-        char *room = buf_reserve(&r->in, WIRE_REQUEST_MAX);
+        struct iovec window = receipt_window(r);
+        char *room;
 
+        if (window.iov_len) { /* in is empty then: what is pushed goes straight to its place */
+                *ret_buf = uv_buf_init(window.iov_base, (unsigned)window.iov_len);
+                return;
+        }
+        room = buf_reserve(&r->in, WIRE_REQUEST_MAX);
         *ret_buf = uv_buf_init(room, room ? WIRE_REQUEST_MAX : 0);
+}
+
+/* What is pushed and was read together with messages. Returns its bytes. */
+static size_t take_payload(struct reader *r, struct slice in) {
+        size_t taken = 0;
+        struct iovec window;
+
+        while (taken < in.len && (window = receipt_window(r)).iov_len) {
+                size_t bytes = in.len - taken < window.iov_len ? in.len - taken : window.iov_len;
+
+                memcpy(window.iov_base, in.ptr + taken, bytes);
+                receipt_pass(r, bytes);
+                taken += bytes;
+        }
+        return taken;
 }
 
 static void on_read(uv_stream_t *stream, ssize_t bytes, const uv_buf_t *unused) {
@@ -375,11 +383,17 @@ static void on_read(uv_stream_t *stream, ssize_t bytes, const uv_buf_t *unused) 
                 reader_close(r, (int)bytes);
                 return;
         }
+        if (receipt_window(r).iov_len) {
+                receipt_pass(r, (size_t)bytes);
+                return;
+        }
         buf_commit(&r->in, (size_t)bytes);
         while (!r->closing) {
                 struct wire_message m;
-                int n = wire_read(slice_sub(buf_slice(&r->in), used, r->in.len), WIRE_REQUEST_MAX, &m);
+                int n;
 
+                used += take_payload(r, slice_sub(buf_slice(&r->in), used, r->in.len));
+                n = wire_read(slice_sub(buf_slice(&r->in), used, r->in.len), WIRE_REQUEST_MAX, &m);
                 if (n < 0)
                         reader_close(r, n);
                 if (n <= 0)
@@ -388,20 +402,6 @@ static void on_read(uv_stream_t *stream, ssize_t bytes, const uv_buf_t *unused) 
                 used += (size_t)n;
         }
         buf_consume(&r->in, used);
-}
-
-/* Do both ends of the connection have one address? Then they are of one host, or of one network namespace. */
-static bool has_one_host(const uv_tcp_t *tcp) {
-        struct sockaddr_storage here = {0}, there = {0};
-        int here_bytes = sizeof(here), there_bytes = sizeof(there);
-
-        if (uv_tcp_getsockname(tcp, (struct sockaddr *)&here, &here_bytes) < 0 ||
-            uv_tcp_getpeername(tcp, (struct sockaddr *)&there, &there_bytes) < 0 || here.ss_family != there.ss_family)
-                return false;
-        if (here.ss_family == AF_INET6)
-                return memcmp(&((struct sockaddr_in6 *)&here)->sin6_addr, &((struct sockaddr_in6 *)&there)->sin6_addr,
-                           sizeof(struct in6_addr)) == 0;
-        return ((struct sockaddr_in *)&here)->sin_addr.s_addr == ((struct sockaddr_in *)&there)->sin_addr.s_addr;
 }
 
 static void on_connection(uv_stream_t *listener, int status) {
@@ -433,7 +433,7 @@ static void on_connection(uv_stream_t *listener, int status) {
         }
         uv_tcp_nodelay(&r->tcp, 1);
         uv_tcp_keepalive(&r->tcp, 1, 15);
-        r->same_host = has_one_host(&r->tcp);
+        r->same_host = comm_has_one_host(&r->tcp);
         comm_need_ticks(c);
 }
 

@@ -5,8 +5,28 @@
 void pieces_init(struct pieces *p, const struct kv_pool *pool, const uint32_t *blocks, uint32_t first, uint32_t end,
     uint32_t group) {
         assert(first < end && group > 0);
-        *p = (struct pieces){
-            .pool = pool, .blocks = blocks, .group = group, .end = end, .group_first = first, .token = first};
+        *p = (struct pieces){.pool = pool,
+            .blocks = blocks,
+            .group = group,
+            .end = end,
+            .layer_end = pool->layers,
+            .group_first = first,
+            .token = first};
+}
+
+void pieces_init_rows(struct pieces *p, const struct kv_pool *pool, const uint32_t *blocks, uint32_t skipped,
+    uint32_t layer, uint32_t first, uint32_t end) {
+        assert(first < end && layer < pool->layers && skipped <= first / pool->block_tokens);
+        *p = (struct pieces){.pool = pool,
+            .blocks = blocks,
+            .skipped = skipped,
+            .group = UINT32_MAX, /* all of them */
+            .end = end,
+            .layer_first = layer,
+            .layer_end = layer + 1,
+            .group_first = first,
+            .layer = layer,
+            .token = first};
 }
 
 static uint32_t group_end(const struct pieces *p) {
@@ -19,7 +39,8 @@ static uint32_t group_end(const struct pieces *p) {
 static struct iovec run_at(const struct pieces *p) {
         const struct kv_pool *pool = p->pool;
         uint32_t slot = p->token % pool->block_tokens, rows = pool->block_tokens - slot, left = group_end(p) - p->token;
-        size_t row = ((size_t)p->blocks[p->token / pool->block_tokens] * pool->layers + p->layer) * pool->block_tokens;
+        uint32_t block = p->blocks[p->token / pool->block_tokens - p->skipped];
+        size_t row = ((size_t)block * pool->layers + p->layer) * pool->block_tokens;
 
         return (struct iovec){
             pool->base + (row + slot) * pool->row_bytes, (size_t)(rows < left ? rows : left) * pool->row_bytes};
@@ -30,9 +51,9 @@ static void pass_run(struct pieces *p, size_t bytes) {
         if (p->token < group_end(p))
                 return;
         p->token = p->group_first;
-        if (++p->layer < p->pool->layers)
+        if (++p->layer < p->layer_end)
                 return;
-        p->layer = 0;
+        p->layer = p->layer_first;
         p->token = p->group_first = group_end(p);
 }
 

@@ -26,6 +26,15 @@ static void put_introduction(struct buf *b, const struct wire_message *m) {
         }
 }
 
+static void put_memory(struct buf *b, const struct wire_message *m) {
+        put(b, m->block_tokens, 4);
+        put(b, m->blocks, 4);
+        put(b, m->base, 8);
+        put(b, m->pid, 8);
+        put(b, m->proof_at, 8);
+        buf_append(b, m->proof, sizeof(m->proof));
+}
+
 static void put_body(struct buf *b, const struct wire_message *m) {
         switch (m->kind) {
         case WIRE_HELLO:
@@ -33,12 +42,7 @@ static void put_body(struct buf *b, const struct wire_message *m) {
                 break;
         case WIRE_WELCOME:
                 put_introduction(b, m);
-                put(b, m->block_tokens, 4);
-                put(b, m->blocks, 4);
-                put(b, m->base, 8);
-                put(b, m->pid, 8);
-                put(b, m->proof_at, 8);
-                buf_append(b, m->proof, sizeof(m->proof));
+                put_memory(b, m);
                 put_name(b, m->ucx_address);
                 put_name(b, m->ucx_key);
                 break;
@@ -71,6 +75,26 @@ static void put_body(struct buf *b, const struct wire_message *m) {
                 break;
         case WIRE_CLOSED:
                 put(b, m->valid, 1);
+                break;
+        case WIRE_PUSH:
+                put_name(b, m->lease);
+                put(b, m->first, 4);
+                put(b, m->end, 4);
+                put_memory(b, m);
+                break;
+        case WIRE_READY:
+                put(b, m->direct, 1);
+                put(b, m->checksum_wanted, 1);
+                break;
+        case WIRE_ROWS:
+                put(b, m->layer, 4);
+                put(b, m->first, 4);
+                put(b, m->end, 4);
+                put(b, m->table_count, 4);
+                buf_add(b, m->table);
+                break;
+        case WIRE_COMPLETE:
+                put(b, m->checksum, 8);
                 break;
         }
 }
@@ -132,23 +156,27 @@ static void get_introduction(struct reader *r, struct wire_message *m) {
         }
 }
 
-static void get_body(struct reader *r, struct wire_message *m) {
+static void get_memory(struct reader *r, struct wire_message *m) {
         struct slice proof;
 
+        m->block_tokens = (uint32_t)get(r, 4);
+        m->blocks = (uint32_t)get(r, 4);
+        m->base = get(r, 8);
+        m->pid = get(r, 8);
+        m->proof_at = get(r, 8);
+        proof = take(r, sizeof(m->proof));
+        if (proof.len)
+                memcpy(m->proof, proof.ptr, proof.len);
+}
+
+static void get_body(struct reader *r, struct wire_message *m) {
         switch (m->kind) {
         case WIRE_HELLO:
                 get_introduction(r, m);
                 break;
         case WIRE_WELCOME:
                 get_introduction(r, m);
-                m->block_tokens = (uint32_t)get(r, 4);
-                m->blocks = (uint32_t)get(r, 4);
-                m->base = get(r, 8);
-                m->pid = get(r, 8);
-                m->proof_at = get(r, 8);
-                proof = take(r, sizeof(m->proof));
-                if (proof.len)
-                        memcpy(m->proof, proof.ptr, proof.len);
+                get_memory(r, m);
                 m->ucx_address = get_name(r);
                 m->ucx_key = get_name(r);
                 break;
@@ -181,6 +209,26 @@ static void get_body(struct reader *r, struct wire_message *m) {
                 break;
         case WIRE_CLOSED:
                 m->valid = get(r, 1) != 0;
+                break;
+        case WIRE_PUSH:
+                m->lease = get_name(r);
+                m->first = (uint32_t)get(r, 4);
+                m->end = (uint32_t)get(r, 4);
+                get_memory(r, m);
+                break;
+        case WIRE_READY:
+                m->direct = get(r, 1) != 0;
+                m->checksum_wanted = get(r, 1) != 0;
+                break;
+        case WIRE_ROWS:
+                m->layer = (uint32_t)get(r, 4);
+                m->first = (uint32_t)get(r, 4);
+                m->end = (uint32_t)get(r, 4);
+                m->table_count = (uint32_t)get(r, 4);
+                m->table = take(r, (size_t)m->table_count * 4);
+                break;
+        case WIRE_COMPLETE:
+                m->checksum = get(r, 8);
                 break;
         default:
                 r->bad = true;

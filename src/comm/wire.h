@@ -16,6 +16,15 @@
  *     CLOSE
  *     CLOSED   u8 valid
  *
+ * A prefiller that pushes introduces itself in the same way; then, on a connection of its own for each prompt,
+ *
+ *     PUSH     name lease, u32 first, u32 end, u32 block_tokens, u32 blocks, u64 base, u64 pid, u64 proof's address,
+ *              u8[16] proof      (pid 0: its memory is not to be read)
+ *     READY    u8 direct, u8 checksum                    the answer, or REFUSED
+ *     ROWS     u32 layer, u32 first, u32 end, u32 n, n x u32 block    tokens of one layer: with the blocks where they lie when
+ *              direct, else without, and followed by their bytes
+ *     COMPLETE u64 checksum                              all was sent; the decoder answers CLOSE when it has it, then comes CLOSED
+ *
  * A name is u16 bytes and as many. */
 #pragma once
 #include "base/buf.h"
@@ -26,6 +35,8 @@
 /* To a producer go names and numbers only. To a consumer also block tables: a million tokens in blocks of 4. */
 #define WIRE_REQUEST_MAX 16384u
 #define WIRE_ANSWER_MAX  (1u << 20)
+/* Tokens in one ROWS: their table fits a request, and their bytes are one turn's work. */
+#define WIRE_ROWS_MAX    1024u
 #define WIRE_FACTS_MAX   32u
 #define WIRE_PROOF_BYTES 16u
 
@@ -39,7 +50,11 @@ enum wire_kind {
         WIRE_DATA,
         WIRE_REFUSED,
         WIRE_CLOSE,
-        WIRE_CLOSED
+        WIRE_CLOSED,
+        WIRE_PUSH,
+        WIRE_READY,
+        WIRE_ROWS,
+        WIRE_COMPLETE
 };
 
 struct wire_facts {
@@ -59,7 +74,7 @@ struct wire_message {
         uint8_t proof[WIRE_PROOF_BYTES];
         struct slice ucx_address, ucx_key;
         struct slice lease;
-        uint32_t first, end, group;
+        uint32_t layer, first, end, group;
         bool direct, checksum_wanted;
         uint64_t checksum, payload;
         struct slice table; /* n x u32, unaligned: wire_block() */
