@@ -616,24 +616,30 @@ int comm_push(struct comm *c, const struct comm_source *to, uint32_t first, uint
         list_init(&p->link);
         list_init(&p->ask_link);
         *ret_push = p;
-        pthread_mutex_lock(&c->lock);
-        ask_push(p);
-        pthread_mutex_unlock(&c->lock);
-        uv_async_send(&c->asked);
         return 0;
 }
 
-void comm_push_blocks(struct comm_push *p, const uint32_t *blocks, size_t count) {
+void comm_push_open(struct comm_push *p) {
+        pthread_mutex_lock(&p->comm->lock);
+        ask_push(p);
+        pthread_mutex_unlock(&p->comm->lock);
+        uv_async_send(&p->comm->asked);
+}
+
+int comm_push_blocks(struct comm_push *p, const uint32_t *blocks, size_t count) {
         uint32_t *copy = malloc(count * sizeof(*blocks));
 
         assert((uint64_t)count * p->comm->pool.block_tokens >= p->end);
-        if (copy)
-                memcpy(copy, blocks, count * sizeof(*blocks));
+        if (!copy)
+                return -ENOMEM;
+        memcpy(copy, blocks, count * sizeof(*blocks));
         pthread_mutex_lock(&p->comm->lock);
         assert(!p->blocks);
-        p->blocks = copy; /* without memory it fails with the first rows */
-        p->block_count = count;
+        p->blocks = copy;
+        p->event.blocks = copy; /* it may have ended, untaken */
+        p->event.block_count = count;
         pthread_mutex_unlock(&p->comm->lock);
+        return 0;
 }
 
 void comm_push_rows(struct comm_push *p, uint32_t layer, uint32_t first, uint32_t end) {

@@ -130,18 +130,20 @@ void comm_refuse(struct comm_receipt *r);
 
 struct comm_push;
 
-/* Producer: tokens [first, end), first < end, of a prompt will be written to `to`. Connects at once, and keeps the consumer
- * waiting. Ends in exactly one COMM_PUSHED, soon after the consumer has confirmed or refused, a connection has failed or
- * comm_push_drop(). 0, -EINVAL (a name too long or empty, no tokens), -ENOMEM. */
+/* Producer: tokens [first, end), first < end, of a prompt are to be written to `to`. Ends in exactly one COMM_PUSHED, after
+ * comm_push_open() or comm_push_drop(). 0, -EINVAL (a name too long or empty, no tokens), -ENOMEM. */
 int comm_push(struct comm *c, const struct comm_source *to, uint32_t first, uint32_t end, void *user,
     struct comm_push **ret_push);
-/* Where the prompt lies: before the first comm_push_rows(). The table is copied; the blocks are held by the caller until
- * COMM_PUSHED. */
-void comm_push_blocks(struct comm_push *p, const uint32_t *blocks, size_t count);
+/* Connect, and keep the consumer waiting. COMM_PUSHED comes soon after it has confirmed or refused, or the connection has
+ * failed. */
+void comm_push_open(struct comm_push *p);
+/* Where the prompt lies: once, before the first comm_push_rows(). The table is copied; the blocks are held by the caller until
+ * COMM_PUSHED. 0, or -ENOMEM: then only comm_push_drop() is left. */
+int comm_push_blocks(struct comm_push *p, const uint32_t *blocks, size_t count);
 /* Tokens [first, end) of this layer are in the cache and will not change. Of each layer every token once, in order. Takes no
  * longer than a wake. */
 void comm_push_rows(struct comm_push *p, uint32_t layer, uint32_t first, uint32_t end);
-/* It will not be completed: COMM_PUSHED comes soon, with -ECANCELED unless it was complete already. */
+/* It will not be completed, or not even be opened: COMM_PUSHED comes soon, with -ECANCELED unless it was complete already. */
 void comm_push_drop(struct comm_push *p);
 
 /* ---- what happened ---------------------------------------------------------------------------------------------------- */

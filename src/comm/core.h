@@ -148,7 +148,6 @@ struct comm_push {
         struct buf added; /* struct rows each, not yet seen by comm's thread */
         uint64_t last_ns; /* when the newest were */
         uint32_t *blocks; /* owned; set once, before rows */
-        size_t block_count;
 
         struct list link; /* in comm.pushes */
         enum push_state state;

@@ -81,8 +81,6 @@ static void push_end(struct comm_push *p, int result, const char *format, ...) {
         pthread_mutex_lock(&p->comm->lock);
         last_ns = p->last_ns;
         pthread_mutex_unlock(&p->comm->lock);
-        p->event.blocks = p->blocks;
-        p->event.block_count = p->blocks ? p->block_count : 0;
         p->event.bytes = p->sent;
         p->event.ns = last_ns ? clock_mono_ns() - last_ns : 0;
         if (w) {
@@ -393,7 +391,7 @@ void push_asked(struct comm_push *p, bool drop) {
                 push_end(p, -ECANCELED, "it was given up");
                 return;
         }
-        if (!buf_ok(&p->rows) || (p->rows.len && !p->blocks)) {
+        if (!buf_ok(&p->rows)) {
                 push_end(p, -ENOMEM, "out of memory");
         } else if (p->state == PUSH_NEW) {
                 list_push_back(&p->comm->pushes, &p->link);

@@ -13,9 +13,9 @@
 #define DRAFTS_MAX 8u
 
 struct command {
-        enum { COMMAND_SUBMIT, COMMAND_ABORT, COMMAND_RESET_CACHE } kind;
+        enum { COMMAND_SUBMIT, COMMAND_ABORT, COMMAND_UNEXPECT, COMMAND_RESET_CACHE } kind;
         struct request *request; /* SUBMIT: handed over */
-        engine_id id;            /* ABORT */
+        engine_id id;            /* ABORT, UNEXPECT */
         enum finish_reason reason;
         struct engine_reset *reset; /* RESET_CACHE: handed over, and back */
         struct command *next;
@@ -60,7 +60,7 @@ struct engine {
         struct comm *comm; /* NULL: no transfer */
         char digest[33];   /* of the model, as its KV tells it */
         struct comm_fact facts[2];
-        uint32_t kept;       /* prompts whose KV is held for others */
+        uint32_t kept;       /* prompts whose KV is held for others, or being pushed */
         struct group *group; /* NULL: alone */
         struct comm_fact group_facts[6];
         struct placement placement; /* of the group's options, when they bring none */
@@ -97,9 +97,23 @@ int reserve_logits(struct engine *g, size_t rows);
 int transfer_new(struct engine *g, struct error *e);
 /* A new request wants KV from elsewhere: see that it is kept there. 0, -EINVAL or -ENOMEM. */
 int transfer_announce(struct engine *g, struct request *q, const struct engine_remote *remote);
-/* After a plan: begin its fetches, and let go of what its rows make needless. */
+/* A new request's KV will be written by another engine. */
+void transfer_expect(struct request *q);
+/* A new request's KV is to go elsewhere. 0, -EINVAL or -ENOMEM. */
+int transfer_push(struct engine *g, struct request *q, const struct engine_remote *remote);
+/* It is admitted: let its decoder know. */
+void transfer_admit(struct request *q);
+/* After a plan: begin its fetches and pushes, and let go of what its rows make needless. */
 void transfer_begin(struct engine *g);
-/* The request ends: what it fetches is not wanted any more. */
+/* model_step.on_rows of the step whose jobs and spans are g's: push what is there. */
+void transfer_rows(void *engine, uint32_t layer);
+/* Is anything pushed in this step? */
+bool transfer_pushes(const struct engine *g);
+/* The request has ended so, but its KV is not all pushed yet: the output is kept until then. False: it can be told. */
+bool transfer_lingers(struct engine *g, struct request *q, struct output *o);
+/* What the request waits for will not be written. */
+void transfer_unexpect(struct engine *g, engine_id id);
+/* The request ends: what it fetches, or pushes, is not wanted any more. */
 void transfer_forget(struct engine *g, struct request *q);
 /* Is its KV to be kept when it ends so? */
 bool transfer_keeps(const struct engine *g, const struct request *q, enum finish_reason finish);
@@ -111,6 +125,9 @@ bool transfer_take(struct engine *g);
 /* engine.c: the mailbox has something for the engine thread; its lock is held. */
 void wake_engine(struct engine *g);
 
+/* loop.c: tell what is no end, or the end that was kept in q->pending. */
+void tell_output(struct engine *g, const struct request *q, struct output *o);
+void end_lingering(struct engine *g, struct request *q);
 /* loop.c: end a request for a reason that is not its tokens'. `error` is static text or NULL. */
 void end_request(struct engine *g, struct request *q, enum finish_reason finish, const char *error);
 struct request *find_request(struct engine *g, engine_id id); /* NULL: none */

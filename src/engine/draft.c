@@ -104,6 +104,11 @@ int draft_step(struct engine *g) {
                 r = reserve_logits(g, step.logit_count);
                 if (r < 0)
                         return r;
+                if (k == 0 && transfer_pushes(g)) { /* what later passes write is no prompt's */
+                        step.on_rows = transfer_rows;
+                        step.rows_context = g;
+                } else
+                        step.on_rows = NULL;
                 r = model_draft(g->options.model, &g->kv, &step, g->hidden, g->logits, g->draft_hidden);
                 if (r < 0)
                         return r;

@@ -276,6 +276,13 @@ void engine_stop(struct engine *g, unsigned deadline_ms) {
         g->started = false;
 }
 
+/* What was submitted and never admitted: comm frees what it has of it. */
+static void forget_queued(struct engine *g) {
+        for (struct command *c = g->mailbox.first; c; c = c->next)
+                if (c->request)
+                        transfer_forget(g, c->request);
+}
+
 static void free_requests(struct engine *g) {
         while (g->mailbox.first) {
                 struct command *c = g->mailbox.first;
@@ -312,6 +319,7 @@ void engine_free(struct engine *g) {
         placement_free(&g->placement);
         if (g->wake_fd >= 0)
                 close(g->wake_fd);
+        forget_queued(g);
         comm_free(g->comm); /* nobody reads or writes the cache any more */
         free_requests(g);
         scheduler_free(&g->scheduler);
@@ -338,12 +346,12 @@ void engine_free(struct engine *g) {
 
 /* Commands are few and small: one allocation each. -ESHUTDOWN, -EAGAIN leave everything as it was. */
 static int send_command(struct engine *g, struct command *c) {
-        bool counts = c->kind == COMMAND_SUBMIT;
+        bool counts = c->kind == COMMAND_SUBMIT, ends = c->kind == COMMAND_ABORT || c->kind == COMMAND_UNEXPECT;
         struct mailbox *m = &g->mailbox;
         int r = 0;
 
         pthread_mutex_lock(&m->lock);
-        if (c->kind != COMMAND_ABORT && (m->stopping || m->ended))
+        if (!ends && (m->stopping || m->ended))
                 r = -ESHUTDOWN;
         else if (counts && m->queued >= g->options.max_waiting + g->options.max_seqs)
                 r = -EAGAIN;
@@ -383,6 +391,10 @@ int engine_submit(struct engine *g, const struct engine_request *request, engine
                 r = -ENOTCONN;
         if (r == 0 && request->remote)
                 r = transfer_announce(g, q, request->remote);
+        if (r == 0 && request->expect)
+                transfer_expect(q);
+        if (r == 0 && request->push)
+                r = transfer_push(g, q, request->push);
         if (r == 0) {
                 *c = (struct command){.kind = COMMAND_SUBMIT, .request = q};
                 q->queued_ns = clock_mono_ns();
@@ -407,6 +419,15 @@ void engine_abort(struct engine *g, engine_id id, enum finish_reason reason) {
         if (!c)
                 return; /* it runs to its end then */
         *c = (struct command){.kind = COMMAND_ABORT, .id = id, .reason = reason};
+        send_command(g, c);
+}
+
+void engine_unexpect(struct engine *g, engine_id id) {
+        struct command *c = malloc(sizeof(*c));
+
+        if (!c)
+                return; /* the lease of its blocks ends then */
+        *c = (struct command){.kind = COMMAND_UNEXPECT, .id = id};
         send_command(g, c);
 }
 

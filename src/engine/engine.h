@@ -17,10 +17,11 @@ struct engine;
 /* KV from or for other engines: --kv-transfer-config. Texts are borrowed for the engine's life. */
 struct engine_transfer {
         bool produces, consumes;
+        bool pushes; /* the order: who produces writes into the blocks of who consumes; else the latter fetches */
         const char *engine_id;
-        const char *host; /* produces: numeric, to listen on */
-        uint16_t port;    /* produces */
-        bool recompute;   /* consumes: a failed fetch is computed here; else it fails the request */
+        const char *host; /* numeric, to listen on: who produces, or with `pushes` who consumes */
+        uint16_t port;
+        bool recompute;   /* consumes: KV that does not come is computed here; else it fails the request */
         bool
             give_up_preempted; /* consumes: FINISH_RECOMPUTED instead of preemption (vLLM-Ascend's recompute scheduler) */
         enum comm_way way;
@@ -89,10 +90,11 @@ enum finish_reason {
         FINISH_RECOMPUTED /* out of blocks: the rest is to be asked for anew, prefill first */
 };
 
-/* Where the KV of a prompt is. */
+/* Where the KV of a prompt is; or, with `pushes`, where it is to go: rows from `cached` on. */
 struct engine_remote {
         struct comm_source source; /* copied by engine_submit() */
         uint32_t tokens;           /* so many were computed there; 0: not known */
+        uint32_t cached;           /* pushes: so many are there already */
 };
 const char *finish_reason_name(enum finish_reason reason); /* as vLLM counts it; FINISH_NONE: NULL */
 
@@ -111,6 +113,8 @@ struct engine_request {
         struct slice cache_salt;
         const struct engine_remote *remote; /* with transfer.consumes: fetch the prompt's KV; NULL: compute it */
         bool keep; /* with transfer.produces: keep the prompt's KV for another engine when it ends by length or stop */
+        bool expect; /* with consumes and pushes: lease out blocks for the prompt's KV, and tell (engine_expected) */
+        const struct engine_remote *push; /* with produces and pushes, max_tokens 1: write the prompt's KV there */
         int32_t priority;    /* lower is served first under SCHEDULE_PRIORITY */
         uint64_t arrival_ns; /* clock_mono_ns() when the HTTP request came in */
         uint32_t
@@ -143,6 +147,15 @@ struct engine_kept {
         uint32_t blocks[];
 };
 
+/* Blocks that wait for a prompt's KV: who knows the id may write it, once. */
+struct engine_expected {
+        char id[33];     /* nobody can guess it */
+        uint32_t cached; /* tokens that are there already */
+        uint32_t tokens; /* of the prompt */
+        uint32_t block_count;
+        uint32_t blocks[];
+};
+
 struct engine_output {
         engine_id id;
         void *user;
@@ -152,7 +165,10 @@ struct engine_output {
         int64_t stop_id;                  /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
         const char *error;                /* FINISH_ERROR: text for people, else NULL */
         uint32_t cached_tokens;           /* of the prompt, found in the prefix cache */
-        uint64_t fetched_bytes, fetch_ns; /* of the prompt's KV from another engine; 0: none */
+        /* Of the prompt's KV from another engine, or pushed to one: in what time since it was asked for, or since the last of it
+         * was computed. 0: none. */
+        uint64_t fetched_bytes, fetch_ns;
+        const struct engine_expected *expected; /* an output without tokens: KV is waited for. NULL in others */
         const struct engine_kept *kept;   /* with the end: the KV that is kept, NULL: none */
         const struct engine_token
             *prompt_tokens; /* with prompt_logprobs, once, with the first token; of the first only the
@@ -194,6 +210,8 @@ int engine_reset_prefix_cache(struct engine *g, void *user);
 /* The answers since the last call, oldest first, or NULL. free() each. Front thread. */
 struct engine_reset *engine_take_resets(struct engine *g);
 uint32_t engine_kv_blocks(const struct engine *g);
+/* Nobody is going to write what this request waits for: it is computed here, or the request fails. As engine_abort(). */
+void engine_unexpect(struct engine *g, engine_id id);
 /* What was kept is not going to be fetched. Any thread. */
 void engine_release(struct engine *g, const char *kept_id);
-uint16_t engine_transfer_port(const struct engine *g); /* where KV can be fetched; 0: nowhere */
+uint16_t engine_transfer_port(const struct engine *g); /* where KV can be fetched, or pushed to; 0: nowhere */

@@ -14,7 +14,7 @@
 
 /* ---- telling ---------------------------------------------------------------------------------------------------------------- */
 
-static void tell(struct engine *g, const struct request *q, struct output *o) {
+void tell_output(struct engine *g, const struct request *q, struct output *o) {
         o->public.cached_tokens = q->sequence.cached;
         o->public.fetched_bytes = q->fetched_bytes;
         o->public.fetch_ns = q->fetch_ns;
@@ -65,12 +65,14 @@ static struct request **find_by_id(struct engine *g, engine_id id) {
         return at;
 }
 
-/* The one end of a request: tell it, count it, free everything it holds. */
+/* The one end of a request, unless its KV is still to be pushed: tell it, count it, free everything it holds. */
 static void finish(struct engine *g, struct request *q, struct output *o) {
+        if (transfer_lingers(g, q, o))
+                return;
         if (transfer_keeps(g, q, o->public.finish))
                 transfer_keep(g, q, o);
         transfer_forget(g, q);
-        tell(g, q, o);
+        tell_output(g, q, o);
         metrics_finished(&g->metrics, q, o->public.finish, clock_mono_ns());
         *find_by_id(g, q->id) = q->next_in_bucket;
         scheduler_remove(&g->scheduler, &q->sequence);
@@ -81,11 +83,19 @@ void end_request(struct engine *g, struct request *q, enum finish_reason reason,
         finish(g, q, output_last(q, reason, error));
 }
 
+void end_lingering(struct engine *g, struct request *q) {
+        struct output *o = q->pending;
+
+        q->pending = NULL;
+        finish(g, q, o);
+}
+
 static void admit_request(struct engine *g, struct request *q) {
         struct request **bucket = &g->by_id[q->id % ID_BUCKETS];
 
         q->next_in_bucket = *bucket;
         *bucket = q;
+        transfer_admit(q);
         if (scheduler_add(&g->scheduler, &q->sequence) < 0)
                 end_request(g, q, FINISH_ERROR, "out of memory");
 }
@@ -136,6 +146,9 @@ static bool run_commands(struct engine *g) {
                         break;
                 case COMMAND_ABORT:
                         abort_request(g, c->id, c->reason);
+                        break;
+                case COMMAND_UNEXPECT:
+                        transfer_unexpect(g, c->id);
                         break;
                 case COMMAND_RESET_CACHE:
                         reset_cache(g, c->reset);
@@ -205,6 +218,10 @@ static int compute_step(struct engine *g) {
         int r;
 
         prepare_step(g, &step);
+        if (transfer_pushes(g)) {
+                step.on_rows = transfer_rows;
+                step.rows_context = g;
+        }
         r = reserve_logits(g, step.logit_count);
         if (r == 0)
                 r = model_forward(g->options.model, &g->kv, &step, g->logits, g->hidden);
@@ -237,10 +254,10 @@ static void take_result(struct engine *g, struct job *j, uint64_t now) {
         if (!o)
                 return;
         if (o->finish == FINISH_NONE) {
-                tell(g, q, j->output);
+                tell_output(g, q, j->output);
                 return;
         }
-        if (g->options.draft_tokens && transfer_keeps(g, q, o->finish)) {
+        if (g->options.draft_tokens && (q->push || transfer_keeps(g, q, o->finish))) {
                 j->ending = true;
                 return;
         }
@@ -322,8 +339,10 @@ bool engine_step(struct engine *g) {
 
         scheduler_plan(&g->scheduler);
         end_given_up(g);
-        if (g->comm)
+        if (g->comm) {
                 transfer_begin(g);
+                send_outbox(g); /* who asks for a prefill does it while this step is computed */
+        }
         if (begin_step(g)) {
                 any = true;
                 note_scheduled(g);

@@ -183,6 +183,10 @@ void metrics_fetched(struct engine_metrics *m, const struct comm_event *event, u
         pthread_mutex_unlock(&m->lock);
 }
 
+void metrics_pushed(struct engine_metrics *m, const struct comm_event *event) {
+        metrics_fetched(m, event, 0);
+}
+
 void metrics_released(struct engine_metrics *m, int result) {
         pthread_mutex_lock(&m->lock);
         m->figures.leases_expired += result == -ETIMEDOUT;
@@ -310,7 +314,7 @@ static void write_counters(const struct engine_figures *f, const char *labels, s
 
 static void write_transfers(const struct engine_figures *f, const char *labels, struct buf *out) {
         counter(out, "vllm:nixl_num_failed_transfers_total", labels,
-            "Number of failed KV transfers from other engines.", (double)f->fetches_failed);
+            "Number of failed KV transfers from other engines, or pushed to them.", (double)f->fetches_failed);
         counter(out, "vllm:nixl_num_kv_expired_reqs_total", labels,
             "Number of requests whose KV was kept for another engine and not fetched in time.",
             (double)f->leases_expired);

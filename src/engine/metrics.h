@@ -67,6 +67,7 @@ void metrics_finished(struct engine_metrics *m, const struct request *q, enum fi
 void metrics_rejected(struct engine_metrics *m);
 void metrics_fetch_begun(struct engine_metrics *m, uint32_t tokens);
 void metrics_fetched(struct engine_metrics *m, const struct comm_event *event, uint32_t tokens);
+void metrics_pushed(struct engine_metrics *m, const struct comm_event *event);
 void metrics_released(struct engine_metrics *m, int result); /* of a lease, as COMM_RELEASED */
 /* The scheduler's state after a step. */
 void metrics_step(struct engine_metrics *m, const struct scheduler *s);

@@ -47,6 +47,7 @@ int sequence_new(const struct engine_request *from, const struct request_limits 
         q->arrival_ns = from->arrival_ns;
         q->params_n = from->params_n;
         q->keep = from->keep;
+        q->expects = from->expect;
         q->params = from->sampling;
         q->sampler = (struct sampler_state){
             .params = &q->params, .bad_sequences = from->bad_sequences, .eos = from->eos, .eos_count = from->eos_count};
@@ -73,6 +74,7 @@ void request_free(struct request *q) {
         sampler_done(&q->sampler);
         free(q->report);
         output_free(q->last);
+        output_free(q->pending);
         free(q);
 }
 
@@ -131,13 +133,17 @@ void output_free(struct output *o) {
                 return;
         free(o->report);
         free(o->kept);
+        free(o->expected);
         free(o);
 }
 
 struct output *output_last(struct request *q, enum finish_reason finish, const char *error) {
-        struct output *o = q->last;
+        struct output *o = q->pending ? q->pending : q->last; /* what was to be told is told no more */
 
-        q->last = NULL;
+        if (!q->pending)
+                q->last = NULL;
+        q->pending = NULL;
+        o->public.token_count = 0;
         o->public.finish = finish;
         o->public.error = error;
         return o;

@@ -15,6 +15,12 @@ struct request {
         bool keep;                /* its KV, when it ends well */
         struct comm_fetch *fetch; /* under way, or announced; NULL: none. Comm's until COMM_FETCHED */
         bool fetch_started;
+        bool expects;                 /* its KV is to be written by another engine */
+        struct comm_receipt *receipt; /* meanwhile; NULL: none. Comm's until COMM_RECEIVED */
+        struct comm_push *push;       /* its KV goes to another engine; NULL: not (any more). Comm's until COMM_PUSHED */
+        uint32_t push_first, push_end;
+        bool push_begun;
+        struct output *pending; /* its end, told when all is pushed */
         uint64_t fetched_bytes, fetch_ns;
         struct engine_token *report; /* about the prompt, while it is computed; see report_new() */
         struct output *last;         /* kept from the start, so that an end can be told when memory is out */
@@ -46,6 +52,7 @@ struct output {
         struct engine_output public;
         struct engine_token *report; /* owned: public.prompt_tokens */
         struct engine_kept *kept;    /* owned: public.kept */
+        struct engine_expected *expected; /* owned: public.expected */
         struct engine_token tokens[];
 };
 

@@ -197,8 +197,8 @@ static int by_worth(const void *a, const void *b, void *scheduler) {
 /* Line up who may be preempted in this step; made once, when the first one must go. */
 static void list_victims(struct scheduler *s) {
         assert(s->running_count == s->running_slots); /* nobody has gone yet */
-        for (size_t i = 0; i < s->running_slots; i++) /* somebody writes to the blocks of those that fetch */
-                if (s->running[i]->state == SEQUENCE_RUNNING)
+        for (size_t i = 0; i < s->running_slots; i++) /* others write to the blocks of those that fetch, read the pinned ones */
+                if (s->running[i]->state == SEQUENCE_RUNNING && !s->running[i]->pinned)
                         s->victims[s->victim_count++] = s->running[i];
         if (s->options.by_priority)
                 qsort_r(s->victims, s->victim_count, sizeof(*s->victims), by_worth, s);
@@ -280,19 +280,20 @@ static uint32_t plan_running(struct scheduler *s, uint32_t budget, bool *ret_pre
  * when the sequence must go on waiting; *ret_rows 0: it fetches. */
 static bool admit(struct scheduler *s, struct sequence *q, uint32_t budget, uint32_t *ret_rows) {
         struct block_source source = {q->tokens, q->prompt, q->salt};
-        bool look = !q->all_prompt_rows, fetches;
+        bool look = !q->all_prompt_rows, fetches, whole;
         uint32_t rows;
 
         if (look)
                 q->computed =
                     (uint32_t)blocks_find(s->blocks, &q->table, &source, q->count, s->options.lookahead ? 1 : 0);
         fetches = q->external > q->computed;
+        whole = fetches || q->pinned;
         rows = chunk(s, q, q->count - q->computed);
         if (rows > budget)
                 rows = s->options.chunked_prefill ? budget : 0;
         if ((rows == 0 && !fetches) ||
             blocks_grow(
-                s->blocks, &q->table, (fetches ? q->count : (size_t)q->computed + rows) + s->options.lookahead) < 0) {
+                s->blocks, &q->table, (whole ? q->count : (size_t)q->computed + rows) + s->options.lookahead) < 0) {
                 blocks_release(s->blocks, &q->table);
                 q->computed = 0;
                 return false;

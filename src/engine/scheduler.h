@@ -7,7 +7,8 @@
  * Nothing is reserved for tokens to come.
  *
  * A sequence whose prompt's KV can be had from another engine (`external`) is admitted to FETCHING: it holds blocks for its
- * whole prompt and counts as running, takes no budget, and is not preempted. What was fetched is lost with its first
+ * whole prompt and counts as running, takes no budget, and is not preempted. Nor is a `pinned` one, whose rows another process
+ * reads while they are computed: it is admitted with all blocks that it will need. What was fetched is lost with its first
  * preemption, like everything computed: then it is computed here, or, with give_up_preempted, the sequence is left to the
  * caller, who sends it back to where it came from.
  *
@@ -32,6 +33,7 @@ struct sequence {
         uint32_t cached;   /* of the prompt, found at its first admission */
         uint32_t external; /* of the prompt, from its first token on, that can be fetched; 0: none */
         uint32_t preemptions;
+        bool pinned; /* it is computed once, in one place: it never needs a block beyond its prompt's */
         bool admitted; /* was scheduled once: preemption does not make it new */
         bool
             all_prompt_rows; /* the logits of every prompt row are wanted: no prefix is looked up, and chunks are small */

@@ -286,6 +286,8 @@ static int attend(struct stepping *s, const struct layer *l, const struct kv_lay
         stepping_norm(s, &l->input_norm, s->x, c->hidden, s->h, c->hidden);
         make_queries_and_latents(s, l);
         write_latents(s, kv);
+        if (s->step->on_rows)
+                s->step->on_rows(s->step->rows_context, s->layer);
         if (s->naive_count)
                 attention_naive(m->options.compute, kv, &l->kv_b, &dims, c->softmax_scale, s->naive_spans,
                     s->naive_count, q_width(m), (size_t)m->heads * c->v);

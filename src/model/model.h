@@ -151,6 +151,9 @@ struct model_step {
         size_t span_count;
         const uint32_t *logit_rows; /* ascending rows whose logits are wanted */
         size_t logit_count;
+        /* Called for each layer once the step's rows of it are in the cache, where they stay as they are; NULL: nobody asks. */
+        void (*on_rows)(void *context, uint32_t layer);
+        void *rows_context;
 };
 
 /* Run the step: writes the cache at the spans' positions, and logits[i] (vocab floats) for logit_rows[i]. hidden (may be

@@ -33,7 +33,8 @@ static struct comm_push *push(struct side *p, const struct comm_source *to, cons
         struct comm_push *made;
 
         assert_int_equal(comm_push(p->comm, to, first, end, p, &made), 0);
-        comm_push_blocks(made, blocks, count);
+        comm_push_open(made);
+        assert_int_equal(comm_push_blocks(made, blocks, count), 0);
         return made;
 }
 
