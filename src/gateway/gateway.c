@@ -369,7 +369,10 @@ static size_t client_limit(void) {
 
 static int make_http(struct gateway *g, struct error *e) {
         const struct http_server_options server = {
-            .limits = {.body_bytes = (size_t)g->options.max_body, .connections = client_limit()},
+            .limits = {.body_bytes = (size_t)g->options.max_body,
+                .connections = client_limit(),
+                .head_ms = (unsigned)(g->options.client_header_timeout * 1000),
+                .body_idle_ms = (unsigned)(g->options.client_body_timeout * 1000)},
             .tls = g->options.tls,
             .log = g->log,
             .on_request = on_request,

@@ -55,6 +55,7 @@ struct gateway_options {
         double first_byte_timeout;                   /* of the decode leg, from the request written out; 0: none */
         double request_timeout;                      /* of a decode leg whose answer is not streamed; 0: none */
         double idle_timeout;                         /* between bytes of a stream; 0: none */
+        double client_header_timeout, client_body_timeout; /* for a head, for each 4 KiB of a body */
         double params_max_age;     /* kv_transfer_params older than that are not used: prefill again */
         double abandon_grace;      /* a decode leg without its first byte is not cut within this time of its start */
         double drain_timeout;      /* of gateway_drain */

@@ -279,6 +279,8 @@ class Engine:
         self.listener = None
         self.connections = set()
         self.dead = threading.Event()
+        self.moves = threading.Event()  # cleared: as one that got SIGSTOP
+        self.moves.set()
         self.port = port
         self.start()
 
@@ -308,6 +310,13 @@ class Engine:
                     s.shutdown(socket.SHUT_RD)
                 except OSError:
                     pass
+
+    def freeze(self):
+        """As SIGSTOP: connections stay, new ones are made by the kernel, nothing is answered."""
+        self.moves.clear()
+
+    def thaw(self):
+        self.moves.set()
 
     def restart(self):
         self.engine_id = f"engine-{random.getrandbits(64):016x}"
@@ -390,6 +399,7 @@ class Answer:
         """Wait, and see the peer leave or this engine die."""
         end = time.monotonic() + seconds
         while True:
+            self.engine.moves.wait()
             left = end - time.monotonic()
             ready, _, _ = select.select([self.s], [], [], max(0, min(left, 0.05)))
             if ready:
@@ -407,6 +417,7 @@ class Answer:
 
     def send(self, data):
         f = self.fault
+        self.engine.moves.wait()
         try:
             if "drip" in f:
                 for i in range(len(data)):

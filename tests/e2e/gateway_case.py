@@ -79,10 +79,11 @@ GAUGES = ["requests_running", "requests_waiting", "instance_requests", "instance
 class GatewayCase(TestCase):
     connector = "pull"
 
-    def gateway(self, prefill, decode, *args, **more):
-        """In front of engines that hand KV over as this class's connector does."""
-        return Gateway(prefill, decode, *(["--connector", self.connector] if prefill else []), *args,
-                       bootstrap=self.connector in ("mooncake", "sglang"), **more)
+    def gateway(self, prefill, decode, *args, connector=None, **more):
+        """In front of engines that hand KV over as this class's connector does, or the one named."""
+        connector = connector or self.connector
+        return Gateway(prefill, decode, *(["--connector", connector] if prefill else []), *args,
+                       bootstrap=connector in ("mooncake", "sglang"), **more)
 
     def engines(self, prefill=2, decode=2, **more):
         ledger = fault_engine.Ledger()
@@ -116,16 +117,22 @@ class GatewayCase(TestCase):
         return answer_text(self.post(gateway, body).json())
 
 
-def in_threads(jobs):
-    """Run callables at once; raises the first exception."""
-    errors = []
+def in_threads(jobs, at_once=None):
+    """Run callables at once, or so many at a time; raises the first exception."""
+    errors, left = [], iter(jobs)
+    lock = threading.Lock()
 
-    def guarded(job):
-        try:
-            job()
-        except BaseException as e:  # noqa: B036 - handed on below
-            errors.append(e)
-    threads = [threading.Thread(target=guarded, args=(j,)) for j in jobs]
+    def work():
+        while True:
+            with lock:
+                job = next(left, None)
+            if job is None:
+                return
+            try:
+                job()
+            except BaseException as e:  # noqa: B036 - handed on below
+                errors.append(e)
+    threads = [threading.Thread(target=work) for _ in range(at_once or len(jobs))]
     for t in threads:
         t.start()
     for t in threads:

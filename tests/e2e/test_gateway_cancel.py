@@ -1,81 +1,109 @@
-"""The client leaves, in every state and manner: no KV is stranded, no connection is left open, all counters are zero."""
+"""The client leaves, in every state and manner, whatever the connector: no KV is stranded, no connection is left open, all counters are zero."""
 import socket
 import threading
 import time
 import unittest
 
 from gateway_case import CHAT, COMPLETIONS, GatewayCase, chat, completion, expected, in_threads
-from harness import TERM, Connection, wait_until
+from harness import TERM, Connection, answers, wait_until
 
-# How the engines are slowed so that the client leaves in that state; what to wait for.
+# How the engines are slowed so that clients leave in that state, and what keeps them there.
 MOMENTS = {
+    "queued": {"args": ["--max-concurrent-requests", 1]},
     "in prefill": {"prefill_time": 0.4},
     "in a long prefill": {"prefill_time": 30},
-    "between legs": {"cap": True},
+    "between legs": {"args": ["--instance-cap", 1]},
     "before the decoder has taken it in": {"admit_time": 0.4},
     "before the KV is fetched": {"fetch_time": 0.4},
     "before the first token": {"token_time": 0.3},
     "in mid-stream": {"token_time": 0.05},
 }
+# close() of a socket that holds nothing unread is a FIN, and what a client's process leaves behind; with something unread the
+# kernel makes it an RST. shutdown() is a FIN in any case: the client could still read. For an answer's client a FIN means
+# that it has left, in whichever way: nobody who speaks HTTP half-closes before the answer is there.
+WAYS = [(stream_it, how) for stream_it in (False, True) for how in ("close", "shutdown", "RST")]
+CONNECTORS = ("pull", "push", "mooncake")  # prefill first, decode first, both at once
 
 
 class Cancel(GatewayCase):
     def leave(self, c, how):
         if how == "RST":
             c.reset()
-        elif how == "half":
+        elif how == "shutdown":
             c.socket.shutdown(socket.SHUT_WR)
         else:
             c.close()
 
-    def moment(self, name, stream_it, how):
-        times = {k: v for k, v in MOMENTS[name].items() if k != "cap"}
-        ledger, p, d = self.engines(1, 1, **times)
-        args = ["--instance-cap", "1"] if "cap" in MOMENTS[name] else []
-        with self.gateway(p, d, *args, wait_ready=False) as g:
-            wait_until(g.all_healthy, "ready")
-            blocker = None
-            if args:  # the decoder is taken, and the next request waits between its legs
-                d[0].token_time = 0.1
-                blocker = Connection(g.port)
-                blocker.request("POST", CHAT, chat(max_tokens=8))
-                wait_until(lambda: d[0].running == 1, "the decoder is taken")
+    def arrive(self, name, g, p, d):
+        """A client for each way, all in the moment."""
+        clients = []
+        for stream_it, _ in WAYS:
             c = Connection(g.port)
             c.request("POST", CHAT, chat(stream=stream_it, max_tokens=500 if "mid" in name else 24))
-            if "prefill" in name:
-                wait_until(lambda: p[0].running == 1, "prefilling")
-            elif args:
-                wait_until(lambda: g.count("requests_waiting") == 1, "between the legs")
-            else:
-                wait_until(lambda: d[0].running == 1, "decoding")
-            if name == "in mid-stream":
+            clients.append(c)
+        n = len(WAYS)
+        if name == "queued":
+            wait_until(lambda: g.count("requests_waiting") == n, "queued")
+        elif name == "between legs":
+            wait_until(lambda: g.count("waiting", role="prefill" if d[0].running == n else "decode") == n, "between the legs")
+        elif "prefill" in name:
+            wait_until(lambda: p[0].running == n, "prefilling")
+        else:
+            wait_until(lambda: d[0].running == n, "decoding")
+        if name == "in mid-stream":
+            for c, (stream_it, _) in zip(clients, WAYS):
                 if stream_it:
                     events = c.events()
                     [next(events) for _ in range(3)]
-                else:
-                    wait_until(lambda: ledger.fetched == 1, "fetched")
-            self.leave(c, how)
+            wait_until(lambda: p[0].ledger.fetched == n, "fetched")
+        return clients
+
+    def moment(self, connector, name):
+        """All leave at once; nothing is left of them, neither while the gateway goes on nor afterwards."""
+        times = dict(MOMENTS[name])
+        args = times.pop("args", [])
+        ledger, p, d = self.engines(1, 1, **times)
+        alone = name == "between legs" and connector == "push"  # a decoder has room for each, no prefiller is there
+        if alone:
+            args, p[0].health = [], 503
+        with self.gateway(p, d, *args, connector=connector, wait_ready=not alone) as g:
+            wait_until(lambda: answers(g.port) and g.count("instances", role="decode", state="healthy") == 1, "ready")
+            blocker = None
+            if args:  # the decoder is taken
+                d[0].token_time = 0.1
+                blocker = Connection(g.port)
+                blocker.request("POST", CHAT, chat(stream=True, max_tokens=600, ignore_eos=True))
+                wait_until(lambda: d[0].running == 1, "the decoder is taken")
+            clients = self.arrive(name, g, p, d)
+            for c, (_, how) in zip(clients, WAYS):
+                self.leave(c, how)
             if blocker:
-                self.assertEqual(blocker.response().status, 200)
+                wait_until(lambda: g.count("clients_gone_total") == len(WAYS), "they have left")
+                d[0].token_time = 0
+                self.assertEqual(list(blocker.events())[-1], "[DONE]")
                 blocker.close()
             self.assert_quiet(g)
             self.assertEqual(g.count("stranded_total"), 0)
-            self.assertEqual(g.count("clients_gone_total"), 1)
+            self.assertEqual(g.count("clients_gone_total"), len(WAYS))
             if name == "in a long prefill":
-                self.assertEqual(p[0].aborted, 1)
-            wait_until(lambda: all(e.running == 0 for e in p + d), "no engine works for nobody")
-            c.close()
+                self.assertEqual(p[0].aborted, len(WAYS))
+            if name == "queued":
+                self.assertEqual(len(p[0].requests), 1)
+            # Those that have only said that they send no more are let go too. Kept connections to engines end after a while;
+            # probes, which may be on their way, have at most one to each.
             wait_until(lambda: g.count("connections") <= 1, "no client connection is left")
-        wait_until(lambda: not p[0].connections and not d[0].connections, "no upstream connection is left")
+            wait_until(lambda: len(p[0].connections) <= 1 and len(d[0].connections) <= 1, "no upstream connection is left")
+            for c in clients:
+                c.close()
 
     def test_the_matrix(self):
-        def one(name, stream_it, how):
+        def one(connector, name):
             try:
-                self.moment(name, stream_it, how)
+                self.moment(connector, name)
             except BaseException as e:
-                raise AssertionError(f"{name}, stream {stream_it}, {how}: {e}") from e
-        for name in MOMENTS:
-            in_threads([lambda n=name, s=s, h=h: one(n, s, h) for s in (False, True) for h in ("FIN", "RST")])
+                raise AssertionError(f"{connector}, {name}: {e}") from e
+        in_threads([lambda c=c, n=n: one(c, n) for c in CONNECTORS for n in MOMENTS
+                    if (c, n) != ("mooncake", "between legs")])  # there is nothing between legs that are called at once
 
     def test_a_decode_leg_has_its_grace_to_fetch(self):
         for grace, admit_time, fetched in ((0, 60, 0), (60, 1.5, 1)):
@@ -108,7 +136,7 @@ class Cancel(GatewayCase):
                 c = Connection(g.port)
                 c.request("POST", CHAT, chat(f"request {i}", stream=bool(i % 2)))
                 threading.Event().wait(0.001 * (i % 60))
-                self.leave(c, "RST" if i % 3 else "FIN")
+                self.leave(c, "RST" if i % 3 else "close")
             for k in range(8):
                 in_threads([lambda i=i: one(i) for i in range(40 * k, 40 * k + 40)])
             self.assert_quiet(g)
@@ -208,7 +236,7 @@ class Cancel(GatewayCase):
     def test_leaving_while_the_body_is_sent_costs_nothing(self):
         ledger, p, d = self.engines(1, 1)
         with self.gateway(p, d) as g:
-            for how in ("FIN", "RST"):
+            for how in ("close", "shutdown", "RST"):
                 c = Connection(g.port)
                 c.send(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{\"prompt\":")
                 wait_until(lambda: g.count("requests_running") == 1, "it is read")

@@ -45,30 +45,28 @@ class BeforeTheFirstByte(GatewayCase):
         self.g = self.gateway(self.p, self.d, *IMPATIENT)
         self.addCleanup(self.g.stop)
 
-    def survive(self, engines, fault, name):
-        for body in (chat(), chat(stream=True), completion(), completion(stream=True)):
-            for e in engines:
-                e.faults = [dict(fault)]
-            # Whichever is chosen fails once; the other, and the same one later, does not.
-            engines[1].faults = []
-            for _ in range(2):
-                self.assertEqual(self.ask(self.g, body), expected(body), f"{name}: {body}")
-            wait_until(lambda: self.g.all_healthy() and self.g.count("instance_requests") == 0,
-                       f"{name}: all healthy again, and at rest")
-        self.assertEqual([e.faults for e in engines], [[], []], f"{name}: the fault was met")
+    def survive(self, role, name):
+        fault = BEFORE_FIRST_BYTE[name]
+        ledger, p, d = self.engines()
+        engines = p if role == "prefill" else d
+        with self.gateway(p, d, *IMPATIENT) as g:
+            for body in (chat(), chat(stream=True), completion(), completion(stream=True)):
+                # Whichever is chosen fails once; the other, and the same one later, does not.
+                engines[0].faults, engines[1].faults = [dict(fault)], []
+                for _ in range(2):
+                    self.assertEqual(self.ask(g, body), expected(body), f"{name}: {body}")
+                wait_until(lambda: g.all_healthy() and g.count("instance_requests") == 0,
+                           f"{name}: all healthy again, and at rest")
+            self.assertEqual([e.faults for e in engines], [[], []], f"{name}: the fault was met")
+            # One that broke behind its commit, or before it fetched, told nobody where its KV is: that is left to the lease.
+            self.assert_quiet(g, stranded=1000)
 
     def test_a_prefill_leg_goes_elsewhere(self):
-        for name, fault in BEFORE_FIRST_BYTE.items():
-            if "error" not in fault:
-                self.survive(self.p, fault, name)
-        # A prefiller that broke behind its commit told nobody where its KV is: that is left to the lease.
-        self.assert_quiet(self.g, stranded=1000)
+        names = [n for n, fault in BEFORE_FIRST_BYTE.items() if "error" not in fault]
+        in_threads([lambda n=n: self.survive("prefill", n) for n in names], 8)
 
     def test_a_decode_leg_goes_elsewhere_through_a_new_prefill(self):
-        for name, fault in BEFORE_FIRST_BYTE.items():
-            self.survive(self.d, fault, name)
-        # A decoder that broke before it fetched has the only right to the params: the KV is left to the lease.
-        self.assert_quiet(self.g, stranded=1000)
+        in_threads([lambda n=n: self.survive("decode", n) for n in BEFORE_FIRST_BYTE], 8)
 
     def test_a_decoder_that_is_too_busy_leaves_the_prompt_prefilled(self):
         bodies = [{**b, "stream": s} for b in (chat(), completion()) for s in (False, True)]
@@ -289,6 +287,19 @@ class Instances(GatewayCase):
             self.assertEqual(ledger.violations, [])
 
 
+def fail_first(decoders, fault):
+    """The next decode leg, whichever instance takes it, fails so."""
+    used = []
+
+    def once(request):
+        if request["max_tokens"] == 1 or used:
+            return False
+        used.append(1)
+        return True
+    for e in decoders:
+        e.faults = [{**fault, "when": once}]
+
+
 class AfterTheFirstByte(GatewayCase):
     """A stream that was cut goes on elsewhere with its exact tokens."""
 
@@ -298,20 +309,11 @@ class AfterTheFirstByte(GatewayCase):
         self.addCleanup(self.g.stop)
 
     def fail_first(self, fault):
-        """The next decode leg, whichever instance takes it, fails so."""
-        used = []
+        fail_first(self.d, fault)
 
-        def once(request):
-            if request["max_tokens"] == 1 or used:
-                return False
-            used.append(1)
-            return True
-        for e in self.d:
-            e.faults = [{**fault, "when": once}]
-
-    def check(self, body, events, continued):
+    def check(self, g, body, events, continued):
         """Text, frame, usage and tokens are those of one undisturbed engine."""
-        alone = Engine("decode", max_model_len=self.d[0].max_model_len)
+        alone = Engine("decode", max_model_len=g.decode[0].max_model_len)
         want = stream(alone.port, CHAT if "messages" in body else COMPLETIONS, body)
         alone.stop()
         self.assertEqual(text_of(events), text_of(want))
@@ -337,35 +339,36 @@ class AfterTheFirstByte(GatewayCase):
                 return [o for e in es for c in e["choices"] if c.get("logprobs") for o in c["logprobs"]["text_offset"]]
             self.assertEqual(offsets(events), offsets(want))
         # A reset may take away what the gateway has not read yet: then the leg is one that failed before its first byte.
-        self.assertEqual(self.g.count("continuations_total") + self.g.count("retries_total"), continued)
+        self.assertEqual(g.count("continuations_total") + g.count("retries_total"), continued)
 
-    BODIES = [chat(stream=True, max_tokens=60), completion(stream=True, max_tokens=60),
+    # A conversation with parts; text; ids; all that makes usage.
+    BODIES = [{**chat(stream=True, max_tokens=60),
+               "messages": [{"role": "system", "content": "Be brief."},
+                            {"role": "user", "content": [{"type": "text", "text": "six times"}, {"type": "text", "text": " seven"}]}]},
+              completion(stream=True, max_tokens=60),
               completion([500, 65, 66], stream=True, max_tokens=60, echo=False, logprobs=1),
               chat(stream=True, max_completion_tokens=60, return_token_ids=True, stream_options={"include_usage": True}),
               completion(stream=True, max_tokens=60, return_token_ids=True, min_tokens=40,
                          stream_options={"include_usage": True, "continuous_usage_stats": True}),
               chat("long", stream=True, max_tokens=None, stream_options={"include_usage": True})]
 
-    def test_cut_anywhere_it_goes_on_exactly(self):
-        rng, continued = random.Random(3), 0
-        for e in self.p + self.d:
-            e.max_model_len = 150
-        # Probes read the model's length when an instance joins.
-        for role, engines in (("prefill", self.p), ("decode", self.d)):
-            for e in engines:
-                http(self.g.port, "POST", "/instances/remove", {"type": role, "instances": e.url})
-                http(self.g.port, "POST", "/instances/add",
-                     {"type": role, "instances": e.url, "bootstrap_port": e.port})
-        wait_until(self.g.all_healthy, "all healthy")
-        for body in self.BODIES:
+    def cut_anywhere(self, body, rng):
+        ledger, p, d = self.engines(max_model_len=150)
+        with self.gateway(p, d, *IMPATIENT) as g:
+            continued = 0
             for kind in ("reset", "close", "error", "recomputed", "hang"):
                 for at in [rng.randrange(1, 50) for _ in range(1 if kind == "hang" else 4)]:
-                    self.fail_first({kind: at})
-                    events = stream(self.g.port, CHAT if "messages" in body else COMPLETIONS, body)
+                    fail_first(d, {kind: at})
+                    events = stream(g.port, CHAT if "messages" in body else COMPLETIONS, body)
                     continued += 1
-                    with self.subTest(body=body, kind=kind, at=at):
-                        self.check(body, events, continued)
-        self.assert_quiet(self.g)
+                    try:
+                        self.check(g, body, events, continued)
+                    except AssertionError as e:
+                        raise AssertionError(f"{kind} at {at}: {body}: {e}") from e
+            self.assert_quiet(g)
+
+    def test_cut_anywhere_it_goes_on_exactly(self):
+        in_threads([lambda n=n, b=b: self.cut_anywhere(b, random.Random(n)) for n, b in enumerate(self.BODIES)])
 
     def notes(self, body, headers):
         """The comments in a stream, each with the tokens that had been sent before it; and the text."""
@@ -410,7 +413,7 @@ class AfterTheFirstByte(GatewayCase):
             e.tokens_per_event = 3
             e.faults = [{"close": 4, "when": often}, {"reset": 5, "when": often}, {"recomputed": 7, "when": often}]
         body = chat(stream=True, max_tokens=150, stream_options={"include_usage": True})
-        self.check(body, stream(self.g.port, CHAT, body), 6)
+        self.check(self.g, body, stream(self.g.port, CHAT, body), 6)
         self.assert_quiet(self.g)
 
     def test_killed_under_load_nothing_is_lost(self):

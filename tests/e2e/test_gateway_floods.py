@@ -64,13 +64,13 @@ class Floods(GatewayCase):
         self.assert_quiet(g)
 
     def test_slow_heads_are_held_small_and_let_go(self):
-        g = self.gateway()
+        g = self.gateway("--client-header-timeout", 3)
         before = self.memory(g)
         crowd = self.crowd(g, 400, HEAD + b"X-Slow: a")
         stop = threading.Event()
 
         def drip():  # each of them alive, none of them done
-            while not stop.wait(0.5):
+            while not stop.wait(0.2):
                 for c in crowd:
                     try:
                         c.sendall(b"a")
@@ -91,7 +91,7 @@ class Floods(GatewayCase):
         self.gone(g)
 
     def test_slow_bodies_cost_what_they_have_sent(self):
-        g = self.gateway()
+        g = self.gateway("--client-body-timeout", 3)
         before = self.memory(g)
         crowd = self.crowd(g, 300, HEAD + b"Content-Length: 60000000\r\n\r\n" + b" " * 2000)
         wait_until(lambda: g.count("body_bytes") == 300 * 2000, "all have begun")
@@ -161,7 +161,7 @@ class Floods(GatewayCase):
         g = self.gateway()
         before = self.memory(g)
         crowd = []
-        for _ in range(40):
+        for _ in range(12):
             c = socket.socket()
             self.addCleanup(c.close)
             c.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -170,7 +170,7 @@ class Floods(GatewayCase):
             self.d[0].faults.append({"pad": 100000, "join": 1})
             c.sendall(HEAD + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             crowd.append(c)
-        wait_until(lambda: self.d[0].running == 40, "all are being decoded")
+        wait_until(lambda: self.d[0].running == len(crowd), "all are being decoded")
         seen = []
 
         def still():  # nothing moves any more

@@ -10,8 +10,9 @@ from harness import Connection, answers, baton, http, wait_until
 
 
 class PushCancel(test_gateway_cancel.Cancel):
-    """The client leaves, in every state and manner, as with the pull protocol."""
+    """The client leaves, as with the pull protocol."""
     connector = "push"
+    test_the_matrix = None  # it is for all connectors
     # Of KV that waits at a prefiller, which this protocol has not.
     test_a_decode_leg_has_its_grace_to_fetch = None
     test_many_that_leave_near_the_hand_off_strand_nothing = None

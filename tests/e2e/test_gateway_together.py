@@ -11,6 +11,7 @@ from harness import Connection, answers, http, wait_until
 
 class MooncakeCancel(test_gateway_cancel.Cancel):
     connector = "mooncake"
+    test_the_matrix = None  # it is for all connectors
     # Of a hand-off in the prefill leg's answer.
     test_a_decode_leg_has_its_grace_to_fetch = None
     test_many_that_leave_near_the_hand_off_strand_nothing = None
