@@ -260,18 +260,20 @@ def one_round(world, rng, streams, victim, kind):
     return answers
 
 
-def run(rounds, streams, seed, kind="embedded", connector="pull", tokens=200, say=print):
-    """Returns what went wrong, as lines."""
+def run(rounds, streams, seed, kind="embedded", connector="pull", tokens=200, say=print, harms=None):
+    """Returns what went wrong, as lines. `harms`: what happens in which round, as (role, one of KINDS), again and again;
+    else each kind to each role, in any order, then again."""
     rng, problems = random.Random(seed), []
     say(f"seed {seed}: {rounds} rounds of {streams} clients, {kind} engines, {connector}")
     world = World(kind, connector, tokens)
     try:
         plan = []
         for n in range(1, rounds + 1):
-            if not plan:  # each kind of harm to each role, in any order, then again
-                plan = [(role, kind_) for role in ("prefill", "decode") for kind_ in KINDS]
-                rng.shuffle(plan)
-            role, harm = plan.pop()
+            if not plan:
+                plan = list(harms or [(r, k) for r in ("prefill", "decode") for k in KINDS])
+                if not harms:
+                    rng.shuffle(plan)
+            role, harm = plan.pop(0)
             victim = rng.choice([e for e in world.engines if e.role == role])
             begun = time.monotonic()
             before = [g.count("continuations_total") + g.count("retries_total") for g in world.gateways]

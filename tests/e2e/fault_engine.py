@@ -254,13 +254,15 @@ class Engine:
       recomputed N           after N tokens: finish "stop", stop_reason "recomputed"
       error N                after N tokens: an SSE error event and [DONE] (not streamed: 500)
       no_params              a prefill without kv_transfer_params
+      no_details             a prefill whose usage tells nothing of its cache
       params F               function that changes the params
       calls N                a decoder of the push protocol asks so often for its prefill (0: it never does)
       raw BYTES              sent in place of everything, then closed
     """
 
     def __init__(self, role, ledger=None, port=0, prefill_time=0.0, fetch_time=0.0, token_time=0.0, admit_time=0.0,
-                 max_model_len=100000, model="fake"):
+                 max_model_len=100000, model="fake", host="127.0.0.1"):
+        self.host = host
         self.role, self.ledger, self.model = role, ledger or Ledger(), model
         self.prefill_time, self.fetch_time, self.token_time = prefill_time, fetch_time, token_time
         self.admit_time, self.max_model_len = admit_time, max_model_len
@@ -287,9 +289,9 @@ class Engine:
     # ---- life -------------------------------------------------------------------------------------------------------
 
     def start(self):
-        self.listener = socket.socket()
+        self.listener = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.listener.bind(("127.0.0.1", self.port))
+        self.listener.bind((self.host, self.port))
         self.port = self.listener.getsockname()[1]
         self.listener.listen(512)
         self.dead = threading.Event()
@@ -324,7 +326,7 @@ class Engine:
 
     @property
     def url(self):
-        return f"127.0.0.1:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def accept(self, listener, dead):
         while not dead.is_set():
@@ -642,6 +644,8 @@ class Answer:
                 e.ledger.complain(f"prefill leg has {key}")
         if request.get("n", 1) != 1 or not whole and request.get("max_completion_tokens", 1) != 1:
             e.ledger.complain("prefill leg makes more than one token")
+        if "aborted_request" in params:
+            e.ledger.complain("prefill leg has a list that no engine reads")
         pushes = "request_id" in params
         together = request.get("bootstrap_room") or params.get("transfer_id")
         if pushes:
@@ -657,7 +661,7 @@ class Answer:
                 e.ledger.fail_push(transfer)
         out, _ = generate(ids, 1, ignore_eos=True)
         body = self.whole(request, chat, [self.choice(request, chat, 0, ids, out, "length")], [len(ids), 1])
-        body["usage"]["prompt_tokens_details"] = {"cached_tokens": 3}
+        body["usage"]["prompt_tokens_details"] = None if self.fault.get("no_details") else {"cached_tokens": 3}
         if together:
             e.ledger.meet(e, together, self.request_id, ids)
         elif not self.fault.get("no_params") and not pushes:

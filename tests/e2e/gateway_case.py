@@ -37,6 +37,19 @@ def expected(request):
     return fault_engine.expected_text(request, "messages" in request)[0]
 
 
+def fail_first(decoders, fault):
+    """The next decode leg, whichever instance takes it, fails so."""
+    used = []
+
+    def once(request):
+        if request["max_tokens"] == 1 or used:
+            return False
+        used.append(1)
+        return True
+    for e in decoders:
+        e.faults = [{**fault, "when": once}]
+
+
 class Gateway(Process):
     """`baton gateway` in front of the engines, ready."""
 

@@ -9,8 +9,8 @@ import unittest
 
 import fault_engine
 from fault_engine import Engine, Ledger, decode, encode, encode_chat, generate
-from gateway_case import (CHAT, COMPLETIONS, GatewayCase, answer_text, chat, completion, expected, in_threads,
-                          text_of)
+from gateway_case import (CHAT, COMPLETIONS, GatewayCase, answer_text, chat, completion, expected, fail_first,
+                          in_threads, text_of)
 from harness import Connection, answers, http, stream, wait_until
 
 # What an instance may do to a leg before the client has seen a byte. Each is survived by going elsewhere.
@@ -285,19 +285,6 @@ class Instances(GatewayCase):
             in_threads([lambda: self.assertEqual(self.ask(g, chat()), expected(chat())) for _ in range(2)])
             self.assertGreaterEqual(g.count("params_expired_total"), 1)
             self.assertEqual(ledger.violations, [])
-
-
-def fail_first(decoders, fault):
-    """The next decode leg, whichever instance takes it, fails so."""
-    used = []
-
-    def once(request):
-        if request["max_tokens"] == 1 or used:
-            return False
-        used.append(1)
-        return True
-    for e in decoders:
-        e.faults = [{**fault, "when": once}]
 
 
 class AfterTheFirstByte(GatewayCase):

@@ -1,7 +1,10 @@
 """The checkers of the house refuse what they are there to refuse."""
+import glob
 import os
+import re
 import subprocess
 import tempfile
+import unittest
 
 import harness
 
@@ -44,3 +47,33 @@ class CheckIncludes(harness.TestCase):
                 self.assertEqual(len(said), 1, said)
                 self.assertTrue(said[0].startswith(f"src/{path}:2: "), said[0])
                 self.assertIn(rule, said[0])
+
+
+class Documents(harness.TestCase):
+    """What docs/ say of tests is true."""
+
+    def read(self, *path):
+        with open(os.path.join(harness.ROOT, *path), encoding="utf-8") as f:
+            return f.read()
+
+    def test_each_defect_has_a_test_that_exists(self):
+        text = self.read("docs", "proxy-defects.md")
+        there = {name.removeprefix("test_").replace(".test_", ".")
+                 for name in (t.id() for t in tests_of(unittest.defaultTestLoader.discover(os.path.dirname(__file__))))}
+        for path in glob.glob(os.path.join(harness.ROOT, "tests/unit/*/*.c")):
+            there |= {"unit " + name for name in re.findall(r"cmocka_unit_test(?:_\w+)?\((\w+)", self.read(path))}
+        named = re.findall(r"`((?:\w+\.[A-Z]\w*\.|unit )\w+)`", text)
+        self.assertEqual([n for n in named if n not in there], [])
+        rows = [line for line in text.splitlines() if re.match(r"\| *\d+ *\|", line)]
+        self.assertEqual([int(r.split("|")[1]) for r in rows], list(range(1, 31)))
+        self.assertEqual([r for r in rows if not re.search(r"`(\w+\.[A-Z]\w*\.|unit )\w+`[^|]*\|$", r)], [])
+
+    def test_files_that_are_named_are_there(self):
+        for doc in sorted(glob.glob(os.path.join(harness.ROOT, "docs", "*.md"))):
+            for path in re.findall(r"`((?:tests|tools|docs|examples|src)/[\w./-]+)`", self.read(doc)):
+                self.assertTrue(os.path.exists(os.path.join(harness.ROOT, path)), f"{doc}: {path}")
+
+
+def tests_of(suite):
+    for t in suite:
+        yield from tests_of(t) if isinstance(t, unittest.TestSuite) else [t]
