@@ -35,6 +35,9 @@ struct serve {
         struct engine_transfer transfer;
         struct api_transfer api_transfer;
         struct engine_group group;
+        struct publisher_options events;
+        bool publishes;
+        struct publisher *publisher;
 };
 
 static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
@@ -175,6 +178,11 @@ static int read_configs(struct serve *s, struct error *e) {
                 r = serve_read_speculative(s->o.speculative, &s->drafts, e);
         if (r == 0 && s->o.kv_transfer)
                 r = read_transfer(s, e);
+        if (r == 0 && s->o.kv_events) {
+                r = serve_read_events(s->o.kv_events, s->group.rank, &s->arena, &s->events, e);
+                s->publishes = r > 0;
+                r = r > 0 ? 0 : r;
+        }
         return r < 0 ? r : read_switches(s, e);
 }
 
@@ -303,6 +311,22 @@ static void prepare_steps(struct serve *s) {
         buf_free(&not_done);
 }
 
+static int make_publisher(struct serve *s, struct error *e) {
+        int r;
+
+        if (!s->publishes)
+                return 0;
+        if (!s->o.prefix_caching)
+                log_warn(&s->log, "--kv-events-config: there is no prefix cache to tell of (--enable-prefix-caching)");
+        s->events.log = &s->log;
+        r = publisher_new(&s->events, &s->publisher, e);
+        if (r < 0)
+                return error_prefix(e, r, "--kv-events-config");
+        log_info(&s->log, "KV events at %s%s%s", s->events.endpoint, s->events.replay ? ", replays at " : ", no replays",
+            s->events.replay ? s->events.replay : "");
+        return 0;
+}
+
 static int make_engine(struct serve *s, struct error *e) {
         bool bf16 =
             !strcmp(s->o.kv_dtype, "bfloat16") || (!strcmp(s->o.kv_dtype, "auto") && !strcmp(s->o.dtype, "bfloat16"));
@@ -326,6 +350,8 @@ static int make_engine(struct serve *s, struct error *e) {
             .draft_tokens = s->drafts,
             .transfer = s->o.kv_transfer ? &s->transfer : NULL,
             .group = shares_experts(s) ? &s->group : NULL,
+            .publisher = s->publisher,
+            .publisher_rank = s->group.rank,
             .log = &s->log,
             .wake = api_wake,
             .wake_context = s->api};
@@ -493,6 +519,8 @@ static int start(struct serve *s, struct error *e) {
         if (r == 0)
                 r = load_model(s, e);
         if (r == 0)
+                r = make_publisher(s, e);
+        if (r == 0)
                 r = make_engine(s, e);
         return r == 0 ? listen_for_requests(s, e) : r;
 }
@@ -533,6 +561,7 @@ static void tear_down(struct serve *s) {
                 uv_loop_close(&s->loop);
         api_free(s->api);
         engine_free(s->engine);
+        publisher_free(s->publisher);
         tokenizer_free(s->tokenizer);
         model_free(s->model);
         compute_free(s->compute);

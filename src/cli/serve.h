@@ -11,7 +11,7 @@ struct serve_options {
         const char *host, *uds, *tls_cert, *tls_key, *tls_ca, *model, *dtype, *quantization, *policy, *kv_dtype;
         const char *generation_config, *chat_format, *reasoning_parser, *tool_parser, *speculative, *additional, *isa,
             *log_level;
-        const char *kv_transfer, *response_role, *origins, *template_kwargs, *override_generation;
+        const char *kv_transfer, *kv_events, *response_role, *origins, *template_kwargs, *override_generation;
         const char *config_file, *tls_ciphers, *chat_template, *tokenizer, *w8a8_mix, *compilation;
         struct option_list api_key, served_names, capture_sizes;
         int64_t port, max_model_len, max_num_seqs, max_num_batched_tokens, max_queued, long_prefill, block_size,
@@ -53,6 +53,10 @@ int serve_read_parallel(const struct serve_options *o, struct engine_group *ret_
 /* --kv-transfer-config. Texts live in `arena`; api_host is --host, or NULL. */
 int serve_read_transfer(
     const char *json, const char *api_host, struct arena *arena, struct engine_transfer *ret_transfer, struct error *e);
+/* --kv-events-config; the data-parallel rank counts the ports up. Texts live in `arena`. 1: they are to be published; 0: they are not;
+ * -EINVAL with a text. */
+int serve_read_events(
+    const char *json, unsigned rank, struct arena *arena, struct publisher_options *ret_options, struct error *e);
 /* generation_config.json of the folder. 0, or why it cannot be read (-ENOENT: there is none). */
 int serve_read_generation(const char *dir, struct openai_defaults *d, struct error *e);
 /* --override-generation-config, --default-chat-template-kwargs: JSON objects over what is there. */

@@ -110,6 +110,8 @@ static const struct option options[] = {
         .min = 1, .max = 86400},
     {"pipeline-parallel-size", 0, OPTION_INT, AT(pipeline_parallel), "N", NULL, .min = 1, .max = 1024},
     {"kv-transfer-config", 0, OPTION_STRING, AT(kv_transfer), "JSON", NULL},
+    {"kv-events-config", 0, OPTION_STRING, AT(kv_events), "JSON",
+        "publish what the prefix cache holds (enable_kv_cache_events, endpoint, replay_endpoint, topic, buffer_steps)"},
 };
 
 static const char *const without_effect[] = {
@@ -355,7 +357,6 @@ static const char *const without_effect[] = {
     "ec-transfer-config",
     "engram-config",
     "kernel-config",
-    "kv-events-config",
     "optimization-level",
     "performance-mode",
     "profiler-config",

@@ -11,6 +11,7 @@ struct block {
         uint32_t prev, next; /* in the free list, while holders is 0 */
         uint32_t chained;    /* next block of its hash bucket */
         bool registered;
+        bool told; /* to the watch */
         struct hash128 hash;
 };
 
@@ -22,6 +23,7 @@ struct blocks {
         uint32_t *buckets;
         uint32_t bucket_mask;
         struct block *items;
+        struct blocks_watch watch; /* zeroed: nobody's */
         struct link *message; /* what is hashed for one block, with its tokens behind it */
 };
 
@@ -173,6 +175,9 @@ static void forget_one(struct blocks *b, uint32_t id) {
         *at = b->items[id].chained;
         b->items[id].chained = BLOCK_NONE;
         b->items[id].registered = false;
+        if (b->items[id].told)
+                b->watch.removed(b->watch.context, b->items[id].hash);
+        b->items[id].told = false;
 }
 
 static void remember(struct blocks *b, uint32_t id, struct hash128 hash) {
@@ -264,18 +269,46 @@ int blocks_grow(struct blocks *b, struct block_table *t, size_t tokens) {
         return 0;
 }
 
+/* Remember a block, unless an equal one is: two sequences may have computed the same prefix side by side. Returns whether it
+ * is to be told. */
+static bool register_one(struct blocks *b, const struct block_table *t, const struct block_source *source, size_t at) {
+        struct block *k = &b->items[t->ids[at]];
+
+        if (find_block(b, t->hashes[at]) != BLOCK_NONE)
+                return false;
+        remember(b, t->ids[at], t->hashes[at]);
+        k->told = b->watch.stored &&
+                  (b->caching == PREFIX_SHARED ||
+                      naive_rows(source->prompt, (uint32_t)(at * b->block_tokens), b->block_tokens) == b->block_tokens);
+        return k->told;
+}
+
+static void tell_stored(
+    struct blocks *b, const struct block_table *t, const struct block_source *source, size_t from, size_t to) {
+        if (from < to)
+                b->watch.stored(b->watch.context, from ? &t->hashes[from - 1] : NULL, t->hashes + from, to - from,
+                    source->tokens + from * b->block_tokens, from ? SLICE_NONE : source->salt);
+}
+
+void blocks_set_watch(struct blocks *b, const struct blocks_watch *watch) {
+        b->watch = *watch;
+}
+
 void blocks_register(struct blocks *b, struct block_table *t, const struct block_source *source, size_t computed) {
-        size_t full = computed / b->block_tokens;
+        size_t full = computed / b->block_tokens, told = t->registered;
 
         if (b->caching == PREFIX_OFF || full <= t->registered)
                 return;
         assert(full <= t->count);
         if (extend_hashes(b, t, source, full) < 0)
                 return; /* out of memory: these blocks are not found again, nothing else */
-        /* Two sequences may have computed the same prefix side by side: the first one is remembered. */
-        for (; t->registered < full; t->registered++)
-                if (find_block(b, t->hashes[t->registered]) == BLOCK_NONE)
-                        remember(b, t->ids[t->registered], t->hashes[t->registered]);
+        for (; t->registered < full; t->registered++) {
+                if (register_one(b, t, source, t->registered))
+                        continue;
+                tell_stored(b, t, source, told, t->registered);
+                told = t->registered + 1;
+        }
+        tell_stored(b, t, source, told, full);
 }
 
 void blocks_release(struct blocks *b, struct block_table *t) {
@@ -302,9 +335,11 @@ bool blocks_forget(struct blocks *b) {
         if (b->available != b->count)
                 return false;
         for (uint32_t i = 0; i < b->count; i++) {
-                b->items[i].registered = false;
+                b->items[i].registered = b->items[i].told = false;
                 b->items[i].chained = BLOCK_NONE;
         }
+        if (b->watch.cleared)
+                b->watch.cleared(b->watch.context);
         memset(b->buckets, 0xff, (b->bucket_mask + 1ul) * sizeof(*b->buckets));
         return true;
 }

@@ -61,6 +61,18 @@ void blocks_register(struct blocks *b, struct block_table *t, const struct block
 /* Let go of everything, last block first; the table is empty (memory and hashes stay for its next use). */
 void blocks_release(struct blocks *b, struct block_table *t);
 
+/* Whoever wants to know which prefixes are there. Told are those that any prompt with these tokens finds: with PREFIX_EXACT,
+ * blocks of naive rows alone. Called within the functions here, which must not be called from it. */
+struct blocks_watch {
+        /* `count` blocks in a row are there now, with their tokens. `parent` is the one before them, NULL: they are the first. */
+        void (*stored)(void *context, const struct hash128 *parent, const struct hash128 *hashes, size_t count,
+            const uint32_t *tokens, struct slice salt);
+        void (*removed)(void *context, struct hash128 hash);
+        void (*cleared)(void *context);
+        void *context;
+};
+void blocks_set_watch(struct blocks *b, const struct blocks_watch *watch); /* before any block is registered */
+
 uint32_t blocks_total(const struct blocks *b);
 uint32_t blocks_available(const struct blocks *b); /* unheld, remembered or not */
 /* Held blocks as a share of all, 0..1. */

@@ -5,6 +5,7 @@
  * worker of the compute touches the requests of its own jobs. */
 #pragma once
 #include "engine/form.h"
+#include "events/events.h"
 #include "engine/metrics.h"
 #include "engine/request.h"
 #include <pthread.h>
@@ -46,6 +47,15 @@ struct job {
         bool ending; /* the output is the last, but told only when the drafts' KV is there, too: it is kept */
 };
 
+/* Of this step, not yet published. */
+struct engine_events {
+        struct event_writer writer;
+        uint64_t removed[256];
+        size_t removed_count;
+        struct buf batch;
+        uint64_t told_dropped;
+};
+
 struct engine {
         struct engine_options options;
         const struct model_config *config;
@@ -69,6 +79,7 @@ struct engine {
         _Atomic bool complete; /* the group is; any thread */
         uint64_t told_ns;      /* when a person was last told that a rank does not fit */
         struct blocks *blocks;
+        struct engine_events events;
         struct scheduler scheduler;
         struct request *by_id[ID_BUCKETS];
         struct output *outbox_first, *outbox_last; /* of this step, not yet in the mailbox */
@@ -121,6 +132,11 @@ bool transfer_keeps(const struct engine *g, const struct request *q, enum finish
 void transfer_keep(struct engine *g, const struct request *q, struct output *o);
 /* Take what comm has told. True when there was any. */
 bool transfer_take(struct engine *g);
+
+/* events.c: KV events, where there is a publisher. events_watch: from now on; events_flush: the step is over. */
+void events_watch(struct engine *g);
+void events_flush(struct engine *g);
+void events_free(struct engine *g);
 
 /* engine.c: the mailbox has something for the engine thread; its lock is held. */
 void wake_engine(struct engine *g);

@@ -72,6 +72,7 @@ static int make_cache(struct engine *g, struct error *e) {
         g->blocks = blocks_new(blocks, o->block_tokens, caching, key);
         if (!g->blocks)
                 return error_set(e, -ENOMEM, "out of memory");
+        events_watch(g);
         return g->options.transfer ? transfer_new(g, e) : 0;
 }
 
@@ -327,6 +328,7 @@ void engine_free(struct engine *g) {
                 sampler_scratch_free(&g->scratch[--g->workers]);
         free(g->scratch);
         blocks_free(g->blocks);
+        events_free(g);
         kv_cache_free(&g->kv);
         metrics_free(&g->metrics);
         pthread_mutex_destroy(&g->mailbox.lock);

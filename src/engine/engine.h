@@ -9,6 +9,7 @@
 #include "base/metrics.h"
 #include "comm/comm.h"
 #include "comm/group.h"
+#include "events/events.h"
 #include "model/model.h"
 #include "openai/openai.h"
 
@@ -62,6 +63,8 @@ struct engine_options {
         uint32_t draft_tokens;                  /* num_speculative_tokens, 0: off */
         const struct engine_transfer *transfer; /* NULL: none; borrowed */
         const struct engine_group *group;       /* NULL: this rank has all experts; borrowed */
+        struct publisher *publisher; /* of KV events: told what the prefix cache holds. NULL: nobody; borrowed */
+        int64_t publisher_rank;      /* data-parallel, as events say it; -1: not */
         const struct log *log;
         /* Called on the engine thread whenever engine_take() has something new; must not block (uv_async_send). */
         void (*wake)(void *context);

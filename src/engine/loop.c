@@ -363,6 +363,7 @@ bool engine_step(struct engine *g) {
                         group_break(g->group, "a step failed here");
         }
         metrics_step(&g->metrics, &g->scheduler);
+        events_flush(g);
         send_outbox(g);
         return any;
 }
@@ -427,6 +428,7 @@ static void regroup(struct engine *g) {
         if (!hold)
                 end_everything(g);
         metrics_step(&g->metrics, &g->scheduler);
+        events_flush(g);
         send_outbox(g);
         if (group_form(g->group, REGROUP_MS, &e) == -EPROTO && now - g->told_ns > 5 * NS_PER_S) {
                 log_error(g->options.log, "the group cannot be formed: %s", e.text);

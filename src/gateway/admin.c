@@ -87,6 +87,25 @@ static void get_healthcheck(struct gateway *g, struct http_exchange *x) {
         respond_json(x, 200, &b);
 }
 
+/* What is known of its cache from its own events. */
+static void write_events(struct json_writer *w, const struct instance *i) {
+        struct subscription_totals t = subscription_totals(i->events);
+        const struct {
+                const char *name;
+                uint64_t value;
+        } counts[] = {{"blocks", i->kv.count}, {"block_tokens", i->kv.block_tokens}, {"batches", t.batches}, {"gaps", t.gaps},
+            {"replays", t.replays}, {"restarts", t.restarts}, {"bad", t.bad}};
+
+        json_open(w, '{');
+        json_key(w, "state");
+        json_str(w, follow_state_name(i->events_state));
+        for (size_t k = 0; k < sizeof(counts) / sizeof(*counts); k++) {
+                json_key(w, counts[k].name);
+                json_u64(w, counts[k].value);
+        }
+        json_close(w, '}');
+}
+
 static void write_role(struct json_writer *w, const struct pool *p, enum role role) {
         json_open(w, '[');
         for (size_t k = 0; k < pool_count(p, role); k++) {
@@ -113,6 +132,11 @@ static void write_role(struct json_writer *w, const struct pool *p, enum role ro
                 json_double(w, i->kv_usage);
                 json_key(w, "max_model_len");
                 json_i64(w, i->max_model_len);
+                json_key(w, "kv_events");
+                if (i->events)
+                        write_events(w, i);
+                else
+                        json_null(w);
                 json_close(w, '}');
         }
         json_close(w, ']');

@@ -16,6 +16,7 @@
 #include "gateway/queue.h"
 #include "gateway/relay.h"
 #include "gateway/stats.h"
+#include "gateway/tokens.h"
 #include "http/sse.h"
 
 #define ASKING_BUCKETS 1024 /* thousands of decoders' reservations at once make a few in each */
@@ -37,6 +38,8 @@ struct gateway {
         struct http_server *server;
         struct http_client *client;
         struct pool *pool;
+        struct events_hub *events; /* NULL: nobody's KV events are followed */
+        struct tokens_reader tokens;
         struct stats stats;
         struct access access;
         struct history history;
@@ -367,6 +370,14 @@ int fields_of_client(const struct gateway *g, struct http_fields from, const cha
     struct http_fields more, struct arena *arena, struct http_fields *ret_fields);
 /* The one valid traceparent among `fields` (W3C Trace Context, level 1, 3.2), or SLICE_NONE. */
 struct slice fields_trace(struct http_fields fields);
+
+/* ---- KV events (events.c) ------------------------------------------------------------------------------------------- */
+
+int events_check(const struct gateway_options *o, struct error *e); /* of --kv-events: 0, or -EINVAL with a text */
+int events_start(struct gateway *g, struct error *e);               /* 0 or -ENOMEM: follow those that are here */
+void events_follow(struct gateway *g, struct instance *i);          /* nothing where it is not to be followed */
+void events_unfollow(struct instance *i);
+void events_stop(struct gateway *g); /* all of them */
 
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 

@@ -149,6 +149,8 @@ static void write_instance(struct json_writer *w, const struct instance *i) {
         write_count(w, "requests", i->requests);
         write_count(w, "tokens", i->tokens);
         write_count(w, "held_requests", i->held_requests);
+        write_text(w, "kv_events", i->events ? follow_state_name(i->events_state) : "off");
+        write_count(w, "kv_blocks", i->kv.count);
         write_count(w, "done", i->ended[LEG_DONE]);
         write_count(w, "failed", failed);
         json_close(w, '}');

@@ -234,6 +234,7 @@ static void on_change(void *context, struct instance *i, enum instance_state bef
         struct gateway *g = context;
 
         if (gone) {
+                events_unfollow(i);
                 log_info(g->log, "%s %s has left", pool_role_name(i->role), i->name);
                 return;
         }
@@ -315,6 +316,8 @@ int gateway_add_member(struct gateway *g, const struct gateway_member *m, bool l
                         error_set(e, r, "%s is given twice as %s instance", spec.key, pool_role_name(spec.role));
                 goto out;
         }
+        if (g->listening)
+                events_follow(g, i);
         probe_soon(g);
 out:
         arena_free(&arena);
@@ -350,6 +353,7 @@ static int make_pool(struct gateway *g) {
                 policy_find(o->decode_policy ? o->decode_policy : o->policy)},
             .slow_start = (uint64_t)(o->slow_start * (double)NS_PER_S),
             .prefix_bytes = (size_t)o->prefix_bytes,
+            .kv_bytes = o->kv_events.count > 0 ? (size_t)o->kv_bytes : 0,
             .seed = hash_seed(),
             .on_change = on_change,
             .context = g,
@@ -386,6 +390,23 @@ static int make_http(struct gateway *g, struct error *e) {
         return r < 0 ? r : http_client_new(g->loop, &client, &g->client, e);
 }
 
+/* What texts are tokenised with, where that is wanted. */
+static int make_tokens(struct gateway *g, struct error *e) {
+        const struct gateway_options *o = &g->options;
+        struct error no_chat = {0};
+        int r;
+
+        if (!o->tokenizer || o->kv_events.count == 0)
+                return 0;
+        r = tokens_reader_load(o->tokenizer, o->chat_format, &g->tokens, &no_chat, e);
+        if (r < 0)
+                return error_prefix(e, -EINVAL, "--tokenizer");
+        if (g->tokens.chat.family == CHAT_NONE)
+                log_warn(g->log, "--tokenizer: chat prompts are guessed: %s; --chat-format names a format",
+                    error_text(&no_chat, -EINVAL));
+        return 0;
+}
+
 int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct gateway **ret_gateway, struct error *e) {
         struct gateway *g = calloc(1, sizeof(*g));
         int r;
@@ -419,6 +440,8 @@ int gateway_new(uv_loop_t *loop, const struct gateway_options *options, struct g
                 r = make_key_field(g);
         if (r == 0)
                 r = make_pool(g);
+        if (r == 0)
+                r = make_tokens(g, e);
         if (r == 0)
                 r = access_open(&g->access, options->access_log, e);
         for (size_t i = 0; r == 0 && i < options->member_count; i++)
@@ -463,6 +486,8 @@ int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e) {
 
         if (r == 0)
                 r = make_metaserver(g, port, e);
+        if (r == 0)
+                r = events_start(g, e);
         if (r < 0)
                 return r;
         if (ret_port)
@@ -516,6 +541,7 @@ static void maybe_drained(struct gateway *g) {
                 return;
         g->closing = true;
         call_abort_all(g);
+        events_stop(g);
         http_client_close(g->client, on_client_closed, g);
 }
 
@@ -553,6 +579,8 @@ void gateway_free(struct gateway *g) {
         http_client_free(g->client);
         queue_free(&g->admission.queue);
         pool_free(g->pool);
+        events_hub_free(g->events);
+        tokens_reader_free(&g->tokens);
         access_close(&g->access);
         history_free(&g->history);
         stats_free(&g->stats);

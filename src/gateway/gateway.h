@@ -41,6 +41,9 @@ struct gateway_options {
         const char *policy, *prefill_policy, *decode_policy; /* the role's own, or `policy` */
         const char *session_header; /* whose requests go to one instance under consistent_hash */
         int64_t prefix_bytes;       /* of each index of prompts (prefix_aware) */
+        int64_t kv_bytes;           /* of each index of KV events */
+        struct option_list kv_events; /* "[INSTANCE=]ENDPOINT[,REPLAY]" */
+        const char *tokenizer, *chat_format; /* the model's folder; a name, or the folder's own. NULL: none */
         struct gateway_member *members;
         size_t member_count;
 

@@ -42,6 +42,16 @@ static const struct option rows[] = {
         "memory of prefix_aware for the prompts that each "
         "role has seen (default 64M)",
         1 << 16, 1ll << 36},
+    {"kv-events", 0, OPTION_LIST, TARGET(kv_events), "[INSTANCE=]ENDPOINT[,REPLAY]",
+        "where instances publish KV events, and give them again, for prefix_aware: tcp://HOST:PORT, HOST * is the "
+        "instance's own, rank @N is at PORT+N; without INSTANCE for all"},
+    {"kv-index-size", 0, OPTION_SIZE, TARGET(kv_bytes), "BYTES",
+        "memory of each role's index of KV events (default 256M)", 1 << 16, 1ll << 36},
+    {"tokenizer", 0, OPTION_STRING, TARGET(tokenizer), "DIR",
+        "the model's folder: with --kv-events, texts are tokenised as the engine does it"},
+    {"tokenizer-path", 0, OPTION_STRING, TARGET(tokenizer), "DIR", NULL},
+    {"chat-format", 0, OPTION_STRING, TARGET(chat_format), "NAME",
+        "of --tokenizer's model (default: by its template): deepseek-v3.1, …"},
     {"max-retries", 0, OPTION_INT, TARGET(max_retries), "N", "attempts for each leg (default 3)", 1, 100},
     {"retry-delay", 0, OPTION_DOUBLE, TARGET(retry_delay), "S",
         "before a leg is sent again to an instance that has "
@@ -185,6 +195,7 @@ void gateway_options_default(struct gateway_options *ret_options) {
             .policy = "least_load",
             .session_header = "X-Session-ID",
             .prefix_bytes = 64 << 20,
+            .kv_bytes = 256 << 20,
             .max_retries = 3,
             .retry_delay = 0.001,
             .queue_timeout = 30,
@@ -225,7 +236,7 @@ void gateway_member_free(struct gateway_member *m) {
 void gateway_options_free(struct gateway_options *o) {
         struct option_list *const lists[] = {&o->prefill_hosts, &o->prefill_ports, &o->prefill_hosts_num,
             &o->prefill_ports_inc, &o->decode_hosts, &o->decode_ports, &o->decode_hosts_num, &o->decode_ports_inc,
-            &o->prefill_urls, &o->decode_urls, &o->worker_urls, &o->ignored};
+            &o->prefill_urls, &o->decode_urls, &o->worker_urls, &o->ignored, &o->kv_events};
 
         for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++)
                 options_list_free(lists[i]);
@@ -543,6 +554,8 @@ static int check(struct gateway_options *o, struct error *e) {
         if (any_prefill && o->worker_urls.count > 0)
                 return error_set(
                     e, -EINVAL, "--worker-urls are whole engines: they cannot be mixed with prefill instances");
+        if (events_check(o, e) < 0)
+                return -EINVAL;
         if (!o->prefill_policy)
                 o->prefill_policy = o->policy;
         if (!o->decode_policy)

@@ -11,6 +11,11 @@
 
 #define NO_SLOT SIZE_MAX
 
+/* An instance that is given a prompt tells of its blocks when they are computed: until then, or for one to two of these spans,
+ * it counts as having them. Memory for some thousand prompts. */
+#define RECENT_SPAN  (5 * NS_PER_S)
+#define RECENT_BYTES (4u << 20)
+
 /* How soon to look again. A suspect is probed fast because requests wait on the answer; an ejected one with growing
  * pauses, so that a dead host costs nothing, but never so rarely that a restart is noticed late. */
 #define PROBE_SUSPECT     (200 * NS_PER_MS)
@@ -30,6 +35,11 @@ struct table {
         int64_t longest;             /* max_model_len that was ever said */
         bool some_unknown;           /* one has said none */
         struct prefix_index *prefix; /* NULL: the policy does not want one */
+        /* With KV events: what they say, and what was given to those that are followed in this span of time and the one
+         * before. */
+        struct kv_index *kv; /* NULL: no events */
+        struct prefix_index *recent[2];
+        uint64_t recent_until;
 };
 
 struct pool {
@@ -164,6 +174,16 @@ static void refresh(struct instance *i) {
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */
 
+static int make_indexes(struct pool *p, struct table *t) {
+        int r = prefix_index_new(p->options.prefix_bytes, &t->prefix);
+
+        if (r == 0 && p->options.kv_bytes > 0)
+                r = kv_index_new(p->options.kv_bytes, p->options.seed, &t->kv);
+        for (int k = 0; r == 0 && t->kv && k < 2; k++)
+                r = prefix_index_new(RECENT_BYTES, &t->recent[k]);
+        return r;
+}
+
 int pool_new(const struct pool_options *options, struct pool **ret_pool) {
         struct pool *p = calloc(1, sizeof(*p));
 
@@ -179,14 +199,17 @@ int pool_new(const struct pool_options *options, struct pool **ret_pool) {
                 rng_seed(&p->tables[r].state.rng, options->seed + 1 + (uint64_t)r);
                 if (!p->options.policy[r])
                         p->options.policy[r] = &policy_table[0];
-                if (p->options.policy[r]->wants_warm &&
-                    prefix_index_new(p->options.prefix_bytes, &p->tables[r].prefix) < 0) {
+                if (p->options.policy[r]->wants_warm && make_indexes(p, &p->tables[r]) < 0) {
                         pool_free(p);
                         return -ENOMEM;
                 }
         }
         *ret_pool = p;
         return 0;
+}
+
+void *pool_user(const struct pool *p) {
+        return p->options.context;
 }
 
 static void instance_free(struct instance *i) {
@@ -210,6 +233,9 @@ void pool_free(struct pool *p) {
                 free(t->at);
                 free(t->entries);
                 prefix_index_free(t->prefix);
+                prefix_index_free(t->recent[0]);
+                prefix_index_free(t->recent[1]);
+                kv_index_free(t->kv);
         }
         free(p);
 }
@@ -296,6 +322,7 @@ int pool_add(struct pool *p, const struct instance_spec *spec, uint64_t now, str
         i->share_tenths = 10;
         i->place = (uint32_t)hash64(slice_str(i->key), 0);
         i->pool = p;
+        i->kv.id = i->id;
         t->ids[t->all_count] = i->id;
         t->all[t->all_count++] = i;
         *ret_instance = i;
@@ -316,6 +343,7 @@ static void leave_if_idle(struct instance *i) {
                         t->all_count--;
                         break;
                 }
+        pool_forget_events(i);
         if (p->options.on_change)
                 p->options.on_change(p->options.context, i, INSTANCE_LEAVING, true);
         instance_free(i);
@@ -374,21 +402,19 @@ int64_t pool_longest(const struct pool *p, enum role role) {
 
 /* ---- choosing and load ---------------------------------------------------------------------------------------------- */
 
-/* Whose slot it is, NO_SLOT when that life is over or it may not be chosen. */
-static size_t slot_of(const struct table *t, struct prefix_holder h) {
+/* NULL: it is no more. */
+static struct instance *find_id(const struct table *t, uint32_t id) {
         size_t low = 0, high = t->all_count;
 
         while (low < high) {
                 size_t middle = low + (high - low) / 2;
 
-                if (t->ids[middle] < h.id)
+                if (t->ids[middle] < id)
                         low = middle + 1;
                 else
                         high = middle;
         }
-        if (low == t->all_count || t->ids[low] != h.id || t->all[low]->life != h.life)
-                return NO_SLOT;
-        return t->all[low]->slot;
+        return low < t->all_count && t->ids[low] == id ? t->all[low] : NULL;
 }
 
 /* Engines cache whole blocks, of 64 tokens or so: a beginning that is shorter, such as the framing that all messages have
@@ -399,36 +425,82 @@ static bool is_worth_it(uint64_t tokens, const struct prompt *prompt) {
         return tokens >= WARM_TOKENS_MIN || tokens * 4 >= prompt->tokens;
 }
 
-/* Who of the table has the beginning of the prompt, by slot. Returns how many. */
-static size_t find_warm(const struct table *t, const struct prompt *prompt, struct policy_warm *ret_warm) {
+#define WARM_MAX (KV_HITS_MAX + 3 * PREFIX_HITS_MAX)
+
+struct warm {
+        struct policy_warm items[WARM_MAX]; /* by slot */
+        size_t count;
+};
+
+/* More of what is known of an instance: the larger figure holds. Nothing when it may not be chosen. */
+static void add_warm(struct warm *w, const struct instance *i, uint64_t tokens, const struct prompt *prompt) {
+        if (!i || i->slot == NO_SLOT || !is_worth_it(tokens, prompt))
+                return;
+        for (size_t k = 0; k < w->count; k++)
+                if (w->items[k].at == i->slot) {
+                        if (w->items[k].tokens < tokens)
+                                w->items[k].tokens = tokens;
+                        return;
+                }
+        if (w->count < WARM_MAX)
+                w->items[w->count++] = (struct policy_warm){i->slot, tokens};
+}
+
+/* What was predicted; of those whose events are complete (`live`), or of all others. */
+static void add_predicted(
+    struct warm *w, const struct table *t, const struct prefix_index *x, const struct prompt *prompt, bool live) {
         struct prefix_hit hits[PREFIX_HITS_MAX];
-        size_t n = 0, found = prefix_match(t->prefix, prompt->keys, prompt->key_count, hits);
+        size_t found = prefix_match(x, prompt->keys, prompt->key_count, hits);
         uint64_t tokens = 0;
 
         for (size_t k = 0; k < found; k++) {
-                size_t slot = slot_of(t, hits[k].holder);
+                const struct instance *i = find_id(t, hits[k].holder.id);
 
                 if (k == 0 || hits[k].count != hits[k - 1].count)
                         tokens = prefix_tokens(prompt, hits[k].count);
-                if (slot != NO_SLOT && is_worth_it(tokens, prompt))
-                        ret_warm[n++] = (struct policy_warm){slot, tokens};
+                if (i && i->life == hits[k].holder.life && (i->events_state == FOLLOW_LIVE) == live)
+                        add_warm(w, i, tokens, prompt);
         }
-        return n;
+}
+
+/* What they told themselves. */
+static void add_told(struct warm *w, const struct table *t, enum role role, const struct prompt *prompt) {
+        struct kv_hit hits[KV_HITS_MAX];
+        size_t found = kv_index_match(t->kv, prompt->blocks[role], prompt->block_count[role], hits);
+
+        for (size_t k = 0; k < found; k++) {
+                const struct instance *i = find_id(t, hits[k].id);
+
+                if (i && i->events_state >= FOLLOW_PARTIAL)
+                        add_warm(w, i, hits[k].count * kv_index_block_tokens(t->kv), prompt);
+        }
+}
+
+/* Who of the table has the beginning of the prompt. */
+static void find_warm(const struct table *t, enum role role, const struct prompt *prompt, struct warm *ret_warm) {
+        ret_warm->count = 0;
+        add_predicted(ret_warm, t, t->prefix, prompt, false);
+        if (!t->kv)
+                return;
+        add_told(ret_warm, t, role, prompt);
+        add_predicted(ret_warm, t, t->recent[0], prompt, true);
+        add_predicted(ret_warm, t, t->recent[1], prompt, true);
 }
 
 /* Pick among the slots [from, to). */
 static size_t pick_among(struct pool *p, enum role role, size_t from, size_t to, const struct policy_facts *facts,
-    const struct policy_warm *warm, size_t warm_count) {
+    const struct warm *warm) {
         struct table *t = &p->tables[role];
-        struct policy_warm inside[PREFIX_HITS_MAX];
+        struct policy_warm inside[WARM_MAX];
         struct policy_facts here = *facts;
         size_t at;
 
         here.warm = inside;
         here.warm_count = 0;
-        for (size_t k = 0; k < warm_count; k++)
-                if (warm[k].at >= from && warm[k].at < to)
-                        inside[here.warm_count++] = (struct policy_warm){warm[k].at - from, warm[k].tokens};
+        for (size_t k = 0; k < warm->count; k++)
+                if (warm->items[k].at >= from && warm->items[k].at < to)
+                        inside[here.warm_count++] =
+                            (struct policy_warm){warm->items[k].at - from, warm->items[k].tokens};
         at = policy_pick(p->options.policy[role], t->entries + from, to - from, &here, &t->state);
         return at == POLICY_NONE ? POLICY_NONE : at + from;
 }
@@ -436,12 +508,15 @@ static size_t pick_among(struct pool *p, enum role role, size_t from, size_t to,
 struct instance *pool_pick(
     struct pool *p, enum role role, const struct policy_facts *facts, const struct prompt *prompt) {
         struct table *t = &p->tables[role];
-        struct policy_warm warm[PREFIX_HITS_MAX];
-        size_t warm_count = t->prefix && prompt ? find_warm(t, prompt, warm) : 0, at;
+        struct warm warm;
+        size_t at;
 
-        at = pick_among(p, role, 0, t->healthy, facts, warm, warm_count);
+        warm.count = 0;
+        if (t->prefix && prompt)
+                find_warm(t, role, prompt, &warm);
+        at = pick_among(p, role, 0, t->healthy, facts, &warm);
         if (at == POLICY_NONE)
-                at = pick_among(p, role, t->healthy, t->count, facts, warm, warm_count);
+                at = pick_among(p, role, t->healthy, t->count, facts, &warm);
         if (at == POLICY_NONE)
                 return NULL;
         t->at[at]->last_pick = t->entries[at].last_pick;
@@ -449,13 +524,72 @@ struct instance *pool_pick(
         return t->at[at];
 }
 
+/* Of the prompt's tokens, those that are in the instance's cache as it tells itself. */
+static uint64_t told_tokens(const struct instance *i, const struct table *t, const struct prompt *prompt) {
+        struct kv_hit hits[KV_HITS_MAX];
+        size_t found;
+
+        if (!t->kv || i->events_state < FOLLOW_PARTIAL)
+                return 0;
+        found = kv_index_match(t->kv, prompt->blocks[i->role], prompt->block_count[i->role], hits);
+        for (size_t k = 0; k < found; k++)
+                if (hits[k].id == i->id)
+                        return hits[k].count * kv_index_block_tokens(t->kv);
+        return 0;
+}
+
+static uint64_t note(struct prefix_index *x, const struct instance *i, const struct prompt *prompt) {
+        return prefix_tokens(
+            prompt, prefix_note(x, prompt->keys, prompt->key_count, (struct prefix_holder){i->id, i->life}));
+}
+
 uint64_t pool_note_prompt(struct instance *i, const struct prompt *prompt) {
         struct table *t = table_of(i);
+        uint64_t told, had;
 
         if (!t->prefix || prompt->key_count == 0)
                 return 0;
-        return prefix_tokens(
-            prompt, prefix_note(t->prefix, prompt->keys, prompt->key_count, (struct prefix_holder){i->id, i->life}));
+        told = told_tokens(i, t, prompt);
+        had = note(t->prefix, i, prompt);
+        if (i->events_state == FOLLOW_LIVE)
+                had = note(t->recent[0], i, prompt);
+        return told > had ? told : had;
+}
+
+bool pool_wants_events(const struct pool *p, enum role role) {
+        return p->tables[role].kv != NULL;
+}
+
+const struct kv_index *pool_kv_index(const struct pool *p, enum role role) {
+        return p->tables[role].kv;
+}
+
+void pool_note_event(struct instance *i, const struct event *e) {
+        if (table_of(i)->kv)
+                kv_index_apply(table_of(i)->kv, &i->kv, e);
+}
+
+void pool_forget_events(struct instance *i) {
+        if (table_of(i)->kv)
+                kv_index_clear(table_of(i)->kv, &i->kv);
+}
+
+bool pool_knows_blocks(const struct pool *p) {
+        for (int r = 0; r < ROLE_COUNT; r++)
+                if (p->tables[r].kv && kv_index_count(p->tables[r].kv) > 0)
+                        return true;
+        return false;
+}
+
+int pool_find_blocks(
+    const struct pool *p, const struct kv_prompt *tokens, struct arena *arena, struct prompt *prompt) {
+        int r = 0;
+
+        for (int role = 0; r == 0 && role < ROLE_COUNT; role++)
+                if (p->tables[role].kv)
+                        r = kv_index_keys(p->tables[role].kv, tokens, arena, &prompt->blocks[role],
+                            &prompt->block_count[role]);
+        return r;
 }
 
 bool pool_wants_prompts(const struct pool *p) {
@@ -464,8 +598,13 @@ bool pool_wants_prompts(const struct pool *p) {
 
 void pool_forget_prompts(struct pool *p) {
         for (int r = 0; r < ROLE_COUNT; r++)
-                if (p->tables[r].prefix)
+                if (p->tables[r].prefix) {
                         prefix_index_clear(p->tables[r].prefix);
+                        if (p->tables[r].kv) {
+                                prefix_index_clear(p->tables[r].recent[0]);
+                                prefix_index_clear(p->tables[r].recent[1]);
+                        }
+                }
 }
 
 bool pool_has_room(const struct pool *p, enum role role) {
@@ -649,7 +788,22 @@ void pool_probe_done(struct instance *i, enum health_event what, uint64_t now) {
         plan_probe(i, now);
 }
 
+static void tick_recent(struct table *t, uint64_t now) {
+        struct prefix_index *old = t->recent[1];
+
+        if (!t->kv || now < t->recent_until)
+                return;
+        t->recent_until = now + RECENT_SPAN;
+        if (prefix_index_count(t->recent[0]) == 0 && prefix_index_count(old) == 0)
+                return;
+        t->recent[1] = t->recent[0];
+        t->recent[0] = old;
+        prefix_index_clear(old);
+}
+
 void pool_tick(struct pool *p, uint64_t now) {
+        for (int r = 0; r < ROLE_COUNT; r++)
+                tick_recent(&p->tables[r], now);
         for (int r = 0; r < ROLE_COUNT; r++)
                 for (size_t k = 0; k < p->tables[r].all_count; k++) {
                         struct instance *i = p->tables[r].all[k];

@@ -17,6 +17,8 @@
 #include "base/error.h"
 #include "base/rng.h"
 #include "base/slice.h"
+#include "events/events.h"
+#include "gateway/kv_index.h"
 #include "gateway/policy.h"
 #include "gateway/prefix.h"
 
@@ -93,6 +95,10 @@ struct instance {
         size_t slot;                       /* in its role's table, SIZE_MAX when not to be chosen */
         unsigned tier;
         uint64_t last_pick;
+        /* What it says of its cache, where it is followed (the pool's user sets `events`). */
+        struct subscription *events; /* NULL: it is not */
+        enum follow_state events_state;
+        struct kv_holder kv;
         unsigned references; /* loads and probes that point here */
         struct pool *pool;
 };
@@ -105,6 +111,7 @@ struct pool_options {
         const struct policy *policy[ROLE_COUNT]; /* NULL: least_load */
         uint64_t slow_start; /* ns in which one that has come (back) grows to its full share; 0: it has that at once */
         size_t prefix_bytes; /* of each role's index of prompts, where its policy wants one */
+        size_t kv_bytes;     /* likewise of each role's index of KV events; 0: none */
         uint64_t seed;       /* of the random policies and of jitter */
         /* Called after every change of state, and with INSTANCE_LEAVING just before the instance is freed (`gone`). */
         void (*on_change)(void *context, struct instance *i, enum instance_state before, bool gone);
@@ -112,6 +119,7 @@ struct pool_options {
 };
 
 int pool_new(const struct pool_options *options, struct pool **ret_pool); /* 0 or -ENOMEM */
+void *pool_user(const struct pool *p);                                    /* the options' context */
 void pool_free(struct pool *p);                                           /* no load may be out; NULL is fine */
 
 /* Add an instance; it is JOINING and due for a probe at once. `key` and `name` (NULL: the key) are copied;
@@ -148,6 +156,16 @@ struct instance *pool_pick(
  * (0 where the policy does not want to know). */
 uint64_t pool_note_prompt(struct instance *i, const struct prompt *prompt);
 bool pool_wants_prompts(const struct pool *p);            /* some role's policy does: prompts are to have keys */
+/* What an instance's KV events say. While they are complete (FOLLOW_LIVE) they are what is known of its cache, with what it
+ * was given in the last seconds and may not have told yet; else that and what it was given ever. */
+bool pool_wants_events(const struct pool *p, enum role role);
+void pool_note_event(struct instance *i, const struct event *e);
+void pool_forget_events(struct instance *i);
+bool pool_knows_blocks(const struct pool *p); /* some instance has told of blocks: prompts' tokens are wanted */
+/* Fill in the prompt's blocks; their keys live in `arena`. 0 or -ENOMEM. */
+int pool_find_blocks(
+    const struct pool *p, const struct kv_prompt *tokens, struct arena *arena, struct prompt *prompt);
+const struct kv_index *pool_kv_index(const struct pool *p, enum role role); /* NULL: there is none */
 void pool_forget_prompts(struct pool *p);                 /* all caches were cleared */
 bool pool_has_room(const struct pool *p, enum role role); /* whether there is one for a leg that avoids none */
 

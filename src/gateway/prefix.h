@@ -20,7 +20,10 @@ struct prompt {
         const uint64_t *keys;
         size_t key_count;
         size_t bytes;    /* of the whole text */
-        uint64_t tokens; /* likewise, estimated */
+        uint64_t tokens; /* likewise, estimated; counted where there are blocks */
+        /* Keys of its whole blocks as each role's KV events have them (kv_index.h); none where they are not known. */
+        const uint64_t *blocks[2];
+        size_t block_count[2];
 };
 
 /* Where the block `index` ends, in bytes of text. */

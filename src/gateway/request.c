@@ -151,6 +151,23 @@ static bool splits(const struct request *r) {
         return r->g->connector->order != ORDER_ONE;
 }
 
+/* The prompt as KV events name its blocks, where its tokens can be known. */
+static int find_blocks(struct request *r, struct part *p, struct slice prompt) {
+        const struct facts *f = &r->facts;
+        struct kv_prompt k = {.model = f->model, .salt = openai_inside(openai_find(f->members, f->member_count, "cache_salt"))};
+        struct token_list tokens;
+        bool whole;
+        int result = tokens_of_prompt(&r->g->tokens, f, prompt, &r->arena, &tokens, &whole);
+
+        if (result < 0)
+                return result == -ENOTSUP ? 0 : result;
+        if (whole) /* better than an estimate */
+                p->prompt_tokens = p->prompt.tokens = tokens.count;
+        k.tokens = tokens.ids;
+        k.count = tokens.count;
+        return pool_find_blocks(r->g->pool, &k, &r->arena, &p->prompt);
+}
+
 /* What each leg of this part has of its own: one prompt of the list, one of n choices (with the seed that vLLM gives to
  * that child). */
 static int fill_source(struct request *r, struct part *p) {
@@ -167,8 +184,11 @@ static int fill_source(struct request *r, struct part *p) {
         if (pool_wants_prompts(r->g->pool) &&
             facts_prompt(f, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt, &r->arena, &p->prompt) < 0)
                 return -ENOMEM;
+        if (pool_knows_blocks(r->g->pool) && find_blocks(r, p, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt) < 0)
+                return -ENOMEM;
         if (!splits(r)) {
-                p->prompt_tokens = f->prompt_tokens;
+                if (f->prompts)
+                        p->prompt_tokens = f->prompt_tokens;
                 p->relay.track &= f->prompt_count == 1 && f->n == 1;
                 return 0;
         }

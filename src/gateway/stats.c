@@ -223,6 +223,78 @@ static void write_instances(const struct pool *p, struct buf *out) {
         buf_free(&labels);
 }
 
+enum events_gauge { EVENTS_UP, EVENTS_BLOCKS, EVENTS_BATCHES, EVENTS_GAPS, EVENTS_REPLAYS, EVENTS_RESTARTS, EVENTS_BAD, EVENTS_GAUGES };
+
+static const struct {
+        const char *name, *help;
+        enum metric_type type;
+} events_gauges[EVENTS_GAUGES] = {
+    [EVENTS_UP] = {"baton_gateway_kv_events_up",
+        "1: all of its cache is known from its events, 0.5: what came after some time, 0: it is guessed", METRIC_GAUGE},
+    [EVENTS_BLOCKS] = {"baton_gateway_kv_blocks", "Blocks it is known to have", METRIC_GAUGE},
+    [EVENTS_BATCHES] = {"baton_gateway_kv_event_batches_total", "Batches of KV events taken in", METRIC_COUNTER},
+    [EVENTS_GAPS] = {"baton_gateway_kv_event_gaps_total", "Times that batches were missing", METRIC_COUNTER},
+    [EVENTS_REPLAYS] = {"baton_gateway_kv_event_replays_total", "Times that batches were asked for again", METRIC_COUNTER},
+    [EVENTS_RESTARTS] = {"baton_gateway_kv_event_restarts_total", "Times that its publisher began anew", METRIC_COUNTER},
+    [EVENTS_BAD] = {"baton_gateway_kv_events_bad_total", "Messages that could not be understood", METRIC_COUNTER},
+};
+
+static double events_value(const struct instance *i, enum events_gauge g) {
+        struct subscription_totals t = subscription_totals(i->events);
+        const double values[EVENTS_GAUGES] = {
+            [EVENTS_UP] = i->events_state == FOLLOW_LIVE ? 1 : i->events_state == FOLLOW_PARTIAL ? 0.5 : 0,
+            [EVENTS_BLOCKS] = i->kv.count,
+            [EVENTS_BATCHES] = (double)t.batches,
+            [EVENTS_GAPS] = (double)t.gaps,
+            [EVENTS_REPLAYS] = (double)t.replays,
+            [EVENTS_RESTARTS] = (double)t.restarts,
+            [EVENTS_BAD] = (double)t.bad,
+        };
+
+        return values[g];
+}
+
+/* Of instances whose KV events are followed, if any are. */
+static void write_kv_events(const struct pool *p, struct buf *out) {
+        struct buf labels = {0};
+        char role_label[32];
+
+        for (int g = 0; g < EVENTS_GAUGES; g++) {
+                bool any = false;
+
+                for (int role = 0; role < ROLE_COUNT; role++)
+                        for (size_t k = 0; k < pool_count(p, (enum role)role); k++) {
+                                const struct instance *i = pool_at(p, (enum role)role, k);
+
+                                if (!i->events)
+                                        continue;
+                                if (!any)
+                                        metrics_describe(
+                                            out, events_gauges[g].name, events_gauges[g].type, events_gauges[g].help);
+                                any = true;
+                                label_instance(&labels, i);
+                                metrics_sample(out, events_gauges[g].name, buf_cstr(&labels),
+                                    events_value(i, (enum events_gauge)g));
+                        }
+        }
+        for (int dropped = 0; dropped < 2; dropped++)
+                for (int role = 0, any = 0; role < ROLE_COUNT; role++) {
+                        const struct kv_index *x = pool_kv_index(p, (enum role)role);
+                        const char *name = dropped ? "baton_gateway_kv_index_dropped_total" : "baton_gateway_kv_index_blocks";
+
+                        if (!x)
+                                continue;
+                        if (!any++)
+                                metrics_describe(out, name, dropped ? METRIC_COUNTER : METRIC_GAUGE,
+                                    dropped ? "Blocks that found no room (--kv-index-size)"
+                                            : "Blocks of all instances, each counted where it is");
+                        snprintf(role_label, sizeof(role_label), "role=\"%s\"", pool_role_name((enum role)role));
+                        metrics_sample(out, name, role_label,
+                            (double)(dropped ? kv_index_dropped(x) : kv_index_count(x)));
+                }
+        buf_free(&labels);
+}
+
 void stats_write(const struct stats *s, const struct pool *p, const struct stats_now *now, struct buf *out) {
         gauge(out, "baton_gateway_ready", "1 when each role has an instance that may be chosen", now->ready);
         gauge(out, "baton_gateway_draining", "1 while shutting down", now->draining);
@@ -240,5 +312,6 @@ void stats_write(const struct stats *s, const struct pool *p, const struct stats
         gauge(out, "baton_gateway_body_bytes", "Held of what clients have sent", (double)now->body_bytes);
         write_instances(p, out);
         write_instance_legs(p, out);
+        write_kv_events(p, out);
         write_counts(s, out);
 }
