@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-int cli_npu_cluster(const char *path, struct arena *arena, struct cluster **ret_cluster, struct facts *ret_facts) {
+int cli_machines(const char *path, struct arena *arena, struct cluster **ret_cluster, struct facts *ret_facts) {
         struct findings findings = {.arena = arena};
         struct error e = {0};
         int r = cluster_read(path, arena, ret_cluster, &findings, &e);
@@ -15,19 +15,23 @@ int cli_npu_cluster(const char *path, struct arena *arena, struct cluster **ret_
         cli_say_findings(&findings, path);
         if (r < 0)
                 return findings_count(&findings, SEVERITY_ERROR) ? EXIT_USAGE : cli_fail(r, &e);
-        switch ((*ret_cluster)->platform) {
-        case PLATFORM_ASCEND_A2:
-        case PLATFORM_ASCEND_A3:
-        case PLATFORM_ASCEND_A5:
-                break;
-        default:
-                fprintf(stderr,
-                    "baton: %s: platform %s has no NPUs to ask; this is for ascend-a2, ascend-a3, ascend-a5\n", path,
-                    platform_name((*ret_cluster)->platform));
-                return EXIT_USAGE;
-        }
         r = facts_of_cluster(*ret_cluster, arena, ret_facts);
         return r < 0 ? cli_fail(r, &e) : -1;
+}
+
+bool cli_has_npus(const struct cluster *c) {
+        return c->platform == PLATFORM_ASCEND_A2 || c->platform == PLATFORM_ASCEND_A3 ||
+               c->platform == PLATFORM_ASCEND_A5;
+}
+
+int cli_npu_cluster(const char *path, struct arena *arena, struct cluster **ret_cluster, struct facts *ret_facts) {
+        int r = cli_machines(path, arena, ret_cluster, ret_facts);
+
+        if (r >= 0 || cli_has_npus(*ret_cluster))
+                return r;
+        fprintf(stderr, "baton: %s: platform %s has no NPUs to ask; this is for ascend-a2, ascend-a3, ascend-a5\n",
+            path, platform_name((*ret_cluster)->platform));
+        return EXIT_USAGE;
 }
 
 bool cli_is_own_address(struct slice ip) {
@@ -87,16 +91,18 @@ int cli_npu_agents(const struct cluster *c, const struct facts *facts, const cha
         return agents_new(cli_self(arena), targets, facts->node_count, ret_agents);
 }
 
-static void say_progress(void *context, const char *what, size_t done, size_t all) {
+static void say_progress(void *context, const char *what, size_t done, size_t all, struct slice waiting) {
         (void)context;
-        fprintf(stderr, "\r%-10s %zu of %zu\033[K", what, done, all);
+        fprintf(stderr, "\r%-8s %zu of %zu%s%.*s\033[K", what, done, all, waiting.len ? ", waiting for " : "",
+            SLICE_ARG(slice_sub(waiting, 0, 40)));
 }
 
-static void say_nothing(void *context, const char *what, size_t done, size_t all) {
+static void say_nothing(void *context, const char *what, size_t done, size_t all, struct slice waiting) {
         (void)context;
         (void)what;
         (void)done;
         (void)all;
+        (void)waiting;
 }
 
 static bool shows_progress(bool quiet) {

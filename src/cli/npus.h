@@ -4,7 +4,10 @@
 #include "cluster/cluster.h"
 #include "verify/verify.h"
 
-/* Read a cluster file of an Ascend platform and set up the facts of its nodes. Returns -1 to go on, or the exit code. */
+/* Read a cluster file and set up the facts of its nodes. Returns -1 to go on, or the exit code. */
+int cli_machines(const char *path, struct arena *arena, struct cluster **ret_cluster, struct facts *ret_facts);
+bool cli_has_npus(const struct cluster *c);
+/* The same of a file whose platform has NPUs; others are refused. */
 int cli_npu_cluster(const char *path, struct arena *arena, struct cluster **ret_cluster, struct facts *ret_facts);
 /* Whether an IPv4 or IPv6 address is one of this machine's. */
 bool cli_is_own_address(struct slice ip);

@@ -1,32 +1,41 @@
-/* verify.c - `baton verify`: asks the NPUs of a cluster through their own tools and reports what is wrong. */
+/* verify.c - `baton verify`: asks the machines of a cluster, NPUs through their own tools, and reports what is wrong. */
 #include "cli/npus.h"
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
+/* Of "--agent-answer -- WORDS"; people give one, the file. */
+#define AGENT_WORDS_MAX 4
+
 struct verify_options {
-        const char *format, *ping, *remote_baton;
+        const char *format, *ping, *check, *remote_baton;
         struct option_list nodes;
-        bool agent, quiet;
+        bool agent, agent_answer, quiet;
 };
 
 static const struct option verify_table[] = {
     {"format", 0, OPTION_STRING, offsetof(struct verify_options, format), NULL, "how to print the report",
         .choices = "text|json"},
     {"node", 0, OPTION_LIST, offsetof(struct verify_options, nodes), "NAME", "only these nodes"},
+    {"check", 0, OPTION_STRING, offsetof(struct verify_options, check), NULL,
+        "NPUs, hosts (ports, clocks, limits, the model's files), or both", .choices = "all|npus|hosts"},
     {"ping", 0, OPTION_STRING, offsetof(struct verify_options, ping), NULL,
         "every NPU to every NPU of other nodes, or not at all", .choices = "all|none"},
     {"remote-baton", 0, OPTION_STRING, offsetof(struct verify_options, remote_baton), "PATH",
         "where baton is on other nodes; default: in the PATH"},
     {"quiet", 'q', OPTION_FLAG, offsetof(struct verify_options, quiet), NULL, "no progress on stderr"},
     {"agent", 0, OPTION_FLAG, offsetof(struct verify_options, agent), NULL, NULL},
+    {"agent-answer", 0, OPTION_FLAG, offsetof(struct verify_options, agent_answer), NULL, NULL},
 };
 static const struct option_set verify_set = {"baton verify FILE [options]",
-    "Asks every NPU of a cluster file through hccn_tool and npu-smi (this node's here, others' over ssh), pings "
-    "between all "
-    "of them, and reports what is wrong with cause and cure. hccs_ping and TLS want root. Exit code 0: fine, perhaps "
-    "with "
-    "warnings; 1: something is broken; 3: something could not be found out.",
-    verify_table, sizeof(verify_table) / sizeof(*verify_table), 1};
+    "Asks every machine of a cluster file (this one here, others over ssh): NPUs through hccn_tool and npu-smi, with "
+    "pings "
+    "between all of them, and hosts by themselves, with the planned ports opened and tried from one another. Reports "
+    "what is "
+    "wrong with cause and cure. hccs_ping and TLS want root. Exit code 0: fine, perhaps with warnings; 1: something is "
+    "broken; 3: something could not be found out.",
+    verify_table, sizeof(verify_table) / sizeof(*verify_table), AGENT_WORDS_MAX};
 
 static bool is_named(const struct option_list *names, struct slice node) {
         for (size_t i = 0; i < names->count; i++)
@@ -55,6 +64,37 @@ static int keep_nodes(struct facts *facts, const struct option_list *names) {
         return -1;
 }
 
+/* A folder by a path that means the same elsewhere; "" when there is none (a name on a hub). */
+static const char *model_folder(const struct cluster *c, struct arena *arena) {
+        const char *path = arena_copy(arena, c->model.path).ptr;
+        char *real;
+
+        if (!path || *path == '/')
+                return path;
+        real = realpath(path, NULL);
+        path = real ? arena_copy(arena, slice_str(real)).ptr : "";
+        free(real);
+        return path;
+}
+
+/* What each host is to carry, and which of them are asked about NPUs. */
+static int prepare_hosts(
+    const struct verify_options *o, const struct cluster *c, struct facts *facts, struct arena *arena) {
+        struct findings findings = {.arena = arena};
+        struct plan *plan = NULL;
+        int r = plan_make(c, "baton", arena, &plan, &findings);
+
+        if (r == -ENOMEM)
+                return r;
+        r = facts_plan_hosts(facts, c, r < 0 ? NULL : plan, arena);
+        if (r < 0)
+                return r;
+        facts->hosts.model = model_folder(c, arena);
+        for (size_t i = 0; i < facts->node_count; i++)
+                facts->nodes[i].host_only |= !strcmp(o->check, "hosts");
+        return facts->hosts.model ? 0 : -ENOMEM;
+}
+
 static int ask_and_judge(const struct verify_options *o, const struct cluster *c, struct facts *facts,
     struct verify_findings *findings, struct arena *arena) {
         struct agents *agents = NULL;
@@ -64,8 +104,11 @@ static int ask_and_judge(const struct verify_options *o, const struct cluster *c
 
         if (r == 0) {
                 asker = agents_asker(agents);
-                r = collect(facts, TOPICS_ALL, &asker, &progress, arena);
+                if (strcmp(o->check, "npus") != 0)
+                        r = collect_hosts(facts, &asker, &progress, arena);
         }
+        if (r == 0)
+                r = collect(facts, TOPICS_ALL, &asker, &progress, arena);
         if (r == 0 && !strcmp(o->ping, "all"))
                 r = collect_pings(facts, &asker, &progress, arena);
         cli_npu_progress_end(o->quiet);
@@ -80,10 +123,16 @@ static int verify_file(const struct verify_options *o, const char *path) {
         struct cluster *c;
         struct error e = {0};
         struct buf b = {0};
-        int r = cli_npu_cluster(path, &arena, &c, &facts);
+        bool npus_only = !strcmp(o->check, "npus");
+        int r = npus_only ? cli_npu_cluster(path, &arena, &c, &facts) : cli_machines(path, &arena, &c, &facts);
 
-        if (r < 0)
-                r = keep_nodes(&facts, &o->nodes);
+        if (r >= 0)
+                goto out;
+        if (!npus_only && (r = prepare_hosts(o, c, &facts, &arena)) < 0) {
+                r = cli_fail(r, &e);
+                goto out;
+        }
+        r = keep_nodes(&facts, &o->nodes);
         if (r >= 0)
                 goto out;
         r = ask_and_judge(o, c, &facts, &findings, &arena);
@@ -102,15 +151,17 @@ out:
 }
 
 int cmd_verify(int argc, char **argv) {
-        struct verify_options o = {.format = "text", .ping = "all"};
+        struct verify_options o = {.format = "text", .ping = "all", .check = "all"};
         struct options_result parsed;
         int r = cli_options(&verify_set, argc, argv, &o, &parsed);
 
         if (r >= 0)
                 goto out;
-        if (o.agent)
+        if (o.agent_answer)
+                r = host_answer(parsed.positional, parsed.count_positional, STDOUT_FILENO);
+        else if (o.agent)
                 r = agent_serve(STDIN_FILENO, STDOUT_FILENO) < 0 ? EXIT_UNKNOWN : EXIT_FINE;
-        else if (!parsed.count_positional) {
+        else if (parsed.count_positional != 1) {
                 fprintf(stderr, "baton verify: which file? usage: %s\n", verify_set.usage);
                 r = EXIT_USAGE;
         } else

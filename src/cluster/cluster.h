@@ -199,10 +199,19 @@ struct plan_rank {
         struct slice url;       /* "http://127.0.0.1:9000" */
 };
 
+/* Ports in a row that something of the plan listens on at an address. */
+struct plan_port {
+        struct slice ip;
+        uint16_t first, count;
+        const char *whose; /* "API port of d0.3" */
+};
+
 struct plan {
         const struct cluster *cluster;
         const struct plan_rank *ranks; /* prefill first, in group and rank order */
         size_t rank_count;
+        const struct plan_port *ports; /* by address, then port */
+        size_t port_count;
         struct slice gateway_url;        /* empty: none */
         const char *const *gateway_argv; /* NULL: none */
         const char *connector; /* by which every prefill rank hands over to every decode rank; NULL: none planned */

@@ -557,6 +557,7 @@ int plan_make(const struct cluster *c, const char *program, struct arena *arena,
         make_commands(&p);
         *plan = (struct plan){.cluster = c, .ranks = p.ranks, .rank_count = p.rank_count};
         plan->connector = p.connector ? p.connector->name : NULL;
+        ports_list(&p, plan);
         if (c->gateway.present && c->gateway.node >= 0) {
                 plan->gateway_url = url_of(&p, c->nodes[c->gateway.node].ip, (uint32_t)c->gateway.port);
                 make_gateway_command(&p, plan);

@@ -123,6 +123,7 @@ void ports_use(struct planner *p, enum port_kind kind, enum role role, uint32_t 
     int64_t count, struct place at);
 void ports_init(struct planner *p, size_t ranks); /* room for the notes of so many ranks */
 void ports_check(struct planner *p);
+void ports_list(struct planner *p, struct plan *plan); /* after ports_check */
 
 /* ---- profile.c -------------------------------------------------------------------------------------------------------- */
 

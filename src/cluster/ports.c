@@ -200,3 +200,24 @@ void ports_check(struct planner *p) {
         check_twice(p);
         check_reserved(p);
 }
+
+/* ---- for those who try them ------------------------------------------------------------------------------------------------ */
+
+void ports_list(struct planner *p, struct plan *plan) {
+        struct plan_port *ports = arena_array(p->arena, p->port_count + 1, sizeof(*ports));
+        struct slice *ips = arena_array(p->arena, p->hosts + 1, sizeof(*ips));
+
+        if (!ports || !ips) {
+                p->failed = true;
+                return;
+        }
+        for (size_t i = 0; i < p->c->node_count; i++)
+                ips[p->host_of[i]] = p->c->nodes[i].ip;
+        for (size_t i = 0; i < p->port_count; i++) {
+                const struct port_use *u = &p->ports[i];
+
+                ports[i] = (struct plan_port){ips[u->host], (uint16_t)u->first, (uint16_t)u->count, describe_use(p, u)};
+        }
+        plan->ports = ports;
+        plan->port_count = p->port_count;
+}

@@ -1,5 +1,6 @@
 /* agent.c - the end of an agent that runs on the node: reads batches as lines of JSON, answers with lines of JSON. What it
- * runs are the two tools with the words given, started without a shell. */
+ * runs are the two tools with the words given, two fixed commands that list firewall rules, and this program for what the host
+ * tells about itself; all started without a shell. */
 #include "verify/agent.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -21,7 +22,7 @@ struct job {
         int out_fd, err_fd; /* -1: at its end */
         bool ended;         /* the process has, its pipes may hold more */
         uint64_t due_ms;    /* WAITING: not before; RUNNING: ended by then */
-        const char *path;   /* of the program */
+        size_t bytes_max;   /* of its output */
 };
 
 #define HCCN_TOOL_DEFAULT "/usr/local/Ascend/driver/tools/hccn_tool"
@@ -56,18 +57,55 @@ static void fail_job(struct job *job, int r, const struct error *e) {
         buf_add_str(&job->err, e->text);
 }
 
-static void start_job(struct job *job) {
-        const char *argv[QUESTION_WORDS + 1];
+/* What is answered here and at once (an attempt at ports takes as long as its deadlines). False: by a process. */
+static bool answer_here(struct job *job, struct doors *doors) {
+        const char *const *words = job->question.words;
+        int r = 0;
+
+        if (!strcmp(words[0], "hccn.conf")) {
+                read_conf(job);
+                return true;
+        }
+        if (strcmp(words[0], "host") != 0 || !strcmp(words[1], "facts") || !strcmp(words[1], "model"))
+                return false;
+        if (!strcmp(words[1], "clock"))
+                buf_add_u64(&job->out, clock_wall_ns());
+        else if (!strcmp(words[1], "open"))
+                r = doors_open(doors, words[2], words[3], &job->out);
+        else if (!strcmp(words[1], "try"))
+                r = doors_try(words[2], words[3], &job->out);
+        else
+                doors_shut(doors);
+        job->state = JOB_DONE;
+        job->answer.status = r < 0;
+        if (r < 0)
+                buf_add_str(&job->err, strerror(-r));
+        return true;
+}
+
+/* This program once more, for the answers that may hang. */
+static void fill_self(const char **argv) {
+        static const char *const head[] = {"/proc/self/exe", "verify", "--agent-answer", "--"};
+        const char *words[QUESTION_WORDS + 1];
+
+        memcpy(words, argv, sizeof(words));
+        memcpy(argv, head, sizeof(head));
+        memcpy(argv + 4, words + 1, QUESTION_WORDS * sizeof(*argv));
+}
+
+static void start_job(struct job *job, struct doors *doors) {
+        const char *argv[QUESTION_WORDS + 5] = {0};
         struct os_child_options o = {.argv = argv, .stdin_fd = -1, .own_group = true, .death_signal = SIGKILL};
         int out[2] = {-1, -1}, err[2] = {-1, -1}, r = 0;
         struct error e = {0};
 
-        if (!strcmp(job->question.words[0], "hccn.conf")) {
-                read_conf(job);
+        if (answer_here(job, doors))
                 return;
-        }
-        memcpy(argv, job->question.words, sizeof(argv));
-        argv[0] = tool_path(argv[0]);
+        memcpy(argv, job->question.words, sizeof(job->question.words));
+        if (!strcmp(argv[0], "host"))
+                fill_self(argv);
+        else
+                argv[0] = tool_path(argv[0]);
         if (pipe2(out, O_CLOEXEC) < 0 || pipe2(err, O_CLOEXEC) < 0)
                 r = error_set(&e, -errno, "no pipe for %s: %s", argv[0], strerror(errno));
         o.stdout_fd = out[1];
@@ -95,12 +133,12 @@ static void start_job(struct job *job) {
 }
 
 /* Take what is there; beyond the limit it is read and dropped, so that the tool can end. */
-static void drain(int *fd, struct buf *into) {
+static void drain(int *fd, struct buf *into, size_t bytes_max) {
         char chunk[4096];
         ssize_t n;
 
         while ((n = read(*fd, chunk, sizeof(chunk))) > 0) {
-                size_t room = ANSWER_BYTES_MAX - into->len;
+                size_t room = bytes_max - into->len;
 
                 buf_append(into, chunk, (size_t)n < room ? (size_t)n : room);
         }
@@ -133,9 +171,9 @@ static void check_job(struct job *job) {
         if (!job->ended)
                 reap_job(job);
         if (job->out_fd >= 0)
-                drain(&job->out_fd, &job->out);
+                drain(&job->out_fd, &job->out, job->bytes_max);
         if (job->err_fd >= 0)
-                drain(&job->err_fd, &job->err);
+                drain(&job->err_fd, &job->err, ANSWER_BYTES_MAX);
         /* A child that the tool left behind may hold the pipes: the tool's own end is what counts. */
         if (job->ended)
                 end_job(job, ANSWER_GIVEN);
@@ -163,7 +201,7 @@ static bool lane_is_free(const struct job *jobs, size_t at, bool *ret_hopeless) 
         return true;
 }
 
-static size_t start_jobs(struct job *jobs, size_t count, size_t running) {
+static size_t start_jobs(struct job *jobs, size_t count, size_t running, struct doors *doors) {
         size_t left = 0;
 
         for (size_t i = 0; i < count; i++) {
@@ -179,7 +217,7 @@ static size_t start_jobs(struct job *jobs, size_t count, size_t running) {
                         jobs[i].answer.state = ANSWER_LATE;
                         continue;
                 }
-                start_job(&jobs[i]);
+                start_job(&jobs[i], doors);
                 running += jobs[i].state == JOB_RUNNING;
         }
         return left;
@@ -202,9 +240,11 @@ static void wait_for_jobs(const struct job *jobs, size_t count, int ms) {
         poll(fds, n, ms);
 }
 
-static void run_jobs(struct job *jobs, size_t count) {
-        for (size_t i = 0; i < count; i++)
+static void run_jobs(struct job *jobs, size_t count, struct doors *doors) {
+        for (size_t i = 0; i < count; i++) {
                 jobs[i].due_ms = now_ms() + jobs[i].question.wait_ms;
+                jobs[i].bytes_max = strcmp(jobs[i].question.words[0], "host") ? ANSWER_BYTES_MAX : HOST_BYTES_MAX;
+        }
         for (;;) {
                 size_t running = 0, waiting;
 
@@ -213,7 +253,7 @@ static void run_jobs(struct job *jobs, size_t count) {
                                 check_job(&jobs[i]);
                                 running += jobs[i].state == JOB_RUNNING;
                         }
-                waiting = start_jobs(jobs, count, running);
+                waiting = start_jobs(jobs, count, running, doors);
                 running = 0;
                 for (size_t i = 0; i < count; i++)
                         running += jobs[i].state == JOB_RUNNING;
@@ -225,7 +265,34 @@ static void run_jobs(struct job *jobs, size_t count) {
 
 /* ---- the agent's end -------------------------------------------------------------------------------------------------- */
 
-/* The tools that may be asked for: nothing else is ever started, whatever the line says. */
+/* What may be asked for: nothing else is ever started, whatever the line says. `words`: how many, 0: as many as there are. */
+static const struct {
+        const char *first, *second;
+        size_t words;
+} questions[] = {
+    {"hccn_tool", NULL, 0},
+    {"npu-smi", NULL, 0},
+    {"hccn.conf", NULL, 1},
+    {"host", "facts", 4},
+    {"host", "model", 3},
+    {"host", "clock", 2},
+    {"host", "open", 4},
+    {"host", "try", 4},
+    {"host", "shut", 2},
+    {"nft", "list", 3}, /* list ruleset */
+    {"iptables", "-S", 2},
+};
+
+static bool may_be_asked(const char *const *words, size_t count) {
+        for (size_t i = 0; i < sizeof(questions) / sizeof(*questions); i++) {
+                if (strcmp(words[0], questions[i].first) != 0 || (questions[i].words && questions[i].words != count) ||
+                    (questions[i].second && strcmp(words[1], questions[i].second) != 0))
+                        continue;
+                return strcmp(words[0], "nft") != 0 || !strcmp(words[2], "ruleset");
+        }
+        return false;
+}
+
 static bool read_question(yyjson_val *v, struct question *ret_question) {
         yyjson_val *words = yyjson_obj_get(v, "words"), *word;
         size_t i, n;
@@ -240,7 +307,7 @@ static bool read_question(yyjson_val *v, struct question *ret_question) {
                         return false;
         }
         *ret_question = q;
-        return !strcmp(q.words[0], "hccn_tool") || !strcmp(q.words[0], "npu-smi") || !strcmp(q.words[0], "hccn.conf");
+        return may_be_asked(q.words, n);
 }
 
 static void write_answers(struct job *jobs, size_t count, struct buf *out) {
@@ -265,7 +332,7 @@ static void write_answers(struct job *jobs, size_t count, struct buf *out) {
         buf_add_char(out, '\n');
 }
 
-static int answer_line(struct slice line, int out) {
+static int answer_line(struct slice line, int out, struct doors *doors) {
         yyjson_doc *doc;
         yyjson_val *v;
         size_t i, n, count;
@@ -283,7 +350,7 @@ static int answer_line(struct slice line, int out) {
                         r = -EINVAL;
         }
         if (r == 0) {
-                run_jobs(jobs, count);
+                run_jobs(jobs, count, doors);
                 write_answers(jobs, count, &answers);
                 r = buf_ok(&answers) ? file_write_fd(out, buf_slice(&answers)) : -ENOMEM;
         }
@@ -295,6 +362,7 @@ static int answer_line(struct slice line, int out) {
 
 int agent_serve(int in, int out) {
         struct buf held = {0};
+        struct doors doors = {0};
         int r = 0;
 
         while (r == 0) {
@@ -303,7 +371,7 @@ int agent_serve(int in, int out) {
                 ssize_t n;
 
                 if (end < held.len) {
-                        r = answer_line(slice_sub(buf_slice(&held), 0, end), out);
+                        r = answer_line(slice_sub(buf_slice(&held), 0, end), out, &doors);
                         buf_consume(&held, end + 1);
                         continue;
                 }
@@ -320,6 +388,7 @@ int agent_serve(int in, int out) {
                 if (n > 0)
                         buf_commit(&held, (size_t)n);
         }
+        doors_shut(&doors);
         buf_free(&held);
         return r;
 }

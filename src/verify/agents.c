@@ -165,8 +165,12 @@ static void begin(struct agents *a, struct batch *b) {
         l->due_ms = now_ms() + batch_ms(b);
 }
 
-static void push(struct link *l) {
-        ssize_t n = write(l->to, l->line.ptr, l->line.len);
+static void push(struct link *l, struct batch *b) {
+        ssize_t n;
+
+        if (!b->sent_ns)
+                b->sent_ns = clock_wall_ns();
+        n = write(l->to, l->line.ptr, l->line.len);
 
         if (n > 0)
                 buf_consume(&l->line, (size_t)n);
@@ -174,7 +178,7 @@ static void push(struct link *l) {
                 lose(l, "%s ended before it was asked", l->target.ssh ? "ssh or baton over there" : "the agent");
 }
 
-static void pull(struct link *l, const struct batch *b, struct arena *arena) {
+static void pull(struct link *l, struct batch *b, struct arena *arena) {
         char *room = l->said.len < BATCH_LINE_MAX ? buf_reserve(&l->said, 65536) : NULL;
         ssize_t n = room ? read(l->from, room, 65536) : -1;
         size_t end;
@@ -196,21 +200,39 @@ static void pull(struct link *l, const struct batch *b, struct arena *arena) {
         end = slice_find(buf_slice(&l->said), '\n', 0);
         if (end == l->said.len)
                 return;
+        b->back_ns = clock_wall_ns();
         l->pending = false;
         if (!read_answers(slice_sub(buf_slice(&l->said), 0, end), b, arena))
                 lose(l, "its answer is not an agent's; is baton over there of this version?");
         buf_consume(&l->said, end + 1);
 }
 
-static void ask_agents(void *context, struct batch *batches, size_t count, struct arena *arena) {
+/* Tell of a batch that is done, and of the first that is not. */
+static void tell(
+    const struct agents *a, const struct batch *batches, size_t count, size_t done, const struct listener *listener) {
+        int64_t waiting = -1;
+
+        for (size_t i = 0; i < count && waiting < 0; i++)
+                if (a->links[batches[i].node].pending)
+                        waiting = batches[i].node;
+        if (listener)
+                listener->answered(listener->context, batches[done].count, waiting);
+}
+
+static void ask_agents(
+    void *context, struct batch *batches, size_t count, const struct listener *listener, struct arena *arena) {
         struct agents *a = context;
         struct pollfd *fds = calloc(2 * count + 1, sizeof(*fds));
 
         for (size_t i = 0; i < count; i++) {
                 begin(a, &batches[i]);
+                batches[i].sent_ns = batches[i].back_ns = 0;
                 for (size_t k = 0; k < batches[i].count; k++)
                         batches[i].answers[k] = (struct answer){.state = ANSWER_NO_NODE};
         }
+        for (size_t i = 0; i < count; i++)
+                if (!a->links[batches[i].node].pending)
+                        tell(a, batches, count, i, listener);
         for (bool pending = fds != NULL; pending;) {
                 pending = false;
                 for (size_t i = 0; i < count; i++) {
@@ -225,13 +247,16 @@ static void ask_agents(void *context, struct batch *batches, size_t count, struc
                 poll(fds, 2 * count, 200);
                 for (size_t i = 0; i < count; i++) {
                         struct link *l = &a->links[batches[i].node];
+                        bool was_pending = l->pending;
 
                         if (l->pending && fds[2 * i + 1].revents)
-                                push(l);
+                                push(l, &batches[i]);
                         if (l->pending && fds[2 * i].revents)
                                 pull(l, &batches[i], arena);
                         if (l->pending && now_ms() >= l->due_ms)
                                 lose(l, "no answer within %llu s", (unsigned long long)batch_ms(&batches[i]) / 1000);
+                        if (was_pending && !l->pending)
+                                tell(a, batches, count, i, listener);
                 }
         }
         free(fds);

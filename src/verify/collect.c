@@ -32,17 +32,7 @@ const struct topic_row topic_rows[TOPIC_COUNT] = {
 /* A tool that is busy is asked again, each time after a longer while: 0.2 s, 0.4 s, 0.8 s. */
 #define BUSY_RETRIES    3
 #define BUSY_WAIT_MS    200u
-#define LANE_OF_NODE    1u
 #define LANE_OF_DEVICES 16u /* + device: the commands of one NPU are put one after the other, or they meet as busy */
-
-struct collector {
-        struct facts *facts;
-        const struct asker *asker;
-        const struct progress *progress;
-        struct arena *arena;
-        size_t done, all;
-        bool failed; /* memory was out */
-};
 
 /* ---- asking, and asking again --------------------------------------------------------------------------------------- */
 
@@ -69,7 +59,17 @@ static bool busy_ones(struct collector *c, const struct batch *from, uint32_t wa
         return b.count > 0;
 }
 
-static void ask(struct collector *c, struct batch *batches, size_t count, const char *what) {
+static void note_answered(void *context, size_t questions, int64_t waiting) {
+        struct collector *c = context;
+
+        c->done += questions;
+        if (c->progress)
+                c->progress->say(c->progress->context, c->what, c->done, c->all > c->done ? c->all : c->done,
+                    waiting < 0 ? SLICE_LIT("") : c->facts->nodes[waiting].name);
+}
+
+void collector_ask(struct collector *c, struct batch *batches, size_t count, const char *what) {
+        const struct listener listener = {c, note_answered};
         struct batch *again = arena_array(c->arena, count, sizeof(*again));
         struct answer ***places = arena_array(c->arena, count, sizeof(*places));
 
@@ -77,7 +77,8 @@ static void ask(struct collector *c, struct batch *batches, size_t count, const 
                 c->failed = true;
                 return;
         }
-        c->asker->ask(c->asker->context, batches, count, c->arena);
+        c->what = what;
+        c->asker->ask(c->asker->context, batches, count, &listener, c->arena);
         for (unsigned round = 0; round < BUSY_RETRIES && !c->failed; round++) {
                 size_t n = 0;
 
@@ -85,20 +86,16 @@ static void ask(struct collector *c, struct batch *batches, size_t count, const 
                         n += busy_ones(c, &batches[i], BUSY_WAIT_MS << round, &again[n], &places[n]);
                 if (!n)
                         break;
-                c->asker->ask(c->asker->context, again, n, c->arena);
+                c->asker->ask(c->asker->context, again, n, NULL, c->arena);
                 for (size_t i = 0; i < n; i++)
                         for (size_t k = 0; k < again[i].count; k++)
                                 *places[i][k] = again[i].answers[k];
         }
-        for (size_t i = 0; i < count; i++)
-                c->done += batches[i].count;
-        if (c->progress)
-                c->progress->say(c->progress->context, what, c->done, c->all > c->done ? c->all : c->done);
 }
 
-static bool batch_init(struct collector *c, struct batch *b, uint32_t node, size_t capacity) {
+bool batch_init(struct collector *c, struct batch *b, uint32_t node, size_t capacity) {
+        *b = (struct batch){0};
         b->node = node;
-        b->count = 0;
         b->questions = arena_array(c->arena, capacity, sizeof(*b->questions));
         b->answers = arena_array(c->arena, capacity, sizeof(*b->answers));
         if (!b->questions || !b->answers)
@@ -163,20 +160,23 @@ static void ask_nodes(struct collector *c) {
         struct facts *f = c->facts;
         size_t count = f->table_asked ? 4 : 3;
         struct batch *batches = arena_array(c->arena, f->node_count, sizeof(*batches));
+        size_t asked = 0;
 
         if (!batches) {
                 c->failed = true;
                 return;
         }
         for (size_t i = 0; i < f->node_count; i++) {
-                if (!batch_init(c, &batches[i], (uint32_t)i, count))
+                if (f->nodes[i].host_only)
+                        continue;
+                if (!batch_init(c, &batches[asked], (uint32_t)i, count))
                         return;
-                memcpy(batches[i].questions, questions, count * sizeof(*questions));
-                batches[i].count = count;
+                memcpy(batches[asked].questions, questions, count * sizeof(*questions));
+                batches[asked++].count = count;
         }
-        ask(c, batches, f->node_count, "nodes");
-        for (size_t i = 0; i < f->node_count; i++) {
-                struct node_facts *n = &f->nodes[i];
+        collector_ask(c, batches, asked, "nodes");
+        for (size_t i = 0; i < asked; i++) {
+                struct node_facts *n = &f->nodes[batches[i].node];
 
                 n->list = batches[i].answers[0];
                 n->map = batches[i].answers[1];
@@ -258,7 +258,7 @@ static void ask_topics(struct collector *c, uint32_t topics, const char *what) {
                         }
                 count += b->count > 0;
         }
-        ask(c, batches, count, what);
+        collector_ask(c, batches, count, what);
         for (size_t i = 0; i < count; i++) {
                 struct node_facts *n = &f->nodes[batches[i].node];
                 size_t at = 0;
@@ -319,7 +319,8 @@ int collect(struct facts *facts, uint32_t topics, const struct asker *asker, con
         facts->table_asked = topics == TOPICS_ALL;
         ask_nodes(&c);
         for (size_t i = 0; i < facts->node_count && !c.failed; i++)
-                list_npus(&c, &facts->nodes[i]);
+                if (!facts->nodes[i].host_only)
+                        list_npus(&c, &facts->nodes[i]);
         if (!c.failed)
                 ask_topics(&c, topics & ~(1u << TOPIC_STAT_LATER), "NPUs");
         for (size_t i = 0; i < facts->node_count && !c.failed; i++) {
@@ -422,7 +423,7 @@ static void ask_pairs(struct collector *c, struct player *(*pairs)[2], size_t co
         }
         if (!n)
                 return;
-        ask(c, batches, n, "pings");
+        collector_ask(c, batches, n, "pings");
         for (size_t i = 0, at = first; i < n; i++)
                 for (size_t k = 0; k < batches[i].count; k++, at++) {
                         f->probes[at].answer = batches[i].answers[k];

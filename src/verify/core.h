@@ -16,3 +16,21 @@ extern const struct topic_row topic_rows[TOPIC_COUNT];
 /* The command line as a person would type it. */
 const char *question_text(
     const struct facts *facts, const struct npu_facts *npu, enum topic topic, struct arena *arena);
+
+/* Questions of a node that are about no NPU. */
+#define LANE_OF_NODE 1u
+
+/* What collecting carries along. */
+struct collector {
+        struct facts *facts;
+        const struct asker *asker;
+        const struct progress *progress;
+        struct arena *arena;
+        const char *what; /* is asked just now */
+        size_t done, all;
+        bool failed; /* memory was out */
+};
+/* Room for `capacity` questions; false when memory is out. */
+bool batch_init(struct collector *c, struct batch *b, uint32_t node, size_t capacity);
+/* Put all batches, what is busy again and again after a while, and tell of the progress. */
+void collector_ask(struct collector *c, struct batch *batches, size_t count, const char *what);

@@ -70,6 +70,45 @@ const struct check_row check_rows[CHECK_COUNT] = {
     [CHECK_RANKTABLE] = {{"V26", "the ranktable's counts fit the nodes",
                              "gen_ranktable takes the first P and the next D NPUs, whatever nodes they lie on"},
         "ranktable"},
+    [CHECK_HOST] = {{"V27", "a host tells about itself", "what is not told or not understood is not known to be well"},
+        "host"},
+    [CHECK_NIC] = {{"V28", "the planned interface is there, is up, and has the node's address",
+                       "HCCL, gloo and the rendezvous of ranks take the interface by name and the node by its address"},
+        "nic"},
+    [CHECK_MTU] =
+        {{"V29", "interfaces of all nodes have one MTU",
+             "large frames into a smaller MTU are dropped: small messages pass, and the first large one hangs"},
+            "mtu"},
+    [CHECK_PORT] =
+        {{"V30", "every planned port can be listened on",
+             "an old process on a port ends the new one's start minutes later, after its weights are loaded"},
+            "port"},
+    [CHECK_REACH] = {{"V31", "every planned port is reached from the other nodes",
+                         "a firewall shows as a rendezvous that hangs. Tried with listeners of baton's own"},
+        "reach"},
+    [CHECK_EPHEMERAL] = {{"V32", "planned ports lie outside of the range for outgoing connections, or are reserved",
+                             "any outgoing connection of the node may hold such a port just when an engine wants it"},
+        "ephemeral"},
+    [CHECK_PROXY] = {{"V33", "no proxy variable catches the nodes' addresses",
+                         "http_proxy sends health checks, metadata and the rendezvous between ranks through the proxy"},
+        "proxy"},
+    [CHECK_LIMIT] = {{"V34", "limits of open files, locked memory and processes are high enough",
+                         "every client, peer and shard takes a descriptor, threads count as processes, and RDMA locks "
+                         "the memory it moves"},
+        "limit"},
+    [CHECK_CLOCK] = {{"V35", "clocks of all nodes agree",
+                         "logs and traces of several nodes are read side by side, and certificates have their hours"},
+        "clock"},
+    [CHECK_DISK] = {{"V36", "there is space for logs and temporary files",
+                        "a full disk ends engines when they compile, and hides why in a log that is not written"},
+        "disk"},
+    [CHECK_SHM] = {{"V37", "/dev/shm has room",
+                       "workers of a rank talk through it; a container has 64 MB unless told otherwise"},
+        "shm"},
+    [CHECK_MODEL] = {{"V38", "the model's files are the same on all nodes",
+                         "ranks with other weights or another tokenizer answer nonsense without an error. Compared are "
+                         "the hashes of small files (config, index, tokenizer) and the sizes of shards"},
+        "model"},
 };
 
 const struct rule *verify_rule_find(struct slice code) {
@@ -230,6 +269,8 @@ int judge(const struct facts *facts, struct verify_findings *ret_findings) {
                 j.marks[i].npus = arena_array(j.arena, facts->nodes[i].npu_count, sizeof(*j.marks[i].npus));
                 if (!j.marks[i].npus)
                         return -ENOMEM;
+                if (facts->nodes[i].host_only)
+                        continue;
                 judge_node(&j, i);
                 if (!j.marks[i].skip)
                         judge_npus(&j, i);
@@ -237,6 +278,10 @@ int judge(const struct facts *facts, struct verify_findings *ret_findings) {
         judge_addresses(&j);
         judge_agreement(&j);
         judge_probes(&j);
+        if (facts->hosts.asked) {
+                judge_hosts(&j);
+                judge_ports(&j);
+        }
         if (ret_findings->count)
                 qsort(ret_findings->items, ret_findings->count, sizeof(*ret_findings->items), compare);
         merge_runs(&j);

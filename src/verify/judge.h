@@ -29,6 +29,18 @@ enum check {
         CHECK_PING,
         CHECK_HCCS_PING,
         CHECK_RANKTABLE,
+        CHECK_HOST,
+        CHECK_NIC,
+        CHECK_MTU,
+        CHECK_PORT,
+        CHECK_REACH,
+        CHECK_EPHEMERAL,
+        CHECK_PROXY,
+        CHECK_LIMIT,
+        CHECK_CLOCK,
+        CHECK_DISK,
+        CHECK_SHM,
+        CHECK_MODEL,
         CHECK_COUNT
 };
 struct check_row {
@@ -44,7 +56,8 @@ struct judge {
         struct arena *arena;
         /* Per node and per NPU: what has been said to be broken, so that its consequences are not. */
         struct node_marks {
-                bool skip;       /* nothing more is said of this node */
+                bool skip;       /* nothing more is said of this node's NPUs */
+                bool gone;       /* it cannot be asked */
                 bool no_tool[2]; /* hccn_tool, npu-smi */
                 bool permission;
                 struct npu_marks {
@@ -82,3 +95,9 @@ void judge_npus(struct judge *j, uint32_t node); /* every topic of every NPU by 
 void judge_addresses(struct judge *j);           /* double addresses and ids, super pods, gateways against subnets */
 void judge_agreement(struct judge *j);           /* what must be alike: TLS, speed, driver */
 void judge_probes(struct judge *j);
+
+/* The host plane, when it was asked. */
+void judge_hosts(struct judge *j);
+void judge_ports(struct judge *j);
+/* An answer of an agent about its host that cannot be read: says why, once per node where the node itself is the reason. */
+void say_host_trouble(struct judge *j, uint32_t node, const struct answer *a, const char *what);

@@ -184,7 +184,7 @@ static bool node_trouble(
         case TROUBLE_NO_NODE:
                 if (j->marks[node].skip)
                         return true;
-                j->marks[node].skip = true;
+                j->marks[node].skip = j->marks[node].gone = true;
                 f = say(j, SEVERITY_ERROR, CHECK_NODE, node, -1, "cannot be asked: %.*s", SLICE_ARG(said));
                 cure(j, f, "the node must be reachable by ssh without a question, and have this baton in its PATH");
                 break;

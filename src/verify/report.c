@@ -1,6 +1,7 @@
 /* report.c - findings for people and for programs; the matrix of pings between nodes. */
 #include "base/json.h"
 #include "verify/core.h"
+#include "verify/host.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -173,15 +174,18 @@ out:
 
 /* "64 of 64" of what: nodes or NPUs without an error under one of the checks. */
 static void write_summary(const struct facts *facts, const struct verify_findings *f, struct buf *out) {
-        size_t there = 0, expected = 0, answered = 0, bad = 0;
+        size_t there = 0, expected = 0, answered = 0, bad = 0, ports = 0;
 
         for (size_t i = 0; i < facts->node_count; i++) {
                 const struct node_facts *n = &facts->nodes[i];
                 size_t worst = 0;
 
+                ports += n->plan.port_count;
+                answered += n->npu_count > 0 || (facts->hosts.asked && host_answered(&n->host.facts));
+                if (n->host_only)
+                        continue;
                 there += n->npu_count;
                 expected += n->expected > 0 ? (size_t)n->expected : n->npu_count;
-                answered += n->npu_count > 0;
                 for (size_t k = 0; k < n->npu_count; k++)
                         for (size_t v = 0; v < f->count; v++)
                                 if (f->items[v].node == (int64_t)i && f->items[v].severity == SEVERITY_ERROR &&
@@ -192,9 +196,13 @@ static void write_summary(const struct facts *facts, const struct verify_finding
                 bad += worst;
         }
         buf_printf(out, "nodes         %zu of %zu answer\n", answered, facts->node_count);
-        buf_printf(out, "NPUs          %zu of %zu there, %zu without an error\n", there, expected, there - bad);
+        if (expected)
+                buf_printf(out, "NPUs          %zu of %zu there, %zu without an error\n", there, expected, there - bad);
         if (facts->probe_count)
                 buf_printf(out, "pings         %zu\n", facts->probe_count);
+        if (ports)
+                buf_printf(
+                    out, "ports         %zu planned, tried over %zu pairs of nodes\n", ports, facts->hosts.try_count);
 }
 
 static void write_finding(const struct facts *facts, const struct verify_finding *v, bool color, struct buf *out) {

@@ -1,4 +1,4 @@
-/* verify.h - NPUs asked through their own tools: what they are, whether they are well, and the ranktable of them all.
+/* verify.h - machines asked: NPUs through their own tools, hosts by themselves; whether they are well, and the ranktable.
  *
  * Three steps that know nothing of one another's means. An asker puts questions (command lines of hccn_tool and npu-smi) to
  * nodes and brings answers: agents over pipes or ssh in life, recordings in tests. Collecting decides what to ask and keeps
@@ -33,7 +33,8 @@ struct answer {
         struct slice out, err; /* at most ANSWER_BYTES_MAX each */
 };
 
-/* The first word is "hccn_tool", "npu-smi", or "hccn.conf" alone: the contents of /etc/hccn.conf. */
+/* The first word is "hccn_tool", "npu-smi", "hccn.conf" alone (the contents of /etc/hccn.conf), "host" (agent.h says what
+ * the agent answers itself), or one of two lists of firewall rules. */
 struct question {
         const char *words[QUESTION_WORDS + 1]; /* NULL-terminated */
         uint32_t lane;    /* questions of one lane are put one after the other, lanes side by side */
@@ -45,12 +46,20 @@ struct batch {
         struct question *questions;
         struct answer *answers; /* as many; filled by the asker */
         size_t count;
+        uint64_t sent_ns, back_ns; /* by the asker's wall clock; filled by it */
+};
+/* What an asker tells while it waits. NULL is fine. */
+struct listener {
+        void *context;
+        /* A batch was answered; `waiting` is the node of one that was not yet, -1: none. */
+        void (*answered)(void *context, size_t questions, int64_t waiting);
 };
 struct asker {
         void *context;
         /* Put all questions of all batches and fill every answer, with text from `arena`. What cannot be asked is answered
          * with ANSWER_NO_NODE. */
-        void (*ask)(void *context, struct batch *batches, size_t count, struct arena *arena);
+        void (*ask)(
+            void *context, struct batch *batches, size_t count, const struct listener *listener, struct arena *arena);
 };
 
 /* Agents: one process per node, this program with `verify --agent`, started here or through the system's ssh, fed one batch
@@ -65,6 +74,8 @@ struct agents;
 int agents_new(const char *self, const struct agent_target *targets, size_t count, struct agents **ret_agents);
 struct asker agents_asker(struct agents *a);
 void agents_free(struct agents *a); /* ends the processes; NULL is fine */
+/* What the agent has answered by a process of its own: see agent.h. Returns the exit status. */
+int host_answer(const char *const *words, size_t count, int out);
 /* The other end: read batches from `in`, answer to `out`, until `in` ends. Returns 0, -EINVAL on what is no batch, or the
  * error of reading or writing. */
 int agent_serve(int in, int out);
@@ -110,8 +121,32 @@ struct npu_facts {
                 uint64_t sdid, pod, server;
         } spod;
 };
+/* A port that the plan fixes on a node. */
+struct host_port {
+        uint16_t port;
+        const char *whose; /* "API port of d0.3" */
+};
+/* What a node is to carry, by the plan. */
+struct host_plan {
+        struct slice nic;        /* empty: not told */
+        struct host_port *ports; /* by number, each once */
+        size_t port_count;
+        size_t ranks;
+        bool inherits_proxy; /* a rank of it keeps the proxy variables of its surroundings */
+};
+/* What the node answered. */
+struct host_facts {
+        struct answer facts, model, opened, nft, iptables;
+        bool firewall_asked;
+        bool clock_known;
+        int64_t clock_ahead_ns;  /* of the asker's */
+        uint64_t clock_bound_ns; /* at most so wrong: half of the quickest round trip */
+};
 struct node_facts {
         struct slice name, ip;
+        bool host_only; /* it has no NPUs to ask */
+        struct host_plan plan;
+        struct host_facts host;
         int64_t expected; /* devices that should be there; -1: not known */
         struct answer list, map, table, conf;
         struct npu_facts *npus;
@@ -124,6 +159,11 @@ struct probe {
         uint32_t from_node, from_npu, to_node, to_npu; /* indices, not device ids */
         struct answer answer;
 };
+/* One node tried the planned ports of another that could be opened there. */
+struct host_try {
+        uint32_t from, to; /* nodes */
+        struct answer answer;
+};
 struct facts {
         enum platform platform; /* what the nodes should be */
         struct node_facts *nodes;
@@ -132,12 +172,22 @@ struct facts {
         size_t probe_count;
         uint32_t topics;
         bool table_asked;
+        struct {
+                bool asked;
+                bool planned;          /* false: the file breaks rules, so that its ports are not known */
+                const char *model;     /* path of the model's folder, "": not one */
+                const char *state_dir; /* of supervisors, "": the default under /tmp or /run */
+                uint64_t log_bytes;    /* that the logs of one rank may take */
+                struct host_try *tries;
+                size_t try_count;
+        } hosts;
 };
 
-/* How far it is, for people who wait: called between rounds with questions answered so far and all that are known of. */
+/* How far it is, for people who wait: called as answers come with questions answered so far and all that are known of, and
+ * a node whose answers are still to come (an empty name: none). */
 struct progress {
         void *context;
-        void (*say)(void *context, const char *what, size_t done, size_t all);
+        void (*say)(void *context, const char *what, size_t done, size_t all, struct slice waiting);
 };
 
 /* Ask every node of `facts` (names, addresses, expected and platform are set) for `topics` of every NPU. Returns 0 or
@@ -147,6 +197,10 @@ int collect(struct facts *facts, uint32_t topics, const struct asker *asker, con
 /* Then every NPU to every NPU of other nodes (hccs_ping on A3, RoCE ping elsewhere), never two probes at one NPU at a time;
  * and the second sample of the counters. */
 int collect_pings(struct facts *facts, const struct asker *asker, const struct progress *progress, struct arena *arena);
+
+/* The host plane: ask every node about itself, compare its clock, open the planned ports of all nodes and try them from one
+ * another (each node is tried by one other at a time, by at most DOOR_VISITS_MAX). Where that fails, ask for firewalls. */
+int collect_hosts(struct facts *facts, const struct asker *asker, const struct progress *progress, struct arena *arena);
 
 /* ---- findings ------------------------------------------------------------------------------------------------------- */
 
@@ -198,6 +252,9 @@ enum ranktable_format {
 /* The machines that a cluster file uses, prefill first, in the order of the groups: an address is one machine, whatever names
  * it has. 0 or -ENOMEM. */
 int facts_of_cluster(const struct cluster *c, struct arena *arena, struct facts *ret_facts);
+/* For the host plane: what each machine carries by the plan, and the gateway's machine if it is none of them. `plan` NULL:
+ * the file breaks rules; then only what the file itself says. -ENOMEM. */
+int facts_plan_hosts(struct facts *facts, const struct cluster *c, const struct plan *plan, struct arena *arena);
 /* Leave of every node only the NPUs with the given physical ids, in their order (gen_ranktable's --local-device-ids); before
  * judge(), which then expects no others. -EINVAL names the id that a node has not. */
 int facts_choose(struct facts *facts, const uint32_t *ids, size_t count, struct arena *arena, struct error *e);

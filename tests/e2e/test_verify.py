@@ -69,7 +69,7 @@ class Site:
         return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
 
     def verify(self, *args):
-        code, out, err = self.run("verify", self.file, "--format", "json", *args)
+        code, out, err = self.run("verify", self.file, "--check", "npus", "--format", "json", *args)
         return code, json.loads(out)["findings"] if out else err
 
     def read(self, name):
@@ -127,7 +127,7 @@ class Verify(TestCase):
 
     def test_a_fault_ends_with_one_and_the_text_names_place_cause_and_cure(self):
         with Site(fault="hccn-conf-incomplete") as s:
-            code, out, _ = s.run("verify", s.file, "--ping", "none")
+            code, out, _ = s.run("verify", s.file, "--check", "npus", "--ping", "none")
             self.assertEqual(code, 1)
             self.assertIn("error V15  p0 npu 7 hccn_conf: /etc/hccn.conf has no address_7", out)
             self.assertIn("cure: add address_7=11.12.165.87 to /etc/hccn.conf", out)
@@ -141,10 +141,13 @@ class Verify(TestCase):
             finally:
                 del os.environ["ASCEND_REPLAY_STATE"]
 
-    def test_an_agent_runs_nothing_but_the_two_tools(self):
+    def test_an_agent_runs_nothing_but_what_is_listed(self):
         with Site() as s:
             mark = os.path.join(s.dir, "mark")
-            for words in (["touch", mark], ["/bin/sh", "-c", f"touch {mark}"], ["../npu-smi"], [], ["npu-smi"] * 11, [7]):
+            for words in (["touch", mark], ["/bin/sh", "-c", f"touch {mark}"], ["../npu-smi"], [], ["npu-smi"] * 11, [7],
+                          ["nft", "list"], ["nft", "list", "tables"], ["nft", "add", "ruleset"], ["iptables", "-F"],
+                          ["iptables", "-S", "INPUT"], ["host"], ["host", "facts", "/"], ["host", "write", "/", "/"],
+                          ["hccn.conf", mark]):
                 code, out, _ = s.run("verify", "--agent", stdin=json.dumps([{"words": words}]).encode() + b"\n")
                 self.assertEqual((code, out), (3, ""), words)
             for text in (b"\n", b"{}\n", b"[]\n", b"nonsense\n"):
@@ -155,7 +158,7 @@ class Verify(TestCase):
         with Site() as s:
             text = s.read("cluster.yaml").replace(b"ascend-a2", b"cpu").replace(b"vllm-ascend", b"embedded")
             s.script("cpu.yaml", text.decode())
-            code, _, err = s.run("verify", "cpu.yaml")
+            code, _, err = s.run("verify", "cpu.yaml", "--check", "npus")
             self.assertEqual(code, 2)
             self.assertIn("platform cpu has no NPUs", err)
             self.assertEqual(s.run("verify", s.file, "--node", "nobody")[0], 2)

@@ -304,7 +304,8 @@ out:
         buf_free(&key);
 }
 
-static void ask(void *context, struct batch *batches, size_t count, struct arena *arena) {
+static void ask(
+    void *context, struct batch *batches, size_t count, const struct listener *listener, struct arena *arena) {
         struct recorded *r = context;
 
         for (size_t i = 0; i < count; i++)
