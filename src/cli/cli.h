@@ -25,6 +25,7 @@ int cmd_explain(int argc, char **argv);
 int cmd_gateway(int argc, char **argv);
 int cmd_init(int argc, char **argv);
 int cmd_logs(int argc, char **argv);
+int cmd_node(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
 int cmd_quantize(int argc, char **argv);
 int cmd_ranktable(int argc, char **argv);
@@ -72,5 +73,3 @@ int cli_plan_read_as(const char *path, const char *program, struct cli_plan *ret
 /* Findings to stderr, sorted, as they are for people; none print nothing. */
 void cli_say_findings(struct findings *findings, const char *path);
 void cli_plan_free(struct cli_plan *p);
-/* So long an ordered stop may take: gateway, decode and prefill ranks one after the other, each with its own grace. */
-unsigned cli_stop_ms(const struct cluster *c);

@@ -115,10 +115,6 @@ int cli_plan_read_as(const char *path, const char *program, struct cli_plan *ret
         return r < 0 ? cli_fail(r, &e) : -1;
 }
 
-unsigned cli_stop_ms(const struct cluster *c) {
-        return (unsigned)(3 * c->supervise.stop_seconds + 10) * 1000;
-}
-
 void cli_plan_free(struct cli_plan *p) {
         arena_free(&p->arena);
 }

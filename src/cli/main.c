@@ -19,7 +19,7 @@ static const struct cli_command commands[] = {
     {"down", "stop them in order", cmd_down},
     {"status", "show ranks, health and load", cmd_status},
     {"logs", "show what ranks wrote", cmd_logs},
-    {"restart", "stop and start one rank or the gateway", cmd_restart},
+    {"restart", "stop and start a rank, a group of ranks, or the gateway", cmd_restart},
     {"gateway", "spread requests over prefill and decode instances", cmd_gateway},
     {"top", "show what a gateway is doing: load, latency, instances", cmd_top},
     {"warmup", "drive every rank and every P→D pair until latency is steady", cmd_warmup},
@@ -30,6 +30,7 @@ static const struct cli_command commands[] = {
     {"version", "print the version", cmd_version},
     {"help", "this list, or the help of a command", cmd_help},
     {"supervise", NULL, cmd_supervise},
+    {"node", NULL, cmd_node},
 };
 #define COMMAND_COUNT (sizeof(commands) / sizeof(*commands))
 

@@ -1,9 +1,8 @@
-/* up.c - `baton up`: starts the supervisor, shows the ranks come up, and in the foreground stays until Ctrl-C. */
+/* up.c - `baton up`: starts the supervisor of this machine (or, through fleet.h, those of all nodes), shows the ranks come up,
+ * and in the foreground stays until Ctrl-C. */
 #include "base/clock.h"
 #include "base/file.h"
-#include "cli/cli.h"
-#include "cluster/cluster.h"
-#include "launch/launch.h"
+#include "cli/fleet.h"
 #include "os/os.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +10,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #define CALL_MS 5000u
@@ -26,13 +24,13 @@ struct up {
 
 /* ---- the supervisor's process ----------------------------------------------------------------------------------------- */
 
-/* Start `baton supervise FILE`, in a process group of its own: a Ctrl-C here does not reach it. In the foreground it ends
+/* Start `baton supervise FILE`, in a session of its own: neither a Ctrl-C nor the end of this terminal reaches it. In the foreground it ends
  * when this process does. */
-static int start_supervisor(const char *file, const struct launch_paths *paths, bool foreground, struct arena *arena,
-    struct os_child *ret_child, struct error *e) {
-        const char *argv[] = {cli_self(arena), "supervise", file, NULL};
+static int start_supervisor(const char *file, const char *node, const struct launch_paths *paths, bool foreground,
+    struct arena *arena, struct os_child *ret_child, struct error *e) {
+        const char *argv[] = {cli_self(arena), "supervise", file, node ? "--node" : NULL, node, NULL};
         struct os_child_options o = {
-            .argv = argv, .stdin_fd = -1, .own_group = true, .death_signal = foreground ? SIGTERM : 0};
+            .argv = argv, .stdin_fd = -1, .own_session = true, .death_signal = foreground ? SIGTERM : 0};
         int fd = open(paths->supervisor_log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600), r;
 
         if (fd < 0)
@@ -103,8 +101,9 @@ static void explain_failures(const struct launch_status *s, const struct launch_
 
                 if (p->state != PROCESS_FAILED)
                         continue;
-                fprintf(stderr, "  %.*s failed: %.*s; its last words (%s/%.*s.log):\n", SLICE_ARG(p->name),
-                    SLICE_ARG(p->last_exit), paths->logs, SLICE_ARG(p->name));
+                fprintf(stderr, "  %.*s failed: %.*s\n", SLICE_ARG(p->name), SLICE_ARG(p->last_exit));
+                fleet_explain(p);
+                fprintf(stderr, "      its last words (%s/%.*s.log):\n", paths->logs, SLICE_ARG(p->name));
                 launch_last_words(paths, p->name, 5, &words);
                 for (rest = slice_trim(buf_slice(&words)); slice_split(&rest, '\n', &line);)
                         fprintf(stderr, "      %.*s\n", SLICE_ARG(line));
@@ -158,17 +157,6 @@ static enum arrival watch(const struct launch_paths *paths, struct os_child *sup
 
 /* ---- the command ------------------------------------------------------------------------------------------------------ */
 
-static int block_signals(void) {
-        sigset_t set;
-
-        sigemptyset(&set);
-        sigaddset(&set, SIGINT);
-        sigaddset(&set, SIGTERM);
-        sigaddset(&set, SIGHUP);
-        sigprocmask(SIG_BLOCK, &set, NULL);
-        return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
 /* Ordered stop; returns when the supervisor has ended: `code`, or EXIT_UNKNOWN when it had to be killed (which its
  * children do not outlive). */
 static int stop(struct os_child *supervisor, const struct cluster *c, int code) {
@@ -176,7 +164,7 @@ static int stop(struct os_child *supervisor, const struct cluster *c, int code) 
         struct os_child_exit ended;
 
         os_child_signal(supervisor, SIGTERM);
-        if (poll(&fd, 1, (int)cli_stop_ms(c)) == 0) {
+        if (poll(&fd, 1, (int)launch_stop_ms(c)) == 0) {
                 fprintf(stderr, "baton up: the supervisor does not stop and is killed\n");
                 os_child_signal(supervisor, SIGKILL);
                 code = EXIT_UNKNOWN;
@@ -206,12 +194,32 @@ static bool runs_already(const struct launch_paths *paths) {
         return runs;
 }
 
-/* Start the supervisor of `file` and watch its processes come up. Returns -1 with *ret_up when all are ready, else the exit
- * code, everything stopped and explained. `foreground`: the supervisor ends when this process does. */
-static int up_start(const char *file, const struct cli_plan *p, bool foreground, bool quiet, struct up *ret_up) {
+struct up_options {
+        struct nodes_options nodes;
+        bool foreground, quiet, keep;
+};
+static const struct option up_table[] = {
+    {"foreground", 'f', OPTION_FLAG, offsetof(struct up_options, foreground), NULL,
+        "stay, and stop everything on Ctrl-C"},
+    {"keep", 0, OPTION_FLAG, offsetof(struct up_options, keep), NULL,
+        "over several nodes: when something fails, what runs is kept"},
+    {"quiet", 'q', OPTION_FLAG, offsetof(struct up_options, quiet), NULL, "no progress"},
+    NODES_OPTIONS(offsetof(struct up_options, nodes)),
+};
+static const struct option_set up_set = {"baton up FILE [--foreground] [--node NAME]",
+    "Starts the ranks of a cluster file on all its nodes (over ssh where they are not this machine's) and its gateway, "
+    "each node under a supervisor that starts again what ends. Returns when everything answers /health; a rank that "
+    "cannot start stops all and is explained. With --node only what is planned for that node is started, here, as "
+    "another orchestrator on each node would.",
+    up_table, sizeof(up_table) / sizeof(*up_table), 1};
+
+/* Start the supervisor of `file`, or of one node of it, and watch its processes come up. Returns -1 with *ret_up when all are
+ * ready, else the exit code, everything stopped and explained. In the foreground the supervisor ends when this process does. */
+static int up_start(const char *file, const struct cli_plan *p, const struct plan *part, const struct up_options *o,
+    struct up *ret_up) {
         struct up up = {.signal_fd = -1};
         struct error e = {0};
-        int r = launch_paths(p->cluster, true, &up.paths, &e);
+        int r = launch_paths(p->cluster, slice_str(o->nodes.node), true, &up.paths, &e);
 
         if (r == 0 && runs_already(&up.paths)) {
                 fprintf(stderr, "baton up: %s is up already: `baton status %s` shows it, `baton down %s` ends it\n",
@@ -219,13 +227,14 @@ static int up_start(const char *file, const struct cli_plan *p, bool foreground,
                 return EXIT_USAGE;
         }
         if (r == 0)
-                r = start_supervisor(file, &up.paths, foreground, (struct arena *)&p->arena, &up.supervisor, &e);
+                r = start_supervisor(
+                    file, o->nodes.node, &up.paths, o->foreground, (struct arena *)&p->arena, &up.supervisor, &e);
         if (r < 0)
                 return cli_fail(r, &e);
-        up.signal_fd = block_signals();
-        if (!quiet)
-                say_starting(p->plan);
-        switch (watch(&up.paths, &up.supervisor, up.signal_fd, quiet)) {
+        up.signal_fd = nodes_block_signals();
+        if (!o->quiet)
+                say_starting(part);
+        switch (watch(&up.paths, &up.supervisor, up.signal_fd, o->quiet)) {
         case ARRIVAL_ALL_READY:
                 *ret_up = up;
                 return -1;
@@ -246,51 +255,62 @@ static int up_start(const char *file, const struct cli_plan *p, bool foreground,
         return r;
 }
 
-struct up_options {
-        bool foreground, quiet;
-};
-static const struct option up_table[] = {
-    {"foreground", 'f', OPTION_FLAG, offsetof(struct up_options, foreground), NULL,
-        "stay, and stop everything on Ctrl-C"},
-    {"quiet", 'q', OPTION_FLAG, offsetof(struct up_options, quiet), NULL, "no progress"},
-};
-static const struct option_set up_set = {"baton up FILE [--foreground]",
-    "Starts the ranks of a cluster file on this machine and then its gateway, under a supervisor that starts again "
-    "what ends. "
-    "Returns when everything answers /health; a rank that cannot start stops all and is explained.",
-    up_table, 2, 1};
+/* All on this machine, or one node of it. */
+static int up_here(const struct up_options *o, struct nodes *n) {
+        const struct plan *whole = n->plan.plan;
+        struct plan part = n->single ? *whole : plan_of_node(whole, n->index[0]);
+        struct up up;
+        int r = up_start(n->path, &n->plan, &part, o, &up);
 
-static int refuse_machines(const char *file) {
-        fprintf(stderr,
-            "baton up: %s has ranks on several machines, and this version starts those of one\n"
-            "    cure: baton plan %s --format shell -o scripts, then scripts/NODE.sh on each node\n",
-            file, file);
-        return EXIT_USAGE;
+        if (r >= 0)
+                return r;
+        r = EXIT_FINE;
+        if (part.gateway_argv && !o->quiet)
+                fprintf(stderr, "serving on %.*s\n", SLICE_ARG(part.gateway_url));
+        if (o->foreground)
+                r = stay(&up, n->plan.cluster);
+        close(up.signal_fd);
+        return r;
+}
+
+/* Until a signal, after which everything is stopped in order. */
+static int stay_with(struct nodes *n) {
+        struct pollfd fd = {n->interrupt_fd, POLLIN, 0};
+
+        while (poll(&fd, 1, -1) < 0 && errno == EINTR)
+                ;
+        fprintf(stderr, "stopping\n");
+        return fleet_stop(n, NULL, NULL);
+}
+
+static int up_everywhere(const struct up_options *o, struct nodes *n) {
+        const struct fleet_up_options fo = {o->quiet, o->keep};
+        int r = nodes_open(n);
+
+        if (r >= 0)
+                return r;
+        if (!o->quiet)
+                say_starting(n->plan.plan);
+        r = fleet_up(n, &fo);
+        if (r >= 0)
+                return r;
+        if (n->plan.plan->gateway_argv && !o->quiet)
+                fprintf(stderr, "serving on %.*s\n", SLICE_ARG(n->plan.plan->gateway_url));
+        return o->foreground ? stay_with(n) : EXIT_FINE;
 }
 
 int cmd_up(int argc, char **argv) {
         struct up_options o = {0};
         struct options_result parsed;
-        struct cli_plan p;
-        struct up up;
+        struct nodes n;
         int r = cli_file_options(&up_set, argc, argv, &o, &parsed);
 
         if (r >= 0)
                 return r;
-        r = cli_plan_read(parsed.positional[0], &p);
-        if (r < 0 && !plan_on_one_machine(p.plan))
-                r = refuse_machines(parsed.positional[0]);
+        r = nodes_of_file(parsed.positional[0], &o.nodes, &n);
         if (r < 0)
-                r = up_start(parsed.positional[0], &p, o.foreground, o.quiet, &up);
-        if (r < 0) {
-                r = EXIT_FINE;
-                if (p.plan->gateway_argv && !o.quiet)
-                        fprintf(stderr, "serving on %.*s\n", SLICE_ARG(p.plan->gateway_url));
-                if (o.foreground)
-                        r = stay(&up, p.cluster);
-                close(up.signal_fd);
-        }
-        cli_plan_free(&p);
+                r = n.single || o.nodes.node ? up_here(&o, &n) : up_everywhere(&o, &n);
+        nodes_close(&n);
         options_result_free(&parsed);
         return r;
 }

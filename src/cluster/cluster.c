@@ -83,6 +83,7 @@ static const struct field supervise_fields[] = {
     {"restarts", FIELD_INTEGER, AT(struct cluster, supervise.restarts), NO_PLACE, .min = 0, .max = 1000000},
     {"log_bytes", FIELD_INTEGER, AT(struct cluster, supervise.log_bytes), NO_PLACE, .min = 4096, .max = 1ll << 40},
     {"log_files", FIELD_INTEGER, AT(struct cluster, supervise.log_files), NO_PLACE, .min = 1, .max = 1000},
+    {"baton", FIELD_TEXT, AT(struct cluster, supervise.baton), NO_PLACE},
 };
 
 static void read_supervise(struct reader *r, yaml_node_t *value, void *target) {

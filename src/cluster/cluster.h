@@ -164,6 +164,7 @@ struct cluster {
                 int64_t stop_seconds;         /* from SIGTERM to SIGKILL */
                 int64_t restarts;             /* in a row before a rank is given up; 0: never restart */
                 int64_t log_bytes, log_files; /* rotation, per rank */
+                struct slice baton; /* this program on nodes reached over ssh; empty: `baton` in the PATH there */
         } supervise;
 };
 
@@ -227,6 +228,14 @@ int plan_check(const struct cluster *c, struct arena *arena, struct findings *fi
 
 /* Whether all ranks are for one address, or for loopback ones: a supervisor starts the ranks of its own machine only. */
 bool plan_on_one_machine(const struct plan *p);
+
+/* Whether a rank cannot go on, nor come back, without all others of its group: so it is with vLLM's data parallelism. Ranks of
+ * the embedded engine meet again by themselves. */
+bool plan_rank_needs_world(const struct plan *p, const struct plan_rank *r);
+/* The part of a plan that is for one node (an index): its ranks, and the gateway if it lives there. A view of `p`. */
+struct plan plan_of_node(const struct plan *p, uint32_t node);
+/* Index of the node of that name; -1: none. */
+int64_t cluster_find_node(const struct cluster *c, struct slice name);
 
 /* Columns for people; and JSON with a stable shape. */
 void plan_write_table(const struct plan *p, struct buf *out);

@@ -434,6 +434,32 @@ bool plan_on_one_machine(const struct plan *p) {
         return same || local;
 }
 
+bool plan_rank_needs_world(const struct plan *p, const struct plan_rank *r) {
+        return r->dp_size > 1 && p->cluster->engine.kind != ENGINE_EMBEDDED;
+}
+
+struct plan plan_of_node(const struct plan *p, uint32_t node) {
+        struct plan part = *p;
+        size_t first = 0, end;
+
+        while (first < p->rank_count && p->ranks[first].node != node)
+                first++;
+        for (end = first; end < p->rank_count && p->ranks[end].node == node;)
+                end++;
+        part.ranks = p->ranks + first;
+        part.rank_count = end - first;
+        if (p->cluster->gateway.node != node)
+                part.gateway_argv = NULL;
+        return part;
+}
+
+int64_t cluster_find_node(const struct cluster *c, struct slice name) {
+        for (size_t i = 0; i < c->node_count; i++)
+                if (slice_eq(c->nodes[i].name, name))
+                        return (int64_t)i;
+        return -1;
+}
+
 /* ---- the plan ----------------------------------------------------------------------------------------------------------- */
 
 static uint64_t digest_strings(const char *const *list, uint64_t seed) {

@@ -13,6 +13,25 @@ static int64_t ms(uint64_t ns) {
         return (int64_t)(ns / NS_PER_MS);
 }
 
+/* What it said in the life that has ended. */
+static void write_cause(struct json_writer *w, const struct process *p) {
+        struct buf words = {0};
+        struct launch_cause why = {0};
+
+        if (launch_words_since(p->supervisor->options->paths, slice_str(p->name), p->log_at, &words) == 0)
+                why = launch_explain(buf_slice(&words));
+        json_key(w, "said");
+        if (why.line.len)
+                json_string(w, why.line);
+        else
+                json_null(w);
+        json_key(w, "cause");
+        json_str(w, why.cause);
+        json_key(w, "cure");
+        json_str(w, why.cure);
+        buf_free(&words);
+}
+
 static void write_process(struct json_writer *w, const struct process *p, uint64_t now) {
         json_open(w, '{');
         json_key(w, "name");
@@ -44,6 +63,8 @@ static void write_process(struct json_writer *w, const struct process *p, uint64
                 json_null(w);
         json_key(w, "last_exit");
         json_str(w, p->last_exit[0] ? p->last_exit : NULL);
+        if (p->state == PROCESS_FAILED || p->state == PROCESS_BACKOFF)
+                write_cause(w, p);
         json_close(w, '}');
 }
 
@@ -78,6 +99,26 @@ static void answer(struct http_exchange *x, int status, struct slice body) {
         http_respond(x, status, (struct http_fields){&type, 1}, body);
 }
 
+/* POST /VERB/NAME: something is done with one process. */
+static void post_verb(struct supervisor *s, struct http_exchange *x, struct slice path) {
+        static const struct {
+                const char *prefix;
+                bool (*act)(struct supervisor *, struct slice);
+        } verbs[] = {{"/restart/", supervisor_restart}, {"/halt/", supervisor_halt}, {"/start/", supervisor_start}};
+
+        for (size_t i = 0; i < sizeof(verbs) / sizeof(*verbs); i++) {
+                if (!slice_starts(path, slice_str(verbs[i].prefix)))
+                        continue;
+                if (verbs[i].act(s, slice_sub(path, strlen(verbs[i].prefix), path.len)))
+                        answer(x, 200, SLICE_LIT("{}"));
+                else
+                        answer(x, 404,
+                            SLICE_LIT("{\"error\":\"no process of that name, or everything is being stopped\"}"));
+                return;
+        }
+        answer(x, 404, SLICE_LIT("{\"error\":\"unknown path\"}"));
+}
+
 void control_request(void *context, struct http_exchange *x) {
         struct supervisor *s = context;
         const struct http_request_head *head = http_exchange_request(x);
@@ -90,13 +131,9 @@ void control_request(void *context, struct http_exchange *x) {
         } else if (head->method == HTTP_METHOD_POST && slice_is(path, "/stop")) {
                 supervisor_begin_stop(s);
                 answer(x, 200, SLICE_LIT("{}"));
-        } else if (head->method == HTTP_METHOD_POST && slice_starts(path, SLICE_LIT("/restart/"))) {
-                if (supervisor_restart(s, slice_sub(path, sizeof("/restart/") - 1, path.len)))
-                        answer(x, 200, SLICE_LIT("{}"));
-                else
-                        answer(x, 404,
-                            SLICE_LIT("{\"error\":\"no process of that name, or everything is being stopped\"}"));
-        } else
+        } else if (head->method == HTTP_METHOD_POST)
+                post_verb(s, x, path);
+        else
                 answer(x, 404, SLICE_LIT("{\"error\":\"unknown path\"}"));
         buf_free(&b);
 }

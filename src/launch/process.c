@@ -119,6 +119,14 @@ static void after_unwanted_exit(struct process *p, const struct os_child_exit *e
                 give_up(p, now);
         else
                 try_again(p, now);
+        supervisor_world_lost(p->supervisor, p, now);
+}
+
+/* It was stopped because another of its world had ended. */
+static void after_lost_world(struct process *p, uint64_t now) {
+        p->world_lost = false;
+        p->next_ns = now;
+        set_state(p, PROCESS_BACKOFF, now);
 }
 
 static void on_child_exit(uv_poll_t *poll, int status, int events) {
@@ -145,7 +153,9 @@ static void on_child_exit(uv_poll_t *poll, int status, int events) {
         else if (p->restart_wanted && !p->supervisor->stopping) {
                 p->restart_wanted = false;
                 process_start(p, now);
-        } else
+        } else if (p->world_lost && !p->supervisor->stopping)
+                after_lost_world(p, now);
+        else
                 set_state(p, PROCESS_STOPPED, now);
 }
 
@@ -220,6 +230,7 @@ void process_start(struct process *p, uint64_t now) {
         p->started_ns = now;
         p->ready_by_ns = now + (uint64_t)c->supervise.ready_seconds * NS_PER_S;
         p->next_ns = now + PROBE_STARTING_NS;
+        p->log_at = p->log.size;
         r = start_child(p, &e);
         if (r == 0) {
                 set_state(p, PROCESS_STARTING, now);
@@ -307,7 +318,7 @@ void process_tick(struct process *p, uint64_t now) {
                         begin_probe(p, now);
                 return;
         case PROCESS_BACKOFF:
-                if (now >= p->next_ns)
+                if (now >= p->next_ns && supervisor_world_is_due(p->supervisor, p, now))
                         process_start(p, now);
                 return;
         case PROCESS_STOPPING:

@@ -25,6 +25,8 @@ struct process {
         const char *role; /* "prefill", "decode", "gateway" */
         struct slice url;
         struct http_endpoint endpoint;
+        uint32_t
+            world; /* ranks of one number live and die together: one alone waits for the others for ever; 0: by itself */
         const char *const *argv, *const *env;
 
         enum process_state state;
@@ -35,12 +37,14 @@ struct process {
         struct http_call *probe;
         int probe_status;
         bool restart_wanted; /* stopping, to be started again at once */
+        bool world_lost;     /* stopping because another of its world has ended: to be started again with it */
         unsigned failed_probes, restarts, restarts_in_row;
         uint64_t since_ns, ready_ns, started_ns; /* of this state; 0: never ready in this life; of this life */
         uint64_t ready_by_ns;                    /* STARTING: ended when it is not ready then */
         uint64_t next_ns;   /* BACKOFF: start again; STARTING, READY: next probe; STOPPING: SIGKILL */
         char last_exit[64]; /* "exit status 1"; empty: never ended */
         uint64_t start_ticks;
+        uint64_t log_at; /* size of its log when this life began */
 };
 
 /* Starts the process; on failure the reason is in last_exit and the state is BACKOFF when the machine was short of
@@ -69,5 +73,9 @@ struct supervisor {
         uint64_t started_ns;
         int lock_fd;
 };
+/* Whether a process that is to be tried again may start now: not before all of its world have ended and are due. */
+bool supervisor_world_is_due(const struct supervisor *s, const struct process *p, uint64_t now);
+/* One of a world has ended by itself: the others are stopped, and start again with it. */
+void supervisor_world_lost(struct supervisor *s, struct process *p, uint64_t now);
 /* A child was started or has ended: write the journal that the next supervisor clears up by. */
 void supervisor_children_changed(struct supervisor *s);

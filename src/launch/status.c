@@ -41,6 +41,9 @@ int launch_status_parse(struct slice json, struct arena *arena, struct launch_st
                     .role = arena_copy(arena, json_get_slice(item, "role")),
                     .url = arena_copy(arena, json_get_slice(item, "url")),
                     .last_exit = arena_copy(arena, json_get_slice(item, "last_exit")),
+                    .said = arena_copy(arena, json_get_slice(item, "said")),
+                    .cause = arena_copy(arena, json_get_slice(item, "cause")),
+                    .cure = arena_copy(arena, json_get_slice(item, "cure")),
                     .state = parse_state(json_get_slice(item, "state")),
                     .pid = json_get_i64(item, "pid", -1),
                     .restarts = json_get_i64(item, "restarts", 0),
@@ -54,29 +57,45 @@ int launch_status_parse(struct slice json, struct arena *arena, struct launch_st
         return 0;
 }
 
-int launch_last_words(const struct launch_paths *paths, struct slice name, unsigned lines, struct buf *out) {
-        char path[400], text[LAST_WORDS_MAX];
+int launch_words_since(const struct launch_paths *paths, struct slice name, uint64_t from, struct buf *out) {
+        char path[400];
         struct stat st;
+        uint64_t least;
+        char *room;
         ssize_t n;
-        size_t begin;
         int fd;
 
         snprintf(path, sizeof(path), "%s/%.*s.log", paths->logs, SLICE_ARG(name));
         fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd < 0)
                 return -errno;
-        if (fstat(fd, &st) < 0 ||
-            (n = pread(fd, text, sizeof(text), st.st_size > LAST_WORDS_MAX ? st.st_size - LAST_WORDS_MAX : 0)) < 0) {
-                int r = -errno;
-
+        room = buf_reserve(out, LAST_WORDS_MAX);
+        if (!room || fstat(fd, &st) < 0) {
                 close(fd);
-                return r;
+                return room ? -EIO : -ENOMEM;
         }
+        /* One that was moved on meanwhile is shorter than it was, and all of it is news. */
+        least = st.st_size > LAST_WORDS_MAX ? (uint64_t)st.st_size - LAST_WORDS_MAX : 0;
+        if (from > (uint64_t)st.st_size)
+                from = 0;
+        n = pread(fd, room, LAST_WORDS_MAX, (off_t)(from > least ? from : least));
+        if (n < 0)
+                n = 0;
+        buf_commit(out, (size_t)n);
         close(fd);
+        return 0;
+}
+
+int launch_last_words(const struct launch_paths *paths, struct slice name, unsigned lines, struct buf *out) {
+        struct buf text = {0};
+        int r = launch_words_since(paths, name, 0, &text);
+        size_t begin = text.len;
+
         /* Back over `lines` line ends, not counting the one that closes the last line. */
-        begin = (size_t)n;
-        while (begin && !(text[begin - 1] == '\n' && begin < (size_t)n && lines-- <= 1))
+        while (begin && !(text.ptr[begin - 1] == '\n' && begin < text.len && lines-- <= 1))
                 begin--;
-        buf_append(out, text + begin, (size_t)n - begin);
-        return buf_ok(out) ? 0 : -ENOMEM;
+        if (r == 0)
+                buf_append(out, text.ptr + begin, text.len - begin);
+        buf_free(&text);
+        return r < 0 || buf_ok(out) ? r : -ENOMEM;
 }

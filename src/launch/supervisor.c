@@ -108,9 +108,10 @@ static bool is_gateway(const struct process *p) {
         return !strcmp(p->role, "gateway");
 }
 
-/* The gateway follows when every rank is ready or given up and one at least is ready. */
+/* The gateway follows when every rank is ready or given up and one at least is ready. Where there are none, it is alone on its
+ * node and the ranks of others are its instances as they come. */
 static void maybe_start_gateway(struct supervisor *s, uint64_t now) {
-        bool any = false;
+        bool any = s->count == 1;
 
         for (size_t i = 0; i < s->count; i++) {
                 if (is_gateway(&s->processes[i]))
@@ -124,10 +125,13 @@ static void maybe_start_gateway(struct supervisor *s, uint64_t now) {
                         process_start(&s->processes[i], now);
 }
 
+static uint64_t stop_grace(const struct supervisor *s) {
+        return (uint64_t)s->options->plan->cluster->supervise.stop_seconds * NS_PER_S;
+}
+
 /* The gateway drains first, then decoders end their streams, then prefillers: nobody loses who it works for. */
 static void continue_stop(struct supervisor *s, uint64_t now) {
         static const char *const order[] = {"gateway", "decode", "prefill"};
-        uint64_t grace = (uint64_t)s->options->plan->cluster->supervise.stop_seconds * NS_PER_S;
 
         for (size_t stage = 0; stage < 3; stage++) {
                 bool all = true;
@@ -138,7 +142,7 @@ static void continue_stop(struct supervisor *s, uint64_t now) {
                         if (strcmp(p->role, order[stage]))
                                 continue;
                         if (p->state != PROCESS_STOPPED)
-                                process_stop(p, grace, now);
+                                process_stop(p, stop_grace(s), now);
                         all &= p->state == PROCESS_STOPPED;
                 }
                 if (!all)
@@ -203,24 +207,79 @@ void supervisor_begin_stop(struct supervisor *s) {
         uv_timer_start(&s->tick, on_tick, 0, 0);
 }
 
+bool supervisor_world_is_due(const struct supervisor *s, const struct process *p, uint64_t now) {
+        for (size_t i = 0; p->world && i < s->count; i++) {
+                const struct process *q = &s->processes[i];
+
+                if (q->world == p->world && (q->state == PROCESS_STOPPING || q->state == PROCESS_FAILED ||
+                                                (q->state == PROCESS_BACKOFF && q->next_ns > now)))
+                        return false;
+        }
+        return true;
+}
+
+void supervisor_world_lost(struct supervisor *s, struct process *p, uint64_t now) {
+        for (size_t i = 0; p->world && i < s->count; i++) {
+                struct process *q = &s->processes[i];
+
+                if (q == p || q->world != p->world || !process_runs(q) || q->state == PROCESS_STOPPING)
+                        continue;
+                log_warn(s->options->log, "%s is stopped and starts again with %s", q->name, p->name);
+                q->world_lost = true;
+                process_stop(q, stop_grace(s), now);
+        }
+}
+
+static struct process *find_process(struct supervisor *s, struct slice name) {
+        for (size_t i = 0; i < s->count; i++)
+                if (slice_is(name, s->processes[i].name))
+                        return &s->processes[i];
+        return NULL;
+}
+
+static void tick_soon(struct supervisor *s) {
+        uv_timer_start(&s->tick, on_tick, 0, 0);
+}
+
 bool supervisor_restart(struct supervisor *s, struct slice name) {
         uint64_t now = clock_mono_ns();
+        struct process *p = find_process(s, name);
 
-        for (size_t i = 0; i < s->count; i++) {
-                struct process *p = &s->processes[i];
+        if (!p || s->stopping)
+                return false;
+        p->restarts_in_row = 0;
+        if (process_runs(p)) {
+                p->restart_wanted = true;
+                process_stop(p, stop_grace(s), now);
+        } else if (p->state != PROCESS_WAITING) /* its turn comes anyhow */
+                process_start(p, now);
+        tick_soon(s);
+        return true;
+}
 
-                if (!slice_is(name, p->name) || s->stopping)
-                        continue;
-                p->restarts_in_row = 0;
-                if (process_runs(p)) {
-                        p->restart_wanted = true;
-                        process_stop(p, (uint64_t)s->options->plan->cluster->supervise.stop_seconds * NS_PER_S, now);
-                } else if (p->state != PROCESS_WAITING) /* its turn comes anyhow */
-                        process_start(p, now);
-                uv_timer_start(&s->tick, on_tick, 0, 0);
-                return true;
-        }
-        return false;
+bool supervisor_halt(struct supervisor *s, struct slice name) {
+        struct process *p = find_process(s, name);
+
+        if (!p || s->stopping)
+                return false;
+        p->restart_wanted = p->world_lost = false;
+        process_stop(p, stop_grace(s), clock_mono_ns());
+        tick_soon(s);
+        return true;
+}
+
+bool supervisor_start(struct supervisor *s, struct slice name) {
+        struct process *p = find_process(s, name);
+
+        if (!p || s->stopping)
+                return false;
+        p->restarts_in_row = 0;
+        if (p->state == PROCESS_STOPPING)
+                p->restart_wanted = true;
+        else if (!process_runs(p))
+                process_start(p, clock_mono_ns());
+        tick_soon(s);
+        return true;
 }
 
 static void on_signal(uv_signal_t *signal, int number) {
@@ -291,6 +350,8 @@ static int prepare_processes(struct supervisor *s, struct error *e) {
 
                 r = prepare_process(s, &s->processes[s->count++], rank->name, role_name(rank->role), rank->url,
                     rank->argv, rank->env, e);
+                if (plan_rank_needs_world(plan, rank))
+                        s->processes[s->count - 1].world = 2 * rank->group + (uint32_t)rank->role + 1;
         }
         if (r == 0 && plan->gateway_argv)
                 r = prepare_process(s, &s->processes[s->count++], SLICE_LIT("gateway"), "gateway", plan->gateway_url,

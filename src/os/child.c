@@ -95,7 +95,7 @@ static void child_run(const struct child_plan *p) {
                 sigaction(s, &action, NULL);
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
-        if (o->own_group && setpgid(0, 0) < 0)
+        if (o->own_session ? setsid() < 0 : o->own_group && setpgid(0, 0) < 0)
                 child_fail(p);
         if (o->death_signal) {
                 if (prctl(PR_SET_PDEATHSIG, o->death_signal) < 0)

@@ -46,6 +46,21 @@ int os_check_bind(const char *host, uint16_t port);
 /* Ignore SIGPIPE: writes to gone peers return EPIPE. Call once at the start of a command. */
 void os_ignore_sigpipe(void);
 
+/* ---- other machines, through ssh(1) --------------------------------------------------------------------------------- */
+
+/* Options that every use of ssh here begins with: no question is ever asked, a dead machine is noticed, forwardings and
+ * commands of the user's ssh_config stay out of the way; all else in it holds. NULL-terminated. */
+extern const char *const os_ssh_options[];
+
+/* Why ssh did not get through, by what it said on its standard error. `kind` is a stable word ("auth", "host-key", "refused",
+ * "timeout", …). Cause and cure may hold one "%s": the destination. Never NULL: what is not known is kind "ssh". */
+struct os_ssh_trouble {
+        const char *kind, *text, *cause, *cure;
+};
+const struct os_ssh_trouble *os_ssh_trouble(struct slice said);
+/* Whether a remote shell, which reads the words of a command once more, takes this one as it is. */
+bool os_ssh_plain_word(const char *word);
+
 /* ---- child processes ------------------------------------------------------------------------------------------------ */
 
 struct os_child_options {
@@ -56,6 +71,7 @@ struct os_child_options {
         const char *directory;  /* NULL: this process's */
         int stdin_fd, stdout_fd, stderr_fd; /* -1: /dev/null */
         bool own_group;   /* a process group of its own, so that os_child_kill_group reaches its children too */
+        bool own_session; /* the same, and no terminal: what happens to the caller's does not reach it */
         int death_signal; /* sent to it when the calling *thread* ends (PR_SET_PDEATHSIG), 0: none */
 };
 
