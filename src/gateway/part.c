@@ -12,6 +12,8 @@
 /* Pauses before instances that have all failed are tried again: from the larger of this and --retry-delay on, doubling. */
 #define PAUSE_MIN (20 * NS_PER_MS)
 #define PAUSE_MAX (2 * NS_PER_S)
+/* After so many doublings a pause is longer than a probe that was asked for just now takes to be sent and answered. */
+#define ROUNDS_FOR_A_PROBE 3
 /* For a prefill answer that has begun to arrive when the client leaves. */
 #define LET_PREFILL_MS 5000
 /* For the one token of a settling decode leg. */
@@ -770,6 +772,14 @@ static void settle_aside(struct part *p) {
         part_step(s, PART_TRY);
 }
 
+/* A decoder that could not meet its prefiller: it may have been sent to an engine that is another one by now. Which of the
+ * two is at fault nobody can tell, so that the next attempt is without either, and with what a fresh probe says. */
+static void doubt_prefiller(struct part *p) {
+        avoid(p, &p->prefill);
+        pool_look_again(gateway_of(p)->pool, ROLE_PREFILL, p->prefill.instance_id, now_of(p));
+        p->rounds = ROUNDS_FOR_A_PROBE;
+}
+
 static enum part_state retry_decode(struct part *p) {
         bool unsent = p->last_end == LEG_UNSENT, overloaded = p->last_end == LEG_OVERLOADED, recomputed = p->recomputed;
 
@@ -791,6 +801,8 @@ static enum part_state retry_decode(struct part *p) {
                 drop_handoff(p);
         else
                 leave_behind(p);
+        if (!unsent && !overloaded && !recomputed && order_of(p) == ORDER_TOGETHER)
+                doubt_prefiller(p);
         relay_restart(&p->relay, p->relay.reframe); /* events without text may be held */
         return begin(p);
 }

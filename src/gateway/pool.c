@@ -749,6 +749,14 @@ void pool_report(struct instance *i, enum health_event what, uint64_t now) {
                 i->next_probe = i->state == INSTANCE_SUSPECT ? now : i->next_probe;
 }
 
+void pool_look_again(struct pool *p, enum role role, uint32_t id, uint64_t now) {
+        const struct table *t = &p->tables[role];
+
+        for (size_t k = 0; k < t->all_count; k++)
+                if (t->ids[k] == id && t->all[k]->next_probe != UINT64_MAX)
+                        t->all[k]->next_probe = now;
+}
+
 void pool_stand_back(struct instance *i, uint64_t until) {
         if (until <= i->busy_until)
                 return;

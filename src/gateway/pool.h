@@ -192,6 +192,8 @@ void pool_report_load(struct instance *i, uint64_t requests, uint64_t own, doubl
 
 /* What was seen of an instance; may change its state. Nothing when it is leaving. */
 void pool_report(struct instance *i, enum health_event what, uint64_t now);
+/* What is known of it may be old, who knows: probe it at once. Nothing happens when it is not there any more. */
+void pool_look_again(struct pool *p, enum role role, uint32_t id, uint64_t now);
 /* It answered 429 or 503: prefer others until then. */
 void pool_stand_back(struct instance *i, uint64_t until);
 

@@ -205,15 +205,18 @@ class Ledger:
             self.committed += 1
             if key in self.transfers:
                 self.complain(f"a meeting came a second time: {key}")
-            self.transfers[key] = {"engine": engine.engine_id, "port": engine.port, "id": request_id,
+            self.transfers[key] = {"engine": engine.engine_id, "port": engine.port, "id": request_id, "earlier": engine.earlier,
                                    "prompt": list(prompt), "state": "held", "at": time.monotonic()}
 
     def met(self, key, engine_id, port, request_id, prompt):
-        """Its decoder: the transfer once the KV is there, None before."""
+        """Its decoder: the transfer once the KV is there, None before. Sent to an engine that has been started again
+        meanwhile it finds nobody (KeyError), which nobody could know who sent it."""
         with self.lock:
             t = self.transfers.get(key)
             if not t:
                 return None
+            if engine_id in t["earlier"]:
+                raise KeyError(engine_id)
             if t["state"] != "held":
                 self.complain(f"fetched twice: {key}")
             if (engine_id or t["engine"], port, request_id) != (t["engine"], t["port"], t["id"]):
@@ -278,6 +281,7 @@ class Engine:
         self.calls = []  # statuses of a metaserver
         self.tokens_per_event = 1
         self.engine_id = f"engine-{random.getrandbits(64):016x}"
+        self.earlier = []  # ids before it was started again
         self.listener = None
         self.connections = set()
         self.dead = threading.Event()
@@ -321,6 +325,7 @@ class Engine:
         self.moves.set()
 
     def restart(self):
+        self.earlier = [*self.earlier, self.engine_id]
         self.engine_id = f"engine-{random.getrandbits(64):016x}"
         self.start()
 
@@ -570,7 +575,10 @@ class Answer:
         if place:
             self.wait(e.admit_time)
             while not transfer:
-                transfer = e.ledger.met(*place, self.request_id, ids)
+                try:
+                    transfer = e.ledger.met(*place, self.request_id, ids)
+                except KeyError:
+                    return self.error(500, "no such engine")
                 self.wait(0.005)
         elif params and params.get("do_remote_prefill"):
             self.wait(e.admit_time)

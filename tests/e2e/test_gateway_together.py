@@ -130,6 +130,17 @@ class Bootstrap(GatewayCase):
             self.assertEqual(self.ask(g, chat()), expected(chat()))
             self.assert_quiet(g)
 
+    def test_an_engine_that_was_started_again_unnoticed_is_asked_for_its_id_when_a_decoder_misses_it(self):
+        for prefillers in (1, 2):
+            ledger, p, d = self.engines(prefillers, 1)
+            with self.gateway(p, d, "--health-check-interval-secs", "1000") as g:
+                for e in p:
+                    e.earlier, e.engine_id = [e.engine_id], f"another {e.port}"
+                for body in (chat(), chat(stream=True)):
+                    self.assertEqual(self.ask(g, body), expected(body))
+                self.assertEqual(g.count("requests_total", code="200"), 2)
+                self.assertEqual(ledger.violations, [])
+
     def test_a_prefiller_whose_bootstrap_server_is_not_there_is_not_chosen(self):
         ledger, p, d = self.engines(1, 1)
         other = Engine("prefill", ledger)
