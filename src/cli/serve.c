@@ -139,7 +139,7 @@ static int read_switches(struct serve *s, struct error *e) {
         s->transfer.give_up_preempted = w->recompute;
         if (w->recompute && !s->transfer.consumes)
                 log_warn(&s->log,
-                    "--additional-config: recompute_scheduler_enable is without effect on an engine that fetches no KV "
+                    "--additional-config: recompute_scheduler_enable is without effect on an engine that takes no KV "
                     "(kv_consumer)");
         return 0;
 }
@@ -150,13 +150,14 @@ static int read_transfer(struct serve *s, struct error *e) {
 
         if (r < 0)
                 return r;
-        if (t->produces && os_check_bind(t->host, t->port) == -EADDRINUSE)
+        if ((t->pushes ? t->consumes : t->produces) && os_check_bind(t->host, t->port) == -EADDRINUSE)
                 return error_set(e, -EADDRINUSE,
                     "--kv-transfer-config: port %u of %s is in use by another program (`ss -ltnp 'sport = :%u'` tells "
                     "which); choose another kv_port",
                     t->port, t->host, t->port);
         s->api_transfer = (struct api_transfer){.produces = t->produces,
             .consumes = t->consumes,
+            .pushes = t->pushes,
             .recompute = t->recompute,
             .engine_id = t->engine_id,
             .host = t->host,
@@ -364,9 +365,9 @@ static int make_engine(struct serve *s, struct error *e) {
                 api_set_engine(s->api, s->engine);
                 log_info(&s->log, "KV cache: %u blocks of %u tokens, %s", engine_kv_blocks(s->engine), g.block_tokens,
                     bf16 ? "bfloat16" : "float32");
-                if (s->transfer.produces)
-                        log_info(&s->log, "KV for other engines at %s port %u", s->transfer.host,
-                            engine_transfer_port(s->engine));
+                if (engine_transfer_port(s->engine))
+                        log_info(&s->log, "KV %s other engines at %s port %u", s->transfer.pushes ? "from" : "for",
+                            s->transfer.host, engine_transfer_port(s->engine));
                 prepare_steps(s);
                 r = engine_start(s->engine);
                 if (r < 0)

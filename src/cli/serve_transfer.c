@@ -1,5 +1,5 @@
-/* serve_transfer.c - --kv-transfer-config in vLLM's JSON shape. All pull connectors are names of the one protocol that this
- * engine speaks. */
+/* serve_transfer.c - --kv-transfer-config in vLLM's JSON shape. All connectors are names of the one protocol that this engine
+ * speaks, in one of two orders: prefill first (pull), or decode first (push). */
 #include "base/json.h"
 #include "base/rng.h"
 #include "cli/serve.h"
@@ -10,10 +10,9 @@
 /* NIXL's default for its side channel. */
 #define PORT_DEFAULT 5600
 
-static const char *const connectors[] = {
+static const char *const pull_connectors[] = {
     "NixlConnector", "MooncakeConnectorV1", "MooncakeHybridConnector", "LLMDataDistCMgrConnector"};
-static const char *const push_connectors[] = {
-    "MooncakeLayerwiseConnector", "SfaRemoteD2HConnector", "MooncakeConnector"};
+static const char *const push_connectors[] = {"MooncakeLayerwiseConnector", "SfaRemoteD2HConnector"};
 
 #define COUNT(a) (sizeof(a) / sizeof(*(a)))
 
@@ -24,18 +23,17 @@ static bool is_one_of(struct slice text, const char *const *names, size_t count)
         return false;
 }
 
-static int check_connector(struct slice name, struct error *e) {
-        if (is_one_of(name, connectors, COUNT(connectors)))
+static int read_connector(struct slice name, struct engine_transfer *t, struct error *e) {
+        t->pushes = is_one_of(name, push_connectors, COUNT(push_connectors));
+        if (t->pushes || is_one_of(name, pull_connectors, COUNT(pull_connectors)))
                 return 0;
-        if (is_one_of(name, push_connectors, COUNT(push_connectors)))
+        if (slice_is(name, "MooncakeConnector"))
                 return error_set(e, -EINVAL,
-                    "kv_connector %.*s hands KV over in another order (decode first, or both at once), which this "
-                    "engine "
-                    "does not speak; it pulls: NixlConnector, MooncakeConnectorV1 or LLMDataDistCMgrConnector",
-                    SLICE_ARG(name));
+                    "kv_connector MooncakeConnector calls prefiller and decoder at once, an order that this engine does not "
+                    "speak; it pulls with NixlConnector or MooncakeConnectorV1, and pushes with MooncakeLayerwiseConnector");
         return error_set(e, -EINVAL,
             "kv_connector is `%.*s`; this engine knows NixlConnector, MooncakeConnectorV1, MooncakeHybridConnector and "
-            "LLMDataDistCMgrConnector",
+            "LLMDataDistCMgrConnector (pull), MooncakeLayerwiseConnector and SfaRemoteD2HConnector (push)",
             SLICE_ARG(slice_sub(name, 0, 80)));
 }
 
@@ -165,7 +163,7 @@ int serve_read_transfer(const char *json, const char *api_host, struct arena *ar
                 return error_prefix(e, r, "--kv-transfer-config");
         root = yyjson_doc_get_root(doc);
         extra = json_get(root, "kv_connector_extra_config");
-        r = yyjson_is_obj(root) ? check_connector(json_get_slice(root, "kv_connector"), e)
+        r = yyjson_is_obj(root) ? read_connector(json_get_slice(root, "kv_connector"), &t, e)
                                 : error_set(e, -EINVAL, "not a JSON object: %.100s", json);
         if (r == 0)
                 r = read_role(json_get_slice(root, "kv_role"), &t, e);

@@ -55,6 +55,8 @@ static const struct connector_info connectors[] = {
     {"NixlConnector", ENGINE_EMBEDDED, 0, VERSION_NEWEST, LEGS_PREFILL_FIRST, SPAN_ONE, {20100, 20600}},
     {"MooncakeHybridConnector", ENGINE_EMBEDDED, 0, VERSION_NEWEST, LEGS_PREFILL_FIRST, SPAN_ONE, {20100, 20600}},
     {"LLMDataDistCMgrConnector", ENGINE_EMBEDDED, 0, VERSION_NEWEST, LEGS_PREFILL_FIRST, SPAN_ONE, {20100, 20600}},
+    {"MooncakeLayerwiseConnector", ENGINE_EMBEDDED, 0, VERSION_NEWEST, LEGS_DECODE_FIRST, SPAN_ONE, {20100, 20600}},
+    {"SfaRemoteD2HConnector", ENGINE_EMBEDDED, 0, VERSION_NEWEST, LEGS_DECODE_FIRST, SPAN_ONE, {20100, 20600}},
 };
 #define CONNECTOR_COUNT (sizeof(connectors) / sizeof(*connectors))
 

@@ -103,8 +103,19 @@ static void on_wake_closed(uv_handle_t *handle) {
                 a->on_closed(a->closed_context);
 }
 
+static void on_client_closed(void *context) {
+        struct api *a = context;
+
+        uv_close((uv_handle_t *)&a->wake, on_wake_closed);
+}
+
 static void close_when_idle(struct api *a) {
-        if (a->closing && list_empty(&a->calls) && !uv_is_closing((uv_handle_t *)&a->wake))
+        if (!a->closing || !list_empty(&a->calls) || a->client_closing || uv_is_closing((uv_handle_t *)&a->wake))
+                return;
+        a->client_closing = a->client != NULL;
+        if (a->client)
+                http_client_close(a->client, on_client_closed, a);
+        else
                 uv_close((uv_handle_t *)&a->wake, on_wake_closed);
 }
 
@@ -120,6 +131,8 @@ void api_free(struct api *a) {
         if (!a)
                 return;
         assert(list_empty(&a->calls));
+        if (a->client_closing)
+                http_client_free(a->client);
         api_figures_free(&a->figures);
         free(a);
 }

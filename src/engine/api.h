@@ -18,9 +18,10 @@ struct api;
 /* KV for and from other engines, as it is told in kv_transfer_params. */
 struct api_transfer {
         bool produces, consumes;
+        bool pushes;           /* the order, as in struct engine_transfer */
         bool recompute;        /* params that name no KV: compute; else they are refused */
         const char *engine_id; /* this engine's */
-        const char *host;      /* produces: under which others reach it */
+        const char *host;      /* under which others reach it, where it listens */
         uint32_t block_tokens; /* this engine's */
 };
 

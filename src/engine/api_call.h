@@ -27,6 +27,8 @@ struct api {
         struct engine *engine;
         uv_loop_t *loop;
         uv_async_t wake;
+        struct http_client *client; /* asks for prefills; NULL: there are none to be asked for */
+        bool client_closing;
         struct list calls; /* all of them */
         struct list dirty; /* with events that are to be sent when the outputs at hand are done */
         size_t in_flight;
@@ -56,7 +58,10 @@ struct api_prepared {
         struct slice echo;             /* chat: the last message's text, when it is to be told again */
         struct buf tokens;             /* /tokenize and /detokenize: the answer */
         bool keeps, fetches;           /* KV: for another engine, from another engine */
-        struct engine_remote remote;   /* fetches: where from, in the arena */
+        bool expects, pushes;          /* with a push connector: KV will be written here, is to be written there */
+        struct engine_remote remote;   /* fetches: where from; pushes: where to; in the arena */
+        struct http_endpoint metaserver; /* expects: who is asked for the prefill */
+        struct slice metaserver_path;
         uint32_t remote_cached;        /* of the prompt, found there */
 };
 
@@ -140,6 +145,11 @@ struct api_call {
         struct buf transfer; /* kv_transfer_params of the answer; empty: null */
         char fetched[48];    /* X-Baton-KV: what the prompt's KV from another engine was; "": none */
         struct buf out;      /* events */
+
+        struct http_call *asking; /* for the prefill; NULL: not under way */
+        struct buf question;
+        struct slice question_part;
+        int asked_status;
 };
 
 /* ---- api.c ---------------------------------------------------------------------------------------------------------------- */
@@ -180,6 +190,15 @@ int api_prepare(struct api_call *call, struct slice body);
 int api_read_transfer(struct api_call *call);
 /* The params for an output with `kept`. 0 or -ENOMEM. */
 int api_write_transfer(const struct api_call *call, const struct engine_output *output, struct buf *out);
+
+/* ---- api_push.c ----------------------------------------------------------------------------------------------------------- */
+
+/* The metaserver's URL, into call->prepared. 0, -EINVAL (it is none) or -ENOMEM. */
+int api_read_metaserver(struct api_call *call, struct slice url);
+/* Ask there for the prefill. When nobody will do it, the engine is told. */
+void api_ask_prefill(struct api_call *call, const struct engine_expected *expected);
+/* The exchange has ended: who was asked needs not answer. */
+void api_forget_prefill(struct api_call *call);
 
 /* ---- api_request.c -------------------------------------------------------------------------------------------------------- */
 

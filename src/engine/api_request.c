@@ -45,6 +45,8 @@ static int submit(struct api_call *call, struct api_choice *c) {
             .cache_salt = r->cache_salt,
             .remote = call->prepared.fetches && c->index == 0 ? &call->prepared.remote : NULL,
             .keep = call->prepared.keeps && c->index == 0,
+            .expect = call->prepared.expects && c->index == 0,
+            .push = call->prepared.pushes && c->index == 0 ? &call->prepared.remote : NULL,
             .priority = r->priority,
             .arrival_ns = call->begun_ns,
             .params_n = sibling == 0 ? r->n : 0,
@@ -214,6 +216,7 @@ void api_abandon(struct api_call *call) {
         if (call->counted)
                 call->api->in_flight--;
         call->counted = false;
+        api_forget_prefill(call);
         for (size_t i = 0; i < call->choice_count; i++) {
                 struct api_choice *c = &call->choices[i];
 
@@ -321,6 +324,8 @@ static void take_output(struct api_choice *c, const struct engine_output *o, int
                     o->error ? o->error : "the engine failed");
                 c->in_engine = false;
                 fail(call);
+        } else if (!c->done && o->expected) {
+                api_ask_prefill(call, o->expected);
         } else if (!c->done) {
                 if (result < 0 || api_choice_take(c, o) < 0 ||
                     (o->kept && api_write_transfer(call, o, &call->transfer) < 0)) {

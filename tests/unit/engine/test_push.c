@@ -275,8 +275,8 @@ static void what_is_pushed_is_not_preempted(void **state) {
         p.max_tokens = 60;
         make_prompt(&r, prompt, 120, false);
         for (int i = 0; i < 3; i++)
-                submit(t.p, prompt + i, 20, &p, &plain[i]);
-        for (int i = 0; i < 5; i++)
+                submit(t.p, prompt + i, 26, &p, &plain[i]);
+        for (int i = 0; i < 6; i++) /* they have two blocks each, and want a third before the push is computed */
                 engine_step(t.p);
         submit_decode(&t, prompt, 120, &p, &waiting);
         run_to_end(t.d);
@@ -290,7 +290,7 @@ static void what_is_pushed_is_not_preempted(void **state) {
         one_engine(&t.d_options, prompt, 120, &p, &plain[3]);
         assert_same_answer(&waiting, &plain[3], "pushed among others", 0);
         for (int i = 0; i < 3; i++) {
-                one_engine(&t.p_options, prompt + i, 20, &p, &plain[3]);
+                one_engine(&t.p_options, prompt + i, 26, &p, &plain[3]);
                 assert_same_answer(&plain[i], &plain[3], "preempted for it", (size_t)i);
         }
         pair_close(&t);
