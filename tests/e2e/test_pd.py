@@ -4,7 +4,7 @@ import random
 import signal
 import unittest
 
-from gateway_case import CHAT, COMPLETIONS, Gateway, GatewayCase, in_threads, text_of
+from gateway_case import CHAT, COMPLETIONS, GatewayCase, in_threads, text_of
 from harness import MODEL, Connection, Serve, baton, TestCase, free_port, http, metric, stream, wait_until
 
 ASKED = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None,
@@ -253,16 +253,17 @@ class Life(TestCase):
 
 class Whole(GatewayCase):
     """Two prefillers, two decoders, the gateway."""
+    prefiller, decoder = Prefiller, Decoder
 
     def test_killed_under_load_every_answer_is_whole_and_right(self):
         body = {"prompt": "Once upon a time there was a girl", "temperature": 0, "max_tokens": 400, "ignore_eos": True,
                 "stream": True}
         short = {**body, "max_tokens": 8}
         for role in ("prefill", "decode"):
-            engines = {"prefill": [Prefiller(), Prefiller()], "decode": [Decoder(), Decoder()]}
+            engines = {"prefill": [self.prefiller(), self.prefiller()], "decode": [self.decoder(), self.decoder()]}
             for e in engines["prefill"] + engines["decode"]:
                 self.addCleanup(e.stop)
-            with Gateway([host(e) for e in engines["prefill"]], [host(e) for e in engines["decode"]]) as g, \
+            with self.gateway([host(e) for e in engines["prefill"]], [host(e) for e in engines["decode"]]) as g, \
                     Serve(*COMMON) as one:
                 want = {b["max_tokens"]: text_of(stream(one.port, COMPLETIONS, b)) for b in (body, short)}
                 begun = []
@@ -274,15 +275,16 @@ class Whole(GatewayCase):
                         for event in c.events():
                             events.append(event)
                             if len(events) == 3:
-                                begun.append(1)
+                                begun.append(dict(c.headers)["X-Baton-Decode"])
                     self.assertEqual(events[-1], "[DONE]")
                     self.assertEqual(text_of([json.loads(e) for e in events[:-1]]), want[400])
                     for _ in range(8):
                         self.assertEqual(text_of(stream(g.port, COMPLETIONS, short)), want[8])
 
                 def kill(engines=engines, begun=begun):
-                    wait_until(lambda: len(begun) >= 16, "streams run")
-                    engines[role][0].signal(signal.SIGKILL)
+                    victim = engines[role][0]
+                    wait_until(lambda: len(begun) >= 16 and (role == "prefill" or host(victim) in begun), "streams run")
+                    victim.signal(signal.SIGKILL)
                 in_threads([streams] * 32 + [kill])
                 if role == "decode":
                     self.assertGreater(g.count("continuations_total"), 0)
@@ -296,8 +298,8 @@ class Whole(GatewayCase):
         body = {"prompt": prompt, "temperature": 0, "max_tokens": 300, "ignore_eos": True, "stream": True}
         small = ("--kv-cache-blocks", "80", "--max-model-len", "512",
                  "--additional-config", '{"recompute_scheduler_enable":true}')
-        with Prefiller() as p, Decoder(*small) as d, Serve(*COMMON) as one, \
-                Gateway([host(p)], [host(d)], "--max-continuations", "50") as g:
+        with self.prefiller() as p, self.decoder(*small) as d, Serve(*COMMON) as one, \
+                self.gateway([host(p)], [host(d)], "--max-continuations", "50") as g:
             want = text_of(stream(one.port, COMPLETIONS, body))
 
             def check():
@@ -321,7 +323,7 @@ class Refusals(TestCase):
         self.refused("{", "--kv-transfer-config")
         self.refused("[]", "JSON object")
         self.refused({**good, "kv_connector": "P2pNcclConnector"}, "P2pNcclConnector", "NixlConnector")
-        self.refused({**good, "kv_connector": "MooncakeLayerwiseConnector"}, "another order")
+        self.refused({**good, "kv_connector": "MooncakeConnector"}, "at once", "MooncakeLayerwiseConnector")
         self.refused({**good, "kv_role": "producer"}, "kv_role", "kv_both")
         self.refused({**good, "kv_port": 0}, "kv_port")
         self.refused({**good, "kv_port": "x"}, "kv_port")

@@ -12,6 +12,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 SECONDS = 120  # a model that takes longer has grown too large to be a test
 MODELS = [("lease", [], ["UNCONFIRMED", "NO_TIMER", "NO_SILENCE"]),
+          ("push", [], ["UNFENCED", "UNCONFIRMED", "EARLY", "NO_TIMER", "NO_SILENCE"]),
           ("request", ["ORDER=PULL"], ["REUSE", "NO_SETTLE"]),
           ("request", ["ORDER=PUSH"], ["NO_CUT", "NO_CLEAR"]),
           ("request", ["ORDER=TOGETHER"], ["NO_CUT", "NO_CLEAR"])]
