@@ -29,8 +29,10 @@ static int read_connector(struct slice name, struct engine_transfer *t, struct e
                 return 0;
         if (slice_is(name, "MooncakeConnector"))
                 return error_set(e, -EINVAL,
-                    "kv_connector MooncakeConnector calls prefiller and decoder at once, an order that this engine does not "
-                    "speak; it pulls with NixlConnector or MooncakeConnectorV1, and pushes with MooncakeLayerwiseConnector");
+                    "kv_connector MooncakeConnector calls prefiller and decoder at once, an order that this engine "
+                    "does not "
+                    "speak; it pulls with NixlConnector or MooncakeConnectorV1, and pushes with "
+                    "MooncakeLayerwiseConnector");
         return error_set(e, -EINVAL,
             "kv_connector is `%.*s`; this engine knows NixlConnector, MooncakeConnectorV1, MooncakeHybridConnector and "
             "LLMDataDistCMgrConnector (pull), MooncakeLayerwiseConnector and SfaRemoteD2HConnector (push)",

@@ -67,9 +67,10 @@ struct comm_options {
         const char *host; /* to listen on, numeric; NULL: this rank exports and expects nothing */
         uint16_t port;    /* 0: any, see comm_port() */
         enum comm_way way;
-        bool checksum;       /* fetches and what is expected: compare a checksum of the bytes with the producer's */
-        unsigned lease_ms;   /* how long a lease holds without a sign of its reader; 0: COMM_LEASE_MS */
-        unsigned silence_ms; /* connecting, a fetch without a byte, a push without a sign fails after it; 0: COMM_SILENCE_MS */
+        bool checksum;     /* fetches and what is expected: compare a checksum of the bytes with the producer's */
+        unsigned lease_ms; /* how long a lease holds without a sign of its reader; 0: COMM_LEASE_MS */
+        unsigned
+            silence_ms; /* connecting, a fetch without a byte, a push without a sign fails after it; 0: COMM_SILENCE_MS */
         const struct log *log;
         void (*wake)(void *context); /* comm_take() has something; called on comm's thread, must not block */
         void *wake_context;

@@ -50,8 +50,9 @@ void receipt_asked(struct comm_receipt *x, bool drop) {
 
 void receipt_cut(struct comm_receipt *x, int error) {
         x->writer = NULL;
-        receipt_end(x, error == UV_EOF ? -ECONNRESET : error, "the prefiller ended the connection before all was here%s%s",
-            error == UV_EOF ? "" : ": ", error == UV_EOF ? "" : uv_strerror(error));
+        receipt_end(x, error == UV_EOF ? -ECONNRESET : error,
+            "the prefiller ended the connection before all was here%s%s", error == UV_EOF ? "" : ": ",
+            error == UV_EOF ? "" : uv_strerror(error));
 }
 
 bool receipts_tick(struct comm *c, uint64_t now) {
@@ -184,7 +185,8 @@ void receipt_open(struct reader *r, const struct wire_message *m) {
                 choose_way(x, r, m);
                 r->receipt = x;
                 ready.direct = x->pid != 0;
-                log_debug(c->options.log, "KV is pushed here %s", x->pid ? "out of the prefiller's memory" : "over TCP");
+                log_debug(
+                    c->options.log, "KV is pushed here %s", x->pid ? "out of the prefiller's memory" : "over TCP");
                 reader_send(r, &ready);
         }
 }

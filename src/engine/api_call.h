@@ -54,15 +54,15 @@ struct api_prepared {
         struct api_prompt *prompts;
         size_t prompt_count;
         const uint32_t *bad_sequences;
-        enum chat_reasoning reasoning; /* what the prompt leaves open */
-        struct slice echo;             /* chat: the last message's text, when it is to be told again */
-        struct buf tokens;             /* /tokenize and /detokenize: the answer */
-        bool keeps, fetches;           /* KV: for another engine, from another engine */
-        bool expects, pushes;          /* with a push connector: KV will be written here, is to be written there */
-        struct engine_remote remote;   /* fetches: where from; pushes: where to; in the arena */
+        enum chat_reasoning reasoning;   /* what the prompt leaves open */
+        struct slice echo;               /* chat: the last message's text, when it is to be told again */
+        struct buf tokens;               /* /tokenize and /detokenize: the answer */
+        bool keeps, fetches;             /* KV: for another engine, from another engine */
+        bool expects, pushes;            /* with a push connector: KV will be written here, is to be written there */
+        struct engine_remote remote;     /* fetches: where from; pushes: where to; in the arena */
         struct http_endpoint metaserver; /* expects: who is asked for the prefill */
         struct slice metaserver_path;
-        uint32_t remote_cached;        /* of the prompt, found there */
+        uint32_t remote_cached; /* of the prompt, found there */
 };
 
 /* Text on its way from tokens to the client: stop strings are found here, what may be the start of one is held. */

@@ -19,8 +19,8 @@ int api_read_metaserver(struct api_call *call, struct slice url) {
 
 /* vLLM's names: of a completion with the prompt's number behind it. */
 static void write_id(struct api_call *call, struct json_writer *w) {
-        const char *id = arena_printf(&call->arena, "%.*s%s", SLICE_ARG(call->answer.id),
-            call->kind == OPENAI_COMPLETION ? "-0" : "");
+        const char *id = arena_printf(
+            &call->arena, "%.*s%s", SLICE_ARG(call->answer.id), call->kind == OPENAI_COMPLETION ? "-0" : "");
 
         json_str(w, id);
 }
@@ -121,8 +121,7 @@ void api_ask_prefill(struct api_call *call, const struct engine_expected *expect
         if (r == 0 && !buf_ok(&call->question))
                 r = -ENOMEM;
         if (r == 0)
-                r = http_call_start(
-                    a->client, &call->prepared.metaserver, &request, &callbacks, call, &call->asking);
+                r = http_call_start(a->client, &call->prepared.metaserver, &request, &callbacks, call, &call->asking);
         if (r < 0) {
                 buf_free(&call->question);
                 give_up(call, strerror(-r));

@@ -44,7 +44,8 @@ static int refuse_list(struct api_call *call) {
 /* Who waits for this prompt's KV, as it has told the gateway. Without it a prefill here is for nobody. */
 static int refuse_push(struct api_call *call, const char *what) {
         return openai_fail(&call->prepared.error, 400, "BadRequestError", "kv_transfer_params",
-            "kv_transfer_params: %s. This engine writes KV to decoders that have asked for it: kv_transfer_params must be "
+            "kv_transfer_params: %s. This engine writes KV to decoders that have asked for it: kv_transfer_params must "
+            "be "
             "what the prompt's decoder has sent to the metaserver, unchanged (`baton gateway --connector push`).",
             what);
 }

@@ -22,7 +22,7 @@ struct engine_transfer {
         const char *engine_id;
         const char *host; /* numeric, to listen on: who produces, or with `pushes` who consumes */
         uint16_t port;
-        bool recompute;   /* consumes: KV that does not come is computed here; else it fails the request */
+        bool recompute; /* consumes: KV that does not come is computed here; else it fails the request */
         bool
             give_up_preempted; /* consumes: FINISH_RECOMPUTED instead of preemption (vLLM-Ascend's recompute scheduler) */
         enum comm_way way;
@@ -118,8 +118,8 @@ struct engine_request {
         bool keep; /* with transfer.produces: keep the prompt's KV for another engine when it ends by length or stop */
         bool expect; /* with consumes and pushes: lease out blocks for the prompt's KV, and tell (engine_expected) */
         const struct engine_remote *push; /* with produces and pushes, max_tokens 1: write the prompt's KV there */
-        int32_t priority;    /* lower is served first under SCHEDULE_PRIORITY */
-        uint64_t arrival_ns; /* clock_mono_ns() when the HTTP request came in */
+        int32_t priority;                 /* lower is served first under SCHEDULE_PRIORITY */
+        uint64_t arrival_ns;              /* clock_mono_ns() when the HTTP request came in */
         uint32_t
             params_n; /* n of the API request, in one of its sequences for vllm:request_params_n; 0 in the others */
         void *user;   /* given back with every output */
@@ -164,15 +164,15 @@ struct engine_output {
         void *user;
         const struct engine_token *tokens; /* new since the last output; may be none */
         uint32_t token_count;
-        enum finish_reason finish;        /* FINISH_NONE: more follows */
-        int64_t stop_id;                  /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
-        const char *error;                /* FINISH_ERROR: text for people, else NULL */
-        uint32_t cached_tokens;           /* of the prompt, found in the prefix cache */
+        enum finish_reason finish; /* FINISH_NONE: more follows */
+        int64_t stop_id;           /* FINISH_STOP: the stop token that ended it, -1 for EOS (eos[0]) */
+        const char *error;         /* FINISH_ERROR: text for people, else NULL */
+        uint32_t cached_tokens;    /* of the prompt, found in the prefix cache */
         /* Of the prompt's KV from another engine, or pushed to one: in what time since it was asked for, or since the last of it
          * was computed. 0: none. */
         uint64_t fetched_bytes, fetch_ns;
         const struct engine_expected *expected; /* an output without tokens: KV is waited for. NULL in others */
-        const struct engine_kept *kept;   /* with the end: the KV that is kept, NULL: none */
+        const struct engine_kept *kept;         /* with the end: the KV that is kept, NULL: none */
         const struct engine_token
             *prompt_tokens; /* with prompt_logprobs, once, with the first token; of the first only the
                                                    * id is set */

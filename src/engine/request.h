@@ -17,7 +17,7 @@ struct request {
         bool fetch_started;
         bool expects;                 /* its KV is to be written by another engine */
         struct comm_receipt *receipt; /* meanwhile; NULL: none. Comm's until COMM_RECEIVED */
-        struct comm_push *push;       /* its KV goes to another engine; NULL: not (any more). Comm's until COMM_PUSHED */
+        struct comm_push *push; /* its KV goes to another engine; NULL: not (any more). Comm's until COMM_PUSHED */
         uint32_t push_first, push_end;
         bool push_begun;
         struct output *pending; /* its end, told when all is pushed */
@@ -50,8 +50,8 @@ enum finish_reason request_check_end(const struct request *q, int64_t *ret_stop_
 /* What the front sees is the first member. */
 struct output {
         struct engine_output public;
-        struct engine_token *report; /* owned: public.prompt_tokens */
-        struct engine_kept *kept;    /* owned: public.kept */
+        struct engine_token *report;      /* owned: public.prompt_tokens */
+        struct engine_kept *kept;         /* owned: public.kept */
         struct engine_expected *expected; /* owned: public.expected */
         struct engine_token tokens[];
 };

@@ -33,7 +33,7 @@ struct sequence {
         uint32_t cached;   /* of the prompt, found at its first admission */
         uint32_t external; /* of the prompt, from its first token on, that can be fetched; 0: none */
         uint32_t preemptions;
-        bool pinned; /* it is computed once, in one place: it never needs a block beyond its prompt's */
+        bool pinned;   /* it is computed once, in one place: it never needs a block beyond its prompt's */
         bool admitted; /* was scheduled once: preemption does not make it new */
         bool
             all_prompt_rows; /* the logits of every prompt row are wanted: no prefix is looked up, and chunks are small */

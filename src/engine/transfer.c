@@ -182,7 +182,8 @@ static void take_fetched(struct engine *g, const struct comm_event *event) {
 /* ---- producer --------------------------------------------------------------------------------------------------------- */
 
 bool transfer_keeps(const struct engine *g, const struct request *q, enum finish_reason finish) {
-        return q->keep && g->comm && !g->options.transfer->pushes && (finish == FINISH_LENGTH || finish == FINISH_STOP) &&
+        return q->keep && g->comm && !g->options.transfer->pushes &&
+               (finish == FINISH_LENGTH || finish == FINISH_STOP) &&
                q->sequence.computed >= q->sequence.prompt; /* it may have been preempted when a stop string was found */
 }
 

@@ -28,8 +28,8 @@ static struct comm_receipt *expect(
         return x;
 }
 
-static struct comm_push *push(struct side *p, const struct comm_source *to, const uint32_t *blocks, size_t count,
-    uint32_t first, uint32_t end) {
+static struct comm_push *push(
+    struct side *p, const struct comm_source *to, const uint32_t *blocks, size_t count, uint32_t first, uint32_t end) {
         struct comm_push *made;
 
         assert_int_equal(comm_push(p->comm, to, first, end, p, &made), 0);
@@ -127,7 +127,8 @@ static void long_runs_are_cut_and_arrive(void **state) {
 }
 
 /* Seen by the kernel, which takes no side in what a thread may look at. */
-static bool has_come(const struct side *p, const struct side *d, const uint32_t *blocks, uint32_t token, uint32_t layer) {
+static bool has_come(
+    const struct side *p, const struct side *d, const uint32_t *blocks, uint32_t token, uint32_t layer) {
         char there[ROW];
         struct iovec to = {there, ROW}, from = {row(&d->pool, blocks, token, layer), ROW};
 
@@ -506,13 +507,17 @@ static void a_writer_cannot_write_beyond_its_lease(void **state) {
         const struct wire_message bad[] = {
             {.kind = WIRE_ROWS, .layer = LAYERS, .first = 8, .end = 16},
             {.kind = WIRE_ROWS, .layer = UINT32_MAX, .first = 8, .end = 16},
-            {.kind = WIRE_ROWS, .first = 0, .end = 16},           /* before it */
-            {.kind = WIRE_ROWS, .first = 12, .end = 16},          /* out of order */
-            {.kind = WIRE_ROWS, .first = 8, .end = 17},           /* behind it */
+            {.kind = WIRE_ROWS, .first = 0, .end = 16},  /* before it */
+            {.kind = WIRE_ROWS, .first = 12, .end = 16}, /* out of order */
+            {.kind = WIRE_ROWS, .first = 8, .end = 17},  /* behind it */
             {.kind = WIRE_ROWS, .first = 8, .end = UINT32_MAX},
-            {.kind = WIRE_ROWS, .first = 8, .end = 8},            /* nothing */
+            {.kind = WIRE_ROWS, .first = 8, .end = 8}, /* nothing */
             {.kind = WIRE_ROWS, .first = 16, .end = 8},
-            {.kind = WIRE_ROWS, .first = 8, .end = 16, .table = {table, 8}, .table_count = 2}, /* its memory is not read */
+            {.kind = WIRE_ROWS,
+                .first = 8,
+                .end = 16,
+                .table = {table, 8},
+                .table_count = 2}, /* its memory is not read */
             {.kind = WIRE_COMPLETE},
             {.kind = WIRE_CLOSED, .valid = true},
             {.kind = WIRE_FETCH, .lease = SLICE_LIT("a"), .end = 4, .group = 4},
@@ -597,11 +602,21 @@ static void a_claim_to_be_of_this_host_must_be_proved(void **state) {
         static uint8_t proof[16] = "not the secret!";
         const uint32_t blocks[] = {5, 3};
         struct wire_message claims[] = {
-            {.kind = WIRE_PUSH, .lease = SLICE_LIT("a"), .end = 8, .block_tokens = 4, .blocks = 9, .pid = 1,
+            {.kind = WIRE_PUSH,
+                .lease = SLICE_LIT("a"),
+                .end = 8,
+                .block_tokens = 4,
+                .blocks = 9,
+                .pid = 1,
                 .proof_at = 0x400000},
             {.kind = WIRE_PUSH, .lease = SLICE_LIT("a"), .end = 8, .block_tokens = 4, .blocks = 9, .pid = UINT64_MAX},
-            {.kind = WIRE_PUSH, .lease = SLICE_LIT("a"), .end = 8, .block_tokens = 4, .blocks = 9,
-                .pid = (uint64_t)getpid(), .proof_at = (uintptr_t)proof},
+            {.kind = WIRE_PUSH,
+                .lease = SLICE_LIT("a"),
+                .end = 8,
+                .block_tokens = 4,
+                .blocks = 9,
+                .pid = (uint64_t)getpid(),
+                .proof_at = (uintptr_t)proof},
         };
 
         for (size_t i = 0; i < 3; i++) {
