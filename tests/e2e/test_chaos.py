@@ -2,6 +2,7 @@
 import unittest
 
 import chaos
+from gateway_case import in_threads
 from harness import TestCase
 
 
@@ -15,8 +16,9 @@ class Chaos(TestCase):
         self.rounds(3, 64, 7, tokens=60, harms=[("decode", "kill"), ("prefill", "restart"), ("decode", "end")])
 
     def test_whatever_the_connector(self):
-        for connector in ("pull", "push", "mooncake", "sglang"):
-            self.rounds(2, 12, 5, kind="fault", connector=connector, tokens=30, harms=[("decode", "kill"), ("prefill", "restart")])
+        harms = [("decode", "kill"), ("prefill", "restart")]
+        in_threads([lambda c=c: self.rounds(2, 12, 5, kind="fault", connector=c, tokens=30, harms=harms)
+                    for c in ("pull", "push", "mooncake", "sglang")])
 
 
 if __name__ == "__main__":
