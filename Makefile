@@ -2,7 +2,7 @@
 BUILD ?= build/release
 PREFIX ?= /usr/local
 
-.PHONY: help deps build demo run test bench fuzz format lint install clean
+.PHONY: help deps build demo run test vllm bench fuzz format lint install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -26,6 +26,9 @@ run: build ## the demo's cluster, for curl, until Ctrl-C
 
 test: ## everything tested; the last line counts
 	@tools/test
+
+vllm: build ## real vLLM servers behind the gateway: VLLM=/path/to/bin/vllm [VLLM_ARGS=--pd]
+	@tests/e2e/vllm.py $(VLLM) $(VLLM_ARGS)
 
 bench: ## figures beside peers
 	@tools/bench

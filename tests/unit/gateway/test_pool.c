@@ -366,6 +366,28 @@ static void one_that_is_probed_may_be_removed_meanwhile(void **state) {
         pool_free(p);
 }
 
+static void one_that_is_doubted_is_probed_at_once(void **state) {
+        const struct pool_options options = {.seed = 1, .probe_interval = 1000 * NS_PER_S, .on_change = on_change};
+        struct instance *a;
+        struct pool *p;
+
+        assert_int_equal(pool_new(&options, &p), 0);
+        a = add(p, ROLE_PREFILL, "a:1");
+        assert_ptr_equal(pool_take_probe(p, 0), a);
+        pool_look_again(p, ROLE_PREFILL, a->id, 0); /* it is being probed */
+        assert_null(pool_take_probe(p, 0));
+        pool_probe_done(a, HEALTH_PROBE_OK, 0);
+        assert_null(pool_take_probe(p, NS_PER_S));
+        pool_look_again(p, ROLE_PREFILL, a->id + 1, NS_PER_S);
+        pool_look_again(p, ROLE_DECODE, a->id, NS_PER_S);
+        assert_null(pool_take_probe(p, NS_PER_S));
+        pool_look_again(p, ROLE_PREFILL, a->id, NS_PER_S);
+        assert_ptr_equal(pool_take_probe(p, NS_PER_S), a);
+        pool_probe_done(a, HEALTH_PROBE_OK, NS_PER_S);
+        assert_int_equal(a->state, INSTANCE_HEALTHY);
+        pool_free(p);
+}
+
 static void one_added_later_that_never_answers_is_given_up(void **state) {
         struct pool *p = new_pool(0);
         struct instance_spec spec = {.role = ROLE_DECODE, .key = "a:1", .dp_rank = -1, .added_later = true};
@@ -504,6 +526,7 @@ int main(void) {
             cmocka_unit_test(kv_that_waits_weighs_less_than_work),
             cmocka_unit_test(one_that_leaves_ends_its_legs_first),
             cmocka_unit_test(one_that_is_probed_may_be_removed_meanwhile),
+            cmocka_unit_test(one_that_is_doubted_is_probed_at_once),
             cmocka_unit_test(one_added_later_that_never_answers_is_given_up),
             cmocka_unit_test(any_history_keeps_the_books),
         };
