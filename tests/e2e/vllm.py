@@ -67,27 +67,44 @@ def path_of(body):
     return CHAT if "messages" in body else COMPLETIONS
 
 
+def fold(events):
+    """A stream's events as one: vLLM puts what has come meanwhile into one chunk, as many tokens as that may be."""
+    choices, rest = {}, []
+    for e in events:
+        for c in e.get("choices") or []:
+            whole = choices.setdefault(c["index"], {"members": set()})
+            whole["members"] |= set(c) | set(c.get("delta", ()))
+            for key, value in {**c, **c.get("delta", {})}.items():
+                if isinstance(value, dict) and key == "logprobs":
+                    for k, v in value.items():
+                        whole.setdefault("logprobs " + k, []).extend(v)
+                elif key in ("content", "text"):
+                    whole[key] = whole.get(key, "") + (value or "")
+                elif key == "token_ids" and value:
+                    whole[key] = whole.get(key, []) + value
+                elif value is not None and key not in ("delta", "index"):
+                    whole.setdefault(key, []).append(value)
+        if not e.get("choices"):
+            rest.append(e)
+    frames = {(e.get("object"), e.get("model"), tuple(sorted(set(e) - {"usage"}))) for e in events}
+    return sorted(frames, key=str), sorted(choices.items()), rest
+
+
+def strip(e):
+    """What differs from one time to the next."""
+    for key in ("id", "created", "kv_transfer_params"):
+        e.pop(key, None)
+    if e.get("usage"):  # of caches, which are warm for whoever asks second
+        e["usage"].pop("prompt_tokens_details", None)
+    return e
+
+
 def told(port, body):
-    """All that does not differ from one time to the next."""
     r = http(port, "POST", path_of(body), body)
-    if r.status != 200:
-        return r.status, r.json()
-    if body.get("stream"):
-        parts = [p[6:] for p in r.body.decode().split("\n\n") if p]
-        events = [json.loads(p) for p in parts if p != "[DONE]"]
-        # Choices come in any order, and so does what is a chunk of its own or not for n prompts.
-        events.sort(key=lambda e: e["choices"][0]["index"] if e.get("choices") else 99)
-        answer = [parts[-1], *events]
-    else:
-        answer = [r.json()]
-    for e in answer:
-        if isinstance(e, dict):
-            for key in ("id", "created"):
-                e.pop(key, None)
-            if e.get("usage"):  # of caches, which are warm for whoever asks second
-                e["usage"].pop("prompt_tokens_details", None)
-            e.pop("kv_transfer_params", None)
-    return r.status, answer
+    if r.status != 200 or not body.get("stream"):
+        return r.status, strip(r.json())
+    parts = [p[6:] for p in r.body.decode().split("\n\n") if p]
+    return r.status, parts[-1], fold([strip(json.loads(p)) for p in parts[:-1]])
 
 
 def compare(gateway, engine):
@@ -97,7 +114,7 @@ def compare(gateway, engine):
         count += 1
         if got != want:
             wrong += 1
-            print(f"not equal: {json.dumps(body)[:300]}\n  through the gateway: {str(got)[:1500]}\n  without: {str(want)[:1500]}")
+            print(f"not equal: {json.dumps(body)[:300]}\n  through the gateway: {str(got)[:2500]}\n  without: {str(want)[:2500]}")
     print(f"{count - wrong} of {count} answers equal those without the gateway", flush=True)
     return wrong
 
