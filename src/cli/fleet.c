@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define LOOK_MS 15000u
-#define UP_MS   30000u
-#define CALL_MS 15000u
+#define LOOK_MS  15000u
+#define UP_MS    30000u
+#define CALL_MS  15000u
 #define PAUSE_MS 100
 
 /* ---- looking ------------------------------------------------------------------------------------------------------------ */
@@ -146,8 +146,8 @@ int fleet_stop(struct nodes *n, const bool *yes, size_t *ret_ended) {
 struct rise {
         struct nodes *n;
         const struct fleet_up_options *o;
-        bool *started; /* by target: asked to start */
-        bool *said;    /* by rank of the plan, the gateway last: told that it is ready */
+        bool *started;     /* by target: asked to start */
+        bool *said;        /* by rank of the plan, the gateway last: told that it is ready */
         int64_t *restarts; /* likewise: told of so many */
 };
 
@@ -288,15 +288,15 @@ static int check_before(struct nodes *n) {
 }
 
 static void say_what_stays(const struct rise *rise) {
-        fprintf(stderr, "what was started is kept: `baton status %s` shows it, `baton down %s` ends it\n", rise->n->path,
-            rise->n->path);
+        fprintf(stderr, "what was started is kept: `baton status %s` shows it, `baton down %s` ends it\n",
+            rise->n->path, rise->n->path);
 }
 
 int fleet_up(struct nodes *n, const struct fleet_up_options *o) {
         struct arena *arena = &n->plan.arena;
         size_t processes = n->plan.plan->rank_count + 1;
-        struct rise rise = {n, o, arena_array(arena, n->count, sizeof(bool)), arena_array(arena, processes, sizeof(bool)),
-            arena_array(arena, processes, sizeof(int64_t))};
+        struct rise rise = {n, o, arena_array(arena, n->count, sizeof(bool)),
+            arena_array(arena, processes, sizeof(bool)), arena_array(arena, processes, sizeof(int64_t))};
         bool any = false;
         int code;
 
@@ -322,8 +322,9 @@ int fleet_up(struct nodes *n, const struct fleet_up_options *o) {
                         code = EXIT_UNKNOWN;
                 for (size_t i = 0; i < n->count; i++)
                         if (rise.started[i] && remote_trouble(n->remote, i))
-                                fprintf(stderr, "%swhat was started there may still run: `baton down %s` when it can be "
-                                                "reached again\n",
+                                fprintf(stderr,
+                                    "%swhat was started there may still run: `baton down %s` when it can be "
+                                    "reached again\n",
                                     nodes_prefix(n, i), n->path);
         }
         return code;

@@ -76,6 +76,7 @@ int cmd_supervise(int argc, char **argv) {
                 int64_t node = so.node ? cluster_find_node(p.cluster, slice_str(so.node)) : -1;
 
                 part = node >= 0 ? plan_of_node(p.plan, (uint32_t)node) : *p.plan;
+                o.whole = node >= 0 ? p.plan : NULL;
                 if (so.state_dir)
                         p.cluster->supervise.state_dir = slice_str(so.state_dir);
                 r = 0;

@@ -73,7 +73,8 @@ int nodes_of_file(const char *path, const struct nodes_options *o, struct nodes 
         if (!n->options.binary || find_targets(n, o) < 0)
                 return cli_fail(-ENOMEM, &(struct error){0});
         if (!os_ssh_plain_word(n->options.binary)) {
-                fprintf(stderr, "baton: baton on the nodes is to be `%s`: only letters, digits and /._- can be given to ssh\n",
+                fprintf(stderr,
+                    "baton: baton on the nodes is to be `%s`: only letters, digits and /._- can be given to ssh\n",
                     n->options.binary);
                 return EXIT_USAGE;
         }
@@ -210,7 +211,8 @@ void nodes_say_lost(const struct nodes *n) {
 }
 
 const char *nodes_prefix(const struct nodes *n, size_t node) {
-        const char *text = n->single ? NULL : arena_printf((struct arena *)&n->plan.arena, "%s: ", n->targets[node].name);
+        const char *text =
+            n->single ? NULL : arena_printf((struct arena *)&n->plan.arena, "%s: ", n->targets[node].name);
 
         return text ? text : "";
 }

@@ -14,12 +14,12 @@ struct nodes_options {
         const char *node, *remote_baton;
 };
 /* Rows for a command's table: OFFSET is that of its struct nodes_options. */
-#define NODES_OPTIONS(OFFSET)                                                                                             \
-        {"node", 0, OPTION_STRING, (OFFSET) + offsetof(struct nodes_options, node), "NAME",                               \
-            "this machine is that node, and only it is meant"},                                                           \
-        {                                                                                                                 \
-                "remote-baton", 0, OPTION_STRING, (OFFSET) + offsetof(struct nodes_options, remote_baton), "PATH",        \
-                    "where baton is on nodes reached over ssh; default: supervise.baton, else in the PATH"                \
+#define NODES_OPTIONS(OFFSET)                                                                                          \
+        {"node", 0, OPTION_STRING, (OFFSET) + offsetof(struct nodes_options, node), "NAME",                            \
+            "this machine is that node, and only it is meant"},                                                        \
+        {                                                                                                              \
+                "remote-baton", 0, OPTION_STRING, (OFFSET) + offsetof(struct nodes_options, remote_baton), "PATH",     \
+                    "where baton is on nodes reached over ssh; default: supervise.baton, else in the PATH"             \
         }
 
 struct nodes {

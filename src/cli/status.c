@@ -19,7 +19,8 @@ static const struct option status_table[] = {
     NODES_OPTIONS(offsetof(struct status_options, nodes)),
 };
 static const struct option_set status_set = {"baton status FILE [--watch] [--format text|json]",
-    "Shows every rank and the gateway of all nodes: state, since when, load, version, last exit. Exit code 0: all healthy; "
+    "Shows every rank and the gateway of all nodes: state, since when, load, version, last exit. Exit code 0: all "
+    "healthy; "
     "1: not all, or not up; 3: a node could not be asked.",
     status_table, sizeof(status_table) / sizeof(*status_table), 1};
 
@@ -76,7 +77,8 @@ struct picture {
         bool healthy; /* all processes of all nodes */
 };
 
-static void write_node(struct buf *b, yyjson_val *answer, struct picture *picture) {
+/* Its ranks, or its gateway. */
+static void write_node(struct buf *b, yyjson_val *answer, bool gateway, struct picture *picture) {
         struct launch_status s = {0};
         struct arena arena = {0};
         struct buf status = {0};
@@ -85,9 +87,10 @@ static void write_node(struct buf *b, yyjson_val *answer, struct picture *pictur
         if (launch_status_parse(buf_slice(&status), &arena, &s, NULL) == 0)
                 for (size_t i = 0; i < s.count; i++) {
                         yyjson_val *loads = json_get(answer, "load");
-                        yyjson_val *load =
-                            yyjson_obj_getn(loads, s.processes[i].name.ptr, s.processes[i].name.len);
+                        yyjson_val *load = yyjson_obj_getn(loads, s.processes[i].name.ptr, s.processes[i].name.len);
 
+                        if (slice_is(s.processes[i].role, "gateway") != gateway)
+                                continue;
                         picture->healthy &= s.processes[i].state == PROCESS_READY;
                         write_row(b, &s.processes[i], load, cli_color(STDOUT_FILENO));
                 }
@@ -95,14 +98,16 @@ static void write_node(struct buf *b, yyjson_val *answer, struct picture *pictur
         arena_free(&arena);
 }
 
-static void write_text(const struct nodes *n, yyjson_doc *const *answers, bool watch, struct buf *b,
-    struct picture *picture) {
+static void write_text(
+    const struct nodes *n, yyjson_doc *const *answers, bool watch, struct buf *b, struct picture *picture) {
         buf_printf(b, "%s%-10s %-8s %-9s %-9s %7s %7s  %5s  %-10s url\n", watch ? "\033[H\033[J" : "", "rank", "role",
             "state", "since", "running", "waiting", "kv", "version");
         for (size_t i = 0; i < n->count; i++)
-                if (answers[i] && json_get_bool(yyjson_doc_get_root(answers[i]), "up", false))
-                        write_node(b, yyjson_doc_get_root(answers[i]), picture);
-                else if (answers[i])
+                write_node(b, yyjson_doc_get_root(answers[i]), false, picture);
+        for (size_t i = 0; i < n->count; i++)
+                write_node(b, yyjson_doc_get_root(answers[i]), true, picture);
+        for (size_t i = 0; i < n->count; i++)
+                if (answers[i] && !json_get_bool(yyjson_doc_get_root(answers[i]), "up", false))
                         buf_printf(b, "%snot up\n", nodes_prefix(n, i));
 }
 

@@ -131,7 +131,7 @@ static enum arrival watch(const struct launch_paths *paths, struct os_child *sup
                 }
                 known = launch_call(paths, "GET", "/status", CALL_MS, &json, NULL) == 0 &&
                         launch_status_parse(buf_slice(&json), &arena, &s, NULL) == 0;
-                if (known) {
+                if (known && s.pid == supervisor->pid) { /* of two started at once, the one that has the lock answers */
                         if (!said)
                                 said = calloc(s.count + 1, 1);
                         if (said)

@@ -1,6 +1,6 @@
 /* causes.c - the telling line of what a process wrote before it ended, and what is known of such lines.
  *
- * The texts are those of vLLM, vllm-ascend, torch, Mooncake and HCCL, as users report them; see docs/launch.md. */
+ * The texts are those of vLLM, vllm-ascend, torch, Mooncake and HCCL, as users report them. */
 #include "launch/launch.h"
 
 struct known_line {
@@ -33,7 +33,8 @@ static const struct known_line known[] = {
     {"No available memory for the cache blocks", "the weights leave no memory for KV",
         "a larger gpu-memory-utilization or tp; is another process on these devices?"},
     {"NPU out of memory", "the memory of the NPU is used up",
-        "`npu-smi info`: does an older process hold it? else a smaller gpu-memory-utilization or max-num-batched-tokens"},
+        "`npu-smi info`: does an older process hold it? else a smaller gpu-memory-utilization or "
+        "max-num-batched-tokens"},
     {"CUDA out of memory", "the memory of the GPU is used up",
         "`nvidia-smi`: does an older process hold it? else a smaller gpu-memory-utilization or max-num-batched-tokens"},
     {"clients joined", "other ranks of the group did not come in time",

@@ -45,7 +45,8 @@ enum process_state {
 const char *process_state_name(enum process_state s);
 
 struct supervisor_options {
-        const struct plan *plan;
+        const struct plan *plan;  /* what it starts */
+        const struct plan *whole; /* of which `plan` is one node's part, see plan_of_node(); NULL: none */
         const struct launch_paths *paths;
         const struct log *log;
 };

@@ -18,13 +18,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define CALL_MS        5000u
-#define LOAD_MS        1000u
-#define UP_MS          20000u /* to its first answer: reading the file, checking ports, opening the socket */
-#define GATEWAY_MS     10000u
-#define LOGS_WAIT_MAX  10000
-#define LOG_PIECE_MAX  65536
-#define LOG_LINES_MAX  100000
+#define CALL_MS       5000u
+#define LOAD_MS       1000u
+#define UP_MS         20000u /* to its first answer: reading the file, checking ports, opening the socket */
+#define GATEWAY_MS    10000u
+#define LOGS_WAIT_MAX 10000
+#define LOG_PIECE_MAX 65536
+#define LOG_LINES_MAX 100000
 
 struct node_end {
         const char *self;
@@ -84,8 +84,7 @@ static int op_open(struct node_end *n, yyjson_val *request, struct json_writer *
 
 static int start_supervisor(struct node_end *n, struct os_child *ret_child, struct error *e) {
         const char *name = arena_copy(&n->arena, n->node).ptr;
-        const char *argv[] = {
-            n->self, "supervise", n->paths.copy, "--node", name, "--state-dir", n->paths.dir, NULL};
+        const char *argv[] = {n->self, "supervise", n->paths.copy, "--node", name, "--state-dir", n->paths.dir, NULL};
         struct os_child_options o = {.argv = argv, .stdin_fd = -1, .own_session = true};
         int fd, r;
 
@@ -122,24 +121,33 @@ static int explain_supervisor(const struct node_end *n, struct os_child *child, 
         return !ended.signaled && ended.code == 2 ? -EINVAL : -ECANCELED; /* 2: wrong use, or up already */
 }
 
+/* Whether the supervisor that answers is this one: of two started at once, the one that has the lock does. */
+static bool answers_itself(const struct node_end *n, const struct os_child *child) {
+        struct launch_status status = {0};
+        struct arena arena = {0};
+        struct buf answer = {0};
+        bool itself = launch_call(&n->paths, "GET", "/status", CALL_MS, &answer, NULL) == 0 &&
+                      launch_status_parse(buf_slice(&answer), &arena, &status, NULL) == 0 && status.pid == child->pid;
+
+        buf_free(&answer);
+        arena_free(&arena);
+        return itself;
+}
+
 static int await_supervisor(const struct node_end *n, struct os_child *child, struct error *e) {
         uint64_t end = clock_mono_ns() + UP_MS * NS_PER_MS;
 
         for (;;) {
                 struct pollfd fd = {child->pidfd, POLLIN, 0};
-                struct buf answer = {0};
-                int r;
 
                 if (poll(&fd, 1, 20) > 0)
                         return explain_supervisor(n, child, e);
-                r = launch_call(&n->paths, "GET", "/status", CALL_MS, &answer, NULL);
-                buf_free(&answer);
-                if (r == 0)
+                if (answers_itself(n, child))
                         return 0;
                 if (clock_mono_ns() > end) {
                         os_child_signal(child, SIGTERM);
-                        return error_set(
-                            e, -ETIMEDOUT, "the supervisor did not answer within 20 s; see %s", n->paths.supervisor_log);
+                        return error_set(e, -ETIMEDOUT, "the supervisor did not answer within 20 s; see %s",
+                            n->paths.supervisor_log);
                 }
         }
 }
@@ -197,8 +205,7 @@ static int op_stop(struct node_end *n, yyjson_val *request, struct json_writer *
         if (is_not_up(r))
                 return 0;
         if (r == 0 && !wait_unlocked(n->paths.lock, launch_stop_ms(n->cluster)))
-                r = error_set(
-                    e, -ETIMEDOUT, "the supervisor has not ended in time; see %s", n->paths.supervisor_log);
+                r = error_set(e, -ETIMEDOUT, "the supervisor has not ended in time; see %s", n->paths.supervisor_log);
         return r;
 }
 

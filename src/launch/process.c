@@ -119,7 +119,7 @@ static void after_unwanted_exit(struct process *p, const struct os_child_exit *e
                 give_up(p, now);
         else
                 try_again(p, now);
-        supervisor_world_lost(p->supervisor, p, now);
+        supervisor_world_lost(p->supervisor, p->world, p, now);
 }
 
 /* It was stopped because another of its world had ended. */

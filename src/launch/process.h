@@ -18,6 +18,7 @@
 #define PROBES_SILENT 3u
 
 struct supervisor;
+struct peer;
 
 struct process {
         struct supervisor *supervisor;
@@ -68,6 +69,8 @@ struct supervisor {
         struct http_client *client;
         struct process *processes;
         size_t count;
+        struct peer *peers;
+        size_t peer_count;
         struct arena arena;
         bool stopping;
         uint64_t started_ns;
@@ -75,7 +78,10 @@ struct supervisor {
 };
 /* Whether a process that is to be tried again may start now: not before all of its world have ended and are due. */
 bool supervisor_world_is_due(const struct supervisor *s, const struct process *p, uint64_t now);
-/* One of a world has ended by itself: the others are stopped, and start again with it. */
-void supervisor_world_lost(struct supervisor *s, struct process *p, uint64_t now);
+/* One of a world has ended by itself, here (`gone`) or on another node (NULL): the others are stopped, and start again with
+ * it. World 0: nobody. */
+void supervisor_world_lost(struct supervisor *s, uint32_t world, const struct process *gone, uint64_t now);
+/* The number of a rank's world in a plan; 0: it is on its own. */
+uint32_t process_world(const struct plan *plan, const struct plan_rank *rank);
 /* A child was started or has ended: write the journal that the next supervisor clears up by. */
 void supervisor_children_changed(struct supervisor *s);

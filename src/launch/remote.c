@@ -46,6 +46,7 @@ struct link {
         int64_t id, answered;     /* of the last request, and of the last answer */
         struct remote_call *call; /* what is asked now; NULL: nothing, though the last request may still be worked on */
         bool sent;
+        size_t noise;                  /* bytes that came before it named itself */
         struct remote_trouble trouble; /* STAGE_LOST */
 };
 struct remote {
@@ -176,8 +177,8 @@ static int make_dir(struct remote *r) {
 }
 
 /* Pipes for what is asked for (not NULL), the child's ends in o. The parent's are non-blocking. */
-static int start_piped(struct os_child_options *o, int *ret_in, int *ret_out, int *ret_err, struct os_child *ret_child,
-    struct error *e) {
+static int start_piped(
+    struct os_child_options *o, int *ret_in, int *ret_out, int *ret_err, struct os_child *ret_child, struct error *e) {
         int pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}}, *const ret[3] = {ret_in, ret_out, ret_err};
         int *const given[3] = {&o->stdin_fd, &o->stdout_fd, &o->stderr_fd}, r = 0;
 
@@ -204,7 +205,8 @@ static int start_piped(struct os_child_options *o, int *ret_in, int *ret_out, in
 }
 
 /* The common options, then `more`, then "--", the destination and what is to run there; all NULL-terminated. */
-static void ssh_argv(const char *argv[32], const char *const *more, const char *destination, const char *const *command) {
+static void ssh_argv(
+    const char *argv[32], const char *const *more, const char *destination, const char *const *command) {
         size_t n = 0;
 
         argv[n++] = "ssh";
@@ -364,13 +366,14 @@ static void take_lines(struct remote *r, struct link *l) {
         while (l->stage != STAGE_LOST && (end = slice_find(buf_slice(&l->in), '\n', 0)) < l->in.len) {
                 struct slice line = slice_sub(buf_slice(&l->in), 0, end);
 
-                if (l->stage == STAGE_HELLO)
+                if (l->stage == STAGE_HELLO) {
+                        l->noise += end;
                         take_hello(r, l, line);
-                else
+                } else
                         take_answer(l, line);
                 buf_consume(&l->in, end + 1);
         }
-        if (l->stage == STAGE_HELLO ? l->in.len > NOISE_MAX : l->in.len > REMOTE_LINE_MAX)
+        if (l->stage == STAGE_HELLO ? l->noise + l->in.len > NOISE_MAX : l->in.len > REMOTE_LINE_MAX)
                 lose(l, "node", "", "it says more than baton would");
 }
 

@@ -58,8 +58,7 @@ struct remote_call {
 /* Put the requests, at most one a node, and wait for the answers, `timeout_ms` at most (connecting has a time of its own).
  * Returns 0 when none is waited for any more, -EINTR when `interrupt_fd` (-1: none) became readable, -ETIMEDOUT, -ENOMEM. An
  * answer that comes later is dropped, and a request of a later call is read by the node when it is done with this one. */
-int remote_ask(
-    struct remote *r, struct remote_call *calls, size_t count, unsigned timeout_ms, int interrupt_fd);
+int remote_ask(struct remote *r, struct remote_call *calls, size_t count, unsigned timeout_ms, int interrupt_fd);
 /* NULL: the node was not lost. */
 const struct remote_trouble *remote_trouble(const struct remote *r, size_t node);
 /* For people: "node: cause" and the cure below it. */

@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "launch/control.h"
+#include "launch/peers.h"
 #include "launch/process.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -194,8 +195,10 @@ static void on_tick(uv_timer_t *timer) {
                         end_loop(s);
                         return;
                 }
-        } else
+        } else {
                 maybe_start_gateway(s, now);
+                peers_tick(s, now);
+        }
         uv_timer_start(timer, on_tick, busy ? TICK_BUSY_MS : TICK_IDLE_MS, 0);
 }
 
@@ -218,16 +221,22 @@ bool supervisor_world_is_due(const struct supervisor *s, const struct process *p
         return true;
 }
 
-void supervisor_world_lost(struct supervisor *s, struct process *p, uint64_t now) {
-        for (size_t i = 0; p->world && i < s->count; i++) {
+void supervisor_world_lost(struct supervisor *s, uint32_t world, const struct process *gone, uint64_t now) {
+        uint64_t grace = stop_grace(s) < PEER_STOP_NS ? stop_grace(s) : PEER_STOP_NS;
+
+        for (size_t i = 0; world && i < s->count; i++) {
                 struct process *q = &s->processes[i];
 
-                if (q == p || q->world != p->world || !process_runs(q) || q->state == PROCESS_STOPPING)
+                if (q == gone || q->world != world || !process_runs(q) || q->state == PROCESS_STOPPING)
                         continue;
-                log_warn(s->options->log, "%s is stopped and starts again with %s", q->name, p->name);
+                log_warn(s->options->log, "%s is stopped, to start again with its group", q->name);
                 q->world_lost = true;
-                process_stop(q, stop_grace(s), now);
+                process_stop(q, grace, now);
         }
+}
+
+uint32_t process_world(const struct plan *plan, const struct plan_rank *rank) {
+        return plan_rank_needs_world(plan, rank) ? 2 * rank->group + (uint32_t)rank->role + 1 : 0;
 }
 
 static struct process *find_process(struct supervisor *s, struct slice name) {
@@ -350,8 +359,7 @@ static int prepare_processes(struct supervisor *s, struct error *e) {
 
                 r = prepare_process(s, &s->processes[s->count++], rank->name, role_name(rank->role), rank->url,
                     rank->argv, rank->env, e);
-                if (plan_rank_needs_world(plan, rank))
-                        s->processes[s->count - 1].world = 2 * rank->group + (uint32_t)rank->role + 1;
+                s->processes[s->count - 1].world = process_world(plan, rank);
         }
         if (r == 0 && plan->gateway_argv)
                 r = prepare_process(s, &s->processes[s->count++], SLICE_LIT("gateway"), "gateway", plan->gateway_url,
@@ -414,6 +422,8 @@ int supervisor_run(const struct supervisor_options *options, struct error *e) {
         r = check_ports(options->plan, e);
         if (r == 0)
                 r = prepare_processes(&s, e);
+        if (r == 0)
+                r = peers_find(&s, e);
         if (r < 0)
                 goto out;
         loop = true;
@@ -436,6 +446,7 @@ out:
         for (size_t i = 0; i < s.count; i++)
                 rotate_close(&s.processes[i].log);
         free(s.processes);
+        free(s.peers);
         arena_free(&s.arena);
         if (s.lock_fd >= 0)
                 close(s.lock_fd);

@@ -21,7 +21,7 @@ HOSTILE = "two  words 'single' \"double\" $(touch /tmp/owned) `id` $HOME \\ %s ;
 
 # vLLM's command line and environment, kept and then served by the embedded engine with a small model.
 VLLM = '''#!{python}
-import json, os, sys
+import json, os, sys, time
 words = sys.argv[1:]
 options = {{words[i]: words[i + 1] for i in range(2, len(words) - 1) if words[i].startswith("--")}}
 kv = json.loads(options["--kv-transfer-config"])
@@ -31,6 +31,8 @@ with open("{dir}/seen-" + name + ".json", "w") as f:
 sys.stderr.write(os.environ.get("FAKE_WORDS", ""))
 if os.path.exists("{dir}/fail-" + name):
     sys.exit(1)
+while os.path.exists("{dir}/hold-" + kv["kv_role"]):
+    time.sleep(0.05)
 open(os.environ["DISAGGREGATED_PREFILL_RANK_TABLE_PATH"]).close()
 local, width = int(os.environ["VLLM_DP_RANK_LOCAL"]), int(options["--tensor-parallel-size"])
 kv.update(kv_port=int(os.environ["VLLM_LLMDD_RPC_PORT"]) + local * width,
@@ -271,17 +273,19 @@ class Ssh(TestCase):
         self.assertEqual(code, 2, said)
         self.assertIn("is up already on p0", said)
 
-        # A rank of another node dies: it comes back, and the others of its group there with it.
+        # A rank of another node dies: its group begins anew, on both of its nodes, and nobody else.
         before = self.processes()
+        self.write("hold-kv_consumer", "")
         os.kill(before["d1.0"]["pid"], signal.SIGKILL)
 
-        def recovered():
+        def anew(state):
             now = self.processes()
-            return all(p["state"] == "healthy" for p in now.values()) and now["d1.0"]["pid"] != before["d1.0"]["pid"]
-        wait_until(recovered, "all ranks are healthy again")
+            return all(p["state"] == (state if name.startswith("d") else "healthy") and
+                       (p["pid"] != before[name]["pid"]) == name.startswith("d") for name, p in now.items())
+        wait_until(lambda: anew("starting"), "all of its group start again")
+        os.unlink(f"{self.dir}/hold-kv_consumer")
+        wait_until(lambda: anew("healthy"), "all ranks are healthy again")
         now = self.processes()
-        self.assertNotEqual(now["d1.1"]["pid"], before["d1.1"]["pid"])
-        self.assertEqual(now["p0.0"]["pid"], before["p0.0"]["pid"])
         self.assertEqual(self.chat(), want)
 
         code, _, said = self.baton("restart", self.file, "decode:0")

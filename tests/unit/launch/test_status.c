@@ -85,22 +85,22 @@ static void state_directories_are_private_and_ours(void **state) {
         (void)state;
         snprintf(sub, sizeof(sub), "%s/state", dir);
         c.supervise.state_dir = slice_str(sub);
-        assert_int_equal(launch_paths(&c, true, &p, &e), 0);
+        assert_int_equal(launch_paths(&c, SLICE_NONE, true, &p, &e), 0);
         assert_int_equal(stat(p.logs, &st), 0);
         assert_int_equal(chmod(sub, 0755), 0);
-        assert_int_equal(launch_paths(&c, true, &p, &e), 0);
+        assert_int_equal(launch_paths(&c, SLICE_NONE, true, &p, &e), 0);
         assert_int_equal(stat(sub, &st), 0);
         assert_int_equal(st.st_mode & 0777, 0700);
         /* A link that somebody put there leads elsewhere. */
         snprintf(link_path, sizeof(link_path), "%s/link", dir);
         assert_int_equal(symlink(sub, link_path), 0);
         c.supervise.state_dir = slice_str(link_path);
-        assert_int_equal(launch_paths(&c, true, &p, &e), -EPERM);
+        assert_int_equal(launch_paths(&c, SLICE_NONE, true, &p, &e), -EPERM);
         memset(long_name, 'a', sizeof(long_name) - 1);
         long_name[0] = '/';
         long_name[sizeof(long_name) - 1] = 0;
         c.supervise.state_dir = slice_str(long_name);
-        assert_int_equal(launch_paths(&c, false, &p, &e), -ENAMETOOLONG);
+        assert_int_equal(launch_paths(&c, SLICE_NONE, false, &p, &e), -ENAMETOOLONG);
 }
 
 int main(void) {
