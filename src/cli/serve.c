@@ -38,6 +38,7 @@ struct serve {
         struct publisher_options events;
         bool publishes;
         struct publisher *publisher;
+        struct placement placement; /* of the group's experts at the start */
 };
 
 static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
@@ -61,6 +62,9 @@ static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
     .data_parallel = -1,
     .dp_rank = -1,
     .dp_port = -1,
+    .redundant_experts = -1,
+    .eplb_window = -1,
+    .eplb_interval = -1,
     .pipeline_parallel = 1,
     .chunked_prefill = true,
     .prefix_caching = true};
@@ -228,6 +232,8 @@ static int load_model(struct serve *s, struct error *e) {
         if (shares_experts(s)) {
                 m.shard.ep_rank = s->group.rank;
                 m.shard.ep_size = s->group.size;
+                m.shard.placement = s->group.placement;
+                m.movable_experts = s->group.balance;
         }
         if (r == 0)
                 r = model_load(&m, &s->model, e);
@@ -508,6 +514,9 @@ static int check_all(struct serve *s, struct error *e) {
         if (r == 0)
                 r = choose_length(s, e);
         if (r == 0)
+                r = serve_read_experts(
+                    &s->o, &s->config, s->config.layers + (s->drafts > 0), &s->group, &s->placement, e);
+        if (r == 0)
                 r = load_text(s, e);
         return r == 0 ? fill_api_options(s, e) : r;
 }
@@ -563,6 +572,7 @@ static void tear_down(struct serve *s) {
         api_free(s->api);
         engine_free(s->engine);
         publisher_free(s->publisher);
+        placement_free(&s->placement);
         tokenizer_free(s->tokenizer);
         model_free(s->model);
         compute_free(s->compute);

@@ -20,7 +20,9 @@ struct serve_options {
         int64_t max_logprobs, seed, drain_seconds, threads, tensor_parallel, data_parallel, pipeline_parallel;
         int64_t tls_cert_reqs; /* as Python's ssl has them: 0 none, 2 required; -1 not given */
         double memory_share;
-        bool expert_parallel, enforce_eager;
+        const char *expert_placement, *eplb_config;
+        int64_t redundant_experts, eplb_window, eplb_interval; /* the older flags; -1: not given */
+        bool expert_parallel, enforce_eager, eplb, eplb_tell;
         bool chunked_prefill, prefix_caching, auto_tools, prompt_details, id_headers, force_usage, tokens_as_ids,
             allow_credentials;
 };
@@ -50,6 +52,10 @@ void serve_switches_free(struct serve_switches *s);
 void serve_name_environment(struct buf *out);
 /* The ranks of one model; size 1: there is one. Texts are the options' and the environment's. */
 int serve_read_parallel(const struct serve_options *o, struct engine_group *ret_group, struct error *e);
+/* --expert-placement-strategy, --enable-eplb, --eplb-config and the flags before it: the group's part, and where experts are at the
+ * start, to be freed. `layers` are the model's, drafts' included. Nothing without --enable-expert-parallel. */
+int serve_read_experts(const struct serve_options *o, const struct model_config *config, uint32_t layers,
+    struct engine_group *group, struct placement *ret_placement, struct error *e);
 /* --kv-transfer-config. Texts live in `arena`; api_host is --host, or NULL. */
 int serve_read_transfer(
     const char *json, const char *api_host, struct arena *arena, struct engine_transfer *ret_transfer, struct error *e);

@@ -607,7 +607,10 @@ static int form_other(struct group *g, uint64_t until, struct error *e) {
                 if (now >= until)
                         return 0;
                 if (g->links[0] < 0) {
-                        if (join(g, until) < 0) {
+                        r = join(g, until);
+                        if (r == -ECONNREFUSED)
+                                g->hold_until = 0; /* rank 0 itself is gone: there is no other to form a group */
+                        if (r < 0) {
                                 tell(g, "rank 0 is not there yet");
                                 now = links_now();
                                 if (now < until)

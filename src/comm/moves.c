@@ -155,8 +155,14 @@ static void scatter_slots(const struct group *g, const uint32_t *run, uint32_t *
                         row[i] = run[n++];
 }
 
+/* Loads of ranks over all layers: the mean, and the largest as it is and as it will be. */
+struct outlook {
+        double mean, now, then;
+};
+
 /* One layer of the target, which is as it was so far. */
-static int plan_layer(struct group *g, struct placement *target, uint32_t layer, const float *load, uint32_t *scratch) {
+static int plan_layer(struct group *g, struct placement *target, uint32_t layer, const float *load, uint32_t *scratch,
+    struct outlook *o) {
         const struct placement *p = &g->placement;
         struct balance_shape shape = {.experts = p->experts,
             .replicas = p->slots / p->ranks * g->present_count,
@@ -179,8 +185,13 @@ static int plan_layer(struct group *g, struct placement *target, uint32_t layer,
                 return r;
         scatter_slots(g, next, row);
         after = heaviest(p, layer, row, load, g->present, next, &mean);
-        if (after > WORTH * before)
+        if (after > WORTH * before) {
                 scatter_slots(g, now, row);
+                after = before;
+        }
+        o->mean += mean;
+        o->now += before;
+        o->then += after;
         return 0;
 }
 
@@ -189,6 +200,7 @@ static int plan(struct group *g, const uint32_t *loads, struct placement *target
         const struct placement *p = &g->placement;
         float *load = calloc(p->experts, sizeof(*load));
         uint32_t *scratch = calloc(2 * (size_t)p->slots + p->experts, sizeof(*scratch));
+        struct outlook o = {0};
         int r = load && scratch ? 0 : -ENOMEM;
 
         for (uint32_t layer = 0; r == 0 && layer < p->layers; layer++) {
@@ -200,8 +212,11 @@ static int plan(struct group *g, const uint32_t *loads, struct placement *target
                                         sum += loads[rank * counters(g) + (size_t)layer * p->experts + e];
                         load[e] = (float)sum;
                 }
-                r = plan_layer(g, target, layer, load, scratch);
+                r = plan_layer(g, target, layer, load, scratch, &o);
         }
+        if (r == 0 && g->options.tell_balance && o.now > 0)
+                log_info(g->options.log, "balancedness of the ranks' loads: %.3f, expected after the rebalance: %.3f",
+                    o.mean / o.now, o.mean / o.then);
         free(load);
         free(scratch);
         return r;

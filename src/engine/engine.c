@@ -154,7 +154,8 @@ static size_t tell_group_facts(struct engine *g, const struct placement *p) {
         g->group_facts[2] = (struct comm_fact){"num_speculative_tokens", g->draft_text};
         g->group_facts[3] = (struct comm_fact){"num_redundant_experts", g->slot_text};
         g->group_facts[4] = (struct comm_fact){"enable-eplb", o->group->balance ? "true" : "false"};
-        return 5;
+        g->group_facts[5] = (struct comm_fact){"expert-placement-strategy", placement_strategy_name(p->strategy)};
+        return 6;
 }
 
 static int join_group(struct engine *g, struct error *e) {

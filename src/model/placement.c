@@ -48,7 +48,8 @@ static void deal(const struct placement *p, uint32_t *row) {
 
 int placement_new(uint32_t layers, uint32_t experts, uint32_t redundant, uint32_t ranks,
     enum placement_strategy strategy, struct placement *ret_placement) {
-        struct placement p = {.layers = layers, .experts = experts, .slots = experts + redundant, .ranks = ranks};
+        struct placement p = {
+            .layers = layers, .experts = experts, .slots = experts + redundant, .ranks = ranks, .strategy = strategy};
         int r;
 
         if (ranks == 0 || experts == 0 || ranks > experts || (redundant && p.slots % ranks) ||

@@ -15,6 +15,7 @@ const char *placement_strategy_name(enum placement_strategy strategy);
 
 struct placement {
         uint32_t layers, experts, slots, ranks; /* slots of one layer, of all ranks */
+        enum placement_strategy strategy;       /* at the start */
         uint32_t *expert_of;                    /* [layers][slots], SLOT_EMPTY: none */
         /* What placement_index() makes of it. */
         uint32_t *first;   /* [layers][experts + 1]: where the holders of an expert begin */

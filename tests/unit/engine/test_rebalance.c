@@ -2,6 +2,8 @@
  * while and after. */
 #include "group_rig.h"
 
+enum { ASKED = 6 }; /* of the load's requests */
+
 static struct group_figures figures(const struct rank *r) {
         struct group_figures f;
 
@@ -50,15 +52,16 @@ static struct scene *scene_open(const struct shape *shape) {
         s->port = free_port();
         rank_open(&alone, shape->checkpoint, 0, 1, 0, shape->drafts);
         make_load(&s->load, model_config(alone.model)->vocab);
-        for (size_t i = 0; i < REQUESTS; i++) {
+        for (size_t i = 0; i < ASKED; i++) {
+                s->load.lengths[i] = 1 + s->load.lengths[i] / 3;
                 if (i % 3 == 0) /* all tokens to the same few experts */
                         for (uint32_t k = 0; k < s->load.lengths[i]; k++)
                                 s->load.prompts[i][k] = 7;
-                s->load.sampling[i].max_tokens = 20 + 2 * (int64_t)i;
+                s->load.sampling[i].max_tokens = 8 + 2 * (int64_t)i;
                 submit(
                     alone.engine, s->load.prompts[i], s->load.lengths[i], &s->load.sampling[i], &s->load.expected[i]);
         }
-        wait_ends(&alone, s->at, s->load.expected, REQUESTS);
+        wait_ends(&alone, s->at, s->load.expected, ASKED);
         rank_close(&alone);
         for (uint32_t i = 0; i < shape->size; i++)
                 rank_open_as(&s->ranks[i], shape, i, s->port);
@@ -77,7 +80,7 @@ static void scene_close(struct scene *s) {
 static void ask_all(struct scene *s, uint32_t but) {
         uint32_t rank = 0;
 
-        for (size_t i = 0; i < REQUESTS; i++, rank++) {
+        for (size_t i = 0; i < ASKED; i++, rank++) {
                 rank %= s->shape.size;
                 if (rank == but)
                         rank = (rank + 1) % s->shape.size;
@@ -88,8 +91,8 @@ static void ask_all(struct scene *s, uint32_t but) {
 }
 
 static void expect_all(struct scene *s, const char *when) {
-        wait_ends(s->ranks, s->at, s->answers, REQUESTS);
-        for (size_t i = 0; i < REQUESTS; i++)
+        wait_ends(s->ranks, s->at, s->answers, ASKED);
+        for (size_t i = 0; i < ASKED; i++)
                 assert_same_answer(&s->answers[i], &s->load.expected[i], when, i);
 }
 
@@ -106,8 +109,15 @@ static void any_placement_says_what_one_process_says(void **state) {
             {"v3-fp8", 4, 2, 2, PLACEMENT_ROUND_ROBIN, true},
         };
 
-        for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++)
-                check_equality_as(&shapes[i]);
+        for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++) {
+                struct scene *s = scene_open(&shapes[i]);
+
+                ask_all(s, NOBODY);
+                expect_all(s, shapes[i].checkpoint);
+                ask_all(s, (uint32_t)i % shapes[i].size); /* one without work */
+                expect_all(s, shapes[i].checkpoint);
+                scene_close(s);
+        }
 }
 
 /* Rebalances one after the other while requests come and go on all ranks but the last, asked for at any rank. */
@@ -190,17 +200,17 @@ static void a_rank_that_does_not_balance_refuses(void **state) {
         scene_close(s);
 }
 
-/* Each rank but rank 0 goes in turn while all others have requests: these end as if nothing had been, the group is there without it,
+/* Ranks go in turn while all others have requests: these end as if nothing had been, the group is there without it,
  * and with it again when it comes back, again without losing a request. */
 static void the_others_go_on_without_a_rank(void **state) {
         static const struct shape shapes[] = {{"v3-f32", 2, 0, 12, PLACEMENT_LINEAR, true}, /* a group of one remains */
-            {"v3-f32", 3, 2, 6, PLACEMENT_LINEAR, true}, {"v3-f32", 4, 0, 4, PLACEMENT_ROUND_ROBIN, true}};
+            {"v3-f32", 4, 2, 4, PLACEMENT_ROUND_ROBIN, true}};
 
         for (size_t i = 0; i < sizeof(shapes) / sizeof(*shapes); i++) {
                 struct scene *s = scene_open(&shapes[i]);
                 uint32_t size = shapes[i].size;
 
-                for (uint32_t gone = 1; gone < size; gone++) {
+                for (uint32_t gone = 1; gone < size; gone += 2) {
                         uint64_t epoch = figures(&s->ranks[0]).epoch;
 
                         ask_all(s, gone);
