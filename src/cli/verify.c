@@ -1,5 +1,7 @@
 /* verify.c - `baton verify`: asks the machines of a cluster, NPUs through their own tools, and reports what is wrong. */
+#include "base/clock.h"
 #include "cli/npus.h"
+#include "os/os.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,14 +11,17 @@
 #define AGENT_WORDS_MAX 4
 
 struct verify_options {
-        const char *format, *ping, *check, *remote_baton;
+        const char *format, *ping, *check, *report, *remote_baton;
         struct option_list nodes;
-        bool agent, agent_answer, quiet;
+        bool agent, agent_answer, json, quiet;
 };
 
 static const struct option verify_table[] = {
     {"format", 0, OPTION_STRING, offsetof(struct verify_options, format), NULL, "how to print the report",
         .choices = "text|json"},
+    {"json", 0, OPTION_FLAG, offsetof(struct verify_options, json), NULL, "the same as --format json"},
+    {"report", 0, OPTION_STRING, offsetof(struct verify_options, report), "FILE",
+        "write an HTML page too, with the pings as a picture"},
     {"node", 0, OPTION_LIST, offsetof(struct verify_options, nodes), "NAME", "only these nodes"},
     {"check", 0, OPTION_STRING, offsetof(struct verify_options, check), NULL,
         "NPUs, hosts (ports, clocks, limits, the model's files), or both", .choices = "all|npus|hosts"},
@@ -116,6 +121,35 @@ static int ask_and_judge(const struct verify_options *o, const struct cluster *c
         return r < 0 ? r : judge(facts, findings);
 }
 
+/* Before minutes of asking: whether the report has a place. */
+static int check_report_place(const char *path) {
+        char *copy = strdup(path), *slash = copy ? strrchr(copy, '/') : NULL;
+        const char *dir = slash == copy && slash ? "/" : slash ? copy : ".";
+        int r = -1;
+
+        if (slash)
+                *slash = 0;
+        if (access(dir, W_OK) < 0) {
+                fprintf(stderr, "baton verify: cannot write --report %s: %s: %s\n", path, dir, strerror(errno));
+                r = EXIT_USAGE;
+        }
+        free(copy);
+        return r;
+}
+
+static int write_report(const char *path, const char *title, const struct facts *facts,
+    const struct verify_findings *findings, struct error *e) {
+        struct buf b = {0};
+        char when[CLOCK_TEXT_MAX];
+        int r;
+
+        clock_text(clock_wall_ns(), when);
+        verify_write_html(facts, findings, title, when, &b);
+        r = buf_ok(&b) ? os_write_file_atomic(path, buf_slice(&b), 0644, e) : -ENOMEM;
+        buf_free(&b);
+        return r;
+}
+
 static int verify_file(const struct verify_options *o, const char *path) {
         struct arena arena = {0};
         struct facts facts;
@@ -124,7 +158,11 @@ static int verify_file(const struct verify_options *o, const char *path) {
         struct error e = {0};
         struct buf b = {0};
         bool npus_only = !strcmp(o->check, "npus");
-        int r = npus_only ? cli_npu_cluster(path, &arena, &c, &facts) : cli_machines(path, &arena, &c, &facts);
+        int r = o->report ? check_report_place(o->report) : -1;
+
+        if (r >= 0)
+                goto out;
+        r = npus_only ? cli_npu_cluster(path, &arena, &c, &facts) : cli_machines(path, &arena, &c, &facts);
 
         if (r >= 0)
                 goto out;
@@ -140,7 +178,11 @@ static int verify_file(const struct verify_options *o, const char *path) {
                 r = cli_fail(r, &e);
                 goto out;
         }
-        if (!strcmp(o->format, "json"))
+        if (o->report && (r = write_report(o->report, path, &facts, &findings, &e)) < 0) {
+                r = cli_fail(r, &e);
+                goto out;
+        }
+        if (o->json || !strcmp(o->format, "json"))
                 verify_write_json(&facts, &findings, &b);
         else
                 verify_write_text(&facts, &findings, cli_color(STDOUT_FILENO), &b);

@@ -54,6 +54,7 @@ struct host_told {
         size_t space_count;
 };
 int host_told_parse(struct slice out, struct arena *arena, struct host_told *ret);
+const struct host_nic *host_nic_with(const struct host_told *t, struct slice ip); /* NULL: none has that address */
 
 struct host_file {
         struct slice name, hash, error; /* hash empty: only the size is compared */

@@ -229,6 +229,28 @@ int host_told_parse(struct slice out, struct arena *arena, struct host_told *ret
         return 0;
 }
 
+static bool same_address(struct slice a, struct slice b) {
+        unsigned char x[16], y[16];
+        char text[2][64];
+
+        if (slice_eq(a, b))
+                return true;
+        if (a.len >= 64 || b.len >= 64)
+                return false;
+        memcpy(text[0], a.ptr, a.len);
+        memcpy(text[1], b.ptr, b.len);
+        text[0][a.len] = text[1][b.len] = 0;
+        return inet_pton(AF_INET6, text[0], x) == 1 && inet_pton(AF_INET6, text[1], y) == 1 && !memcmp(x, y, 16);
+}
+
+const struct host_nic *host_nic_with(const struct host_told *t, struct slice ip) {
+        for (size_t i = 0; i < t->nic_count; i++)
+                for (size_t k = 0; k < t->nics[i].address_count; k++)
+                        if (same_address(t->nics[i].addresses[k], ip))
+                                return &t->nics[i];
+        return NULL;
+}
+
 /* ---- the model ---------------------------------------------------------------------------------------------------------- */
 
 static int compare_files(const void *a, const void *b) {

@@ -2,7 +2,6 @@
 #include "base/hash.h"
 #include "verify/host.h"
 #include "verify/judge.h"
-#include <arpa/inet.h>
 #include <stdlib.h>
 
 #define MIB (1ull << 20)
@@ -57,30 +56,8 @@ void say_host_trouble(struct judge *j, uint32_t node, const struct answer *a, co
 
 /* ---- interfaces --------------------------------------------------------------------------------------------------------- */
 
-static bool same_address(struct slice a, struct slice b) {
-        unsigned char x[16], y[16];
-        char text[2][64];
-
-        if (slice_eq(a, b))
-                return true;
-        if (a.len >= 64 || b.len >= 64)
-                return false;
-        memcpy(text[0], a.ptr, a.len);
-        memcpy(text[1], b.ptr, b.len);
-        text[0][a.len] = text[1][b.len] = 0;
-        return inet_pton(AF_INET6, text[0], x) == 1 && inet_pton(AF_INET6, text[1], y) == 1 && !memcmp(x, y, 16);
-}
-
 static bool is_loopback(struct slice ip) {
         return slice_starts(ip, SLICE_LIT("127.")) || slice_is(ip, "::1");
-}
-
-static const struct host_nic *nic_with(const struct host_told *t, struct slice ip) {
-        for (size_t i = 0; i < t->nic_count; i++)
-                for (size_t k = 0; k < t->nics[i].address_count; k++)
-                        if (same_address(t->nics[i].addresses[k], ip))
-                                return &t->nics[i];
-        return NULL;
 }
 
 static const struct host_nic *nic_named(const struct host_told *t, struct slice name) {
@@ -92,7 +69,7 @@ static const struct host_nic *nic_named(const struct host_told *t, struct slice 
 
 static void judge_nic(struct judge *j, uint32_t node, struct host *h) {
         const struct node_facts *n = &j->facts->nodes[node];
-        const struct host_nic *has = nic_with(&h->told, n->ip), *planned = nic_named(&h->told, n->plan.nic);
+        const struct host_nic *has = host_nic_with(&h->told, n->ip), *planned = nic_named(&h->told, n->plan.nic);
         const struct host_nic *nic = planned ? planned : has;
         struct slice name = n->plan.nic;
 

@@ -1,9 +1,7 @@
 /* judge_probes.c - from thousands of pings to the few things that are wrong: an NPU that nobody reaches is one finding. */
+#include "verify/grid.h"
 #include "verify/judge.h"
 #include <stdlib.h>
-
-/* So much slower than the median is worth a word. A pair in one rack and one across differ by less than two. */
-#define SLOW_FACTOR 10
 
 struct outcome {
         enum { PROBE_GOOD, PROBE_BAD, PROBE_DROPPED /* its cause is said elsewhere */ } kind;

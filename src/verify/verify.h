@@ -232,7 +232,11 @@ const struct rule *verify_rule_at(size_t index);
 
 /* The summary, the matrix of pings between nodes, and the findings with cause and cure. */
 void verify_write_text(const struct facts *facts, const struct verify_findings *f, bool color, struct buf *out);
-/* {"platform","nodes":[…],"errors","warnings","findings":[{severity,code,check,node,device,…}]} */
+/* One HTML page that needs nothing else: summary, findings, nodes, and the pings as a picture. `title` and `when` stand at its
+ * head. */
+void verify_write_html(const struct facts *facts, const struct verify_findings *f, const char *title, const char *when,
+    struct buf *out);
+/* {"platform","nodes":[…],"interconnect":[…],"errors","warnings","findings":[{severity,code,check,node,device,…}]} */
 void verify_write_json(const struct facts *facts, const struct verify_findings *f, struct buf *out);
 
 /* ---- ranktable ------------------------------------------------------------------------------------------------------ */

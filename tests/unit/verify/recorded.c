@@ -334,3 +334,16 @@ void recorded_facts(struct recorded *r, struct arena *arena, struct facts *ret_f
                 .ip = json_get_slice(node, "ip"),
                 .expected = json_get_i64(root, "devices_per_node", -1)};
 }
+
+void recorded_judge(
+    struct recorded *r, struct arena *arena, struct facts *ret_facts, struct verify_findings *ret_findings) {
+        struct asker asker = recorded_asker(r);
+        int failed;
+
+        recorded_facts(r, arena, ret_facts);
+        *ret_findings = (struct verify_findings){.arena = arena};
+        failed = collect(ret_facts, TOPICS_ALL, &asker, NULL, arena) < 0 ||
+                 collect_pings(ret_facts, &asker, NULL, arena) < 0 || judge(ret_facts, ret_findings) < 0;
+        assert(!failed);
+        (void)failed;
+}

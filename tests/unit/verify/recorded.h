@@ -13,4 +13,7 @@ yyjson_val *recorded_cluster(struct recorded *r); /* cluster.json */
 yyjson_val *recorded_fault(struct recorded *r);   /* the fault's file, or NULL */
 /* Nodes, addresses and platform as a cluster file would say them. The strings are the recording's. */
 void recorded_facts(struct recorded *r, struct arena *arena, struct facts *ret_facts);
+/* Collect everything of the NPUs, pings too, and judge it. */
+void recorded_judge(
+    struct recorded *r, struct arena *arena, struct facts *ret_facts, struct verify_findings *ret_findings);
 const char *recorded_path(struct arena *arena, const char *below); /* of tests/data/ascend */

@@ -11,17 +11,6 @@
 
 #include <cmocka.h>
 
-static void judge_recorded(
-    struct recorded *r, struct arena *arena, struct facts *ret_facts, struct verify_findings *ret_findings) {
-        struct asker asker = recorded_asker(r);
-
-        recorded_facts(r, arena, ret_facts);
-        *ret_findings = (struct verify_findings){.arena = arena};
-        assert_int_equal(collect(ret_facts, TOPICS_ALL, &asker, NULL, arena), 0);
-        assert_int_equal(collect_pings(ret_facts, &asker, NULL, arena), 0);
-        assert_int_equal(judge(ret_facts, ret_findings), 0);
-}
-
 static void print_findings(const char *what, const struct facts *facts, const struct verify_findings *f) {
         struct buf b = {0};
 
@@ -39,7 +28,7 @@ static void healthy_clusters_have_no_findings(void **state) {
                 struct facts facts;
                 struct verify_findings f;
 
-                judge_recorded(r, &arena, &facts, &f);
+                recorded_judge(r, &arena, &facts, &f);
                 if (f.count)
                         print_findings(clusters[i], &facts, &f);
                 assert_int_equal(f.count, 0);
@@ -117,7 +106,7 @@ static bool fault_is_told(const char *fault) {
         cluster = slice_dup(json_get_slice(yyjson_doc_get_root(doc), "base_cluster"));
         yyjson_doc_free(doc);
         r = recorded_open(cluster, fault, NULL);
-        judge_recorded(r, &arena, &facts, &f);
+        recorded_judge(r, &arena, &facts, &f);
         expected = yyjson_obj_get(recorded_fault(r), "expected");
         if (f.count == 0)
                 good = is_accepted(expected, 0);
