@@ -45,8 +45,8 @@ static void ask_facts(struct collector *c) {
 }
 
 /* The same question to all nodes that `wants` names; NULL when there is none. */
-static struct batch *batches_of(struct collector *c, bool (*wants)(const struct node_facts *), size_t questions,
-    size_t *ret_count) {
+static struct batch *batches_of(
+    struct collector *c, bool (*wants)(const struct node_facts *), size_t questions, size_t *ret_count) {
         struct batch *batches = arena_array(c->arena, c->facts->node_count, sizeof(*batches));
         size_t n = 0;
 
@@ -379,8 +379,8 @@ static int plan_ports(struct facts *f, const struct plan *plan, bool ascend, str
 }
 
 int facts_plan_hosts(struct facts *facts, const struct cluster *c, const struct plan *plan, struct arena *arena) {
-        bool ascend = c->platform == PLATFORM_ASCEND_A2 || c->platform == PLATFORM_ASCEND_A3 ||
-                      c->platform == PLATFORM_ASCEND_A5;
+        bool ascend =
+            c->platform == PLATFORM_ASCEND_A2 || c->platform == PLATFORM_ASCEND_A3 || c->platform == PLATFORM_ASCEND_A5;
 
         if (c->gateway.present && c->gateway.node >= 0) {
                 const struct cluster_node *n = &c->nodes[c->gateway.node];

@@ -24,7 +24,7 @@ struct grid {
         size_t side;
         struct {
                 uint32_t node, npu; /* indices; npu only at GRID_NPUS */
-        } *ends;
+        } * ends;
         struct cell *cells; /* from * side + to */
         size_t pairs, kinds[CELL_KINDS];
         double median_us, slowest_us; /* over good pairs; 0: none */

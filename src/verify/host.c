@@ -228,8 +228,9 @@ static bool ends_with(const char *name, const char *end) {
 
 /* What decides what is computed. Shards are too large to be read: their sizes must do, and the index names their tensors. */
 static bool is_model_file(const char *name) {
-        return name[0] != '.' && (ends_with(name, ".json") || ends_with(name, ".safetensors") || ends_with(name, ".bin") ||
-                                     ends_with(name, ".py") || ends_with(name, ".model") || ends_with(name, ".jinja"));
+        return name[0] != '.' &&
+               (ends_with(name, ".json") || ends_with(name, ".safetensors") || ends_with(name, ".bin") ||
+                   ends_with(name, ".py") || ends_with(name, ".model") || ends_with(name, ".jinja"));
 }
 
 static void write_file(struct json_writer *w, int dir, const char *name) {
@@ -251,7 +252,8 @@ static void write_file(struct json_writer *w, int dir, const char *name) {
                         struct hash128 h = hash128(buf_slice(&text), 0);
                         char hex[33];
 
-                        snprintf(hex, sizeof(hex), "%016llx%016llx", (unsigned long long)h.hi, (unsigned long long)h.lo);
+                        snprintf(
+                            hex, sizeof(hex), "%016llx%016llx", (unsigned long long)h.hi, (unsigned long long)h.lo);
                         json_key(w, "hash");
                         json_str(w, hex);
                 }

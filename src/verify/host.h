@@ -45,7 +45,7 @@ struct host_told {
         struct slice reserved; /* "8080,9148-9150", as the kernel writes it */
         struct {
                 struct slice name, value;
-        } *proxies;
+        } * proxies;
         size_t proxy_count;
         struct slice no_proxy;
         bool root;

@@ -1,6 +1,6 @@
 /* host_parse.c - see host.h. */
-#include "verify/host.h"
 #include "base/json.h"
+#include "verify/host.h"
 #include "verify/parse.h"
 #include <arpa/inet.h>
 #include <errno.h>

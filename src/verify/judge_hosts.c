@@ -95,8 +95,7 @@ static void judge_nic(struct judge *j, uint32_t node, struct host *h) {
                     "nic: %.*s for this node in the cluster file, or the other one's address as `ip`",
                     SLICE_ARG(has->name));
         if (nic && !nic->up)
-                cure(j,
-                    say(j, SEVERITY_ERROR, CHECK_NIC, node, -1, "interface %.*s is down", SLICE_ARG(nic->name)),
+                cure(j, say(j, SEVERITY_ERROR, CHECK_NIC, node, -1, "interface %.*s is down", SLICE_ARG(nic->name)),
                     "ip link set %.*s up", SLICE_ARG(nic->name));
         else if (nic && !nic->carrier)
                 cure(j,
@@ -125,9 +124,8 @@ static void judge_mtu(struct judge *j, const struct host *hosts) {
                 if (!hosts[i].nic || hosts[i].nic->mtu == hosts[first].nic->mtu)
                         continue;
                 f = say(j, SEVERITY_WARNING, CHECK_MTU, (int64_t)i, -1, "the mtu of %.*s is %lld, %.*s's %.*s has %lld",
-                    SLICE_ARG(hosts[i].nic->name), (long long)hosts[i].nic->mtu,
-                    SLICE_ARG(j->facts->nodes[first].name), SLICE_ARG(hosts[first].nic->name),
-                    (long long)hosts[first].nic->mtu);
+                    SLICE_ARG(hosts[i].nic->name), (long long)hosts[i].nic->mtu, SLICE_ARG(j->facts->nodes[first].name),
+                    SLICE_ARG(hosts[first].nic->name), (long long)hosts[first].nic->mtu);
                 peer(f, (int64_t)first, -1);
                 cure(j, f, "ip link set %.*s mtu %lld, where the switch carries it", SLICE_ARG(hosts[i].nic->name),
                     (long long)hosts[first].nic->mtu);
@@ -159,7 +157,8 @@ static void judge_ephemeral(struct judge *j, uint32_t node, const struct host_to
         if (runs.len)
                 cure(j,
                     say(j, SEVERITY_WARNING, CHECK_EPHEMERAL, node, -1,
-                        "planned ports %s (the first: %s) lie in %u..%u, from which outgoing connections are served, and "
+                        "planned ports %s (the first: %s) lie in %u..%u, from which outgoing connections are served, "
+                        "and "
                         "are not reserved",
                         buf_cstr(&runs), whose, t->ephemeral_first, t->ephemeral_last),
                     "sysctl -w net.ipv4.ip_local_reserved_ports=%.*s%s%s, and in /etc/sysctl.d to keep it",
@@ -204,8 +203,9 @@ static void judge_limits(struct judge *j, uint32_t node, const struct host_told 
 
         if (t->nofile.hard >= 0 && t->nofile.hard < files)
                 cure(j,
-                    say(j, SEVERITY_WARNING, CHECK_LIMIT, node, -1, "at most %lld files may be open (nofile), %lld are wanted",
-                        (long long)t->nofile.hard, (long long)files),
+                    say(j, SEVERITY_WARNING, CHECK_LIMIT, node, -1,
+                        "at most %lld files may be open (nofile), %lld are wanted", (long long)t->nofile.hard,
+                        (long long)files),
                     "nofile 1048576 in /etc/security/limits.conf, LimitNOFILE= of the unit, or --ulimit nofile=1048576 "
                     "of the container");
         /* The kernel holds root to neither of the two. */
@@ -241,8 +241,8 @@ static void judge_space(struct judge *j, uint32_t node, const struct host_told *
                 if (s->error.len) {
                         if (!slice_is(s->use, "model")) /* which the check of its files tells better */
                                 cure(j,
-                                    say(j, shm ? SEVERITY_WARNING : SEVERITY_ERROR, shm ? CHECK_SHM : CHECK_DISK, node, -1,
-                                        "%.*s cannot be looked at: %.*s", SLICE_ARG(s->path), SLICE_ARG(s->error)),
+                                    say(j, shm ? SEVERITY_WARNING : SEVERITY_ERROR, shm ? CHECK_SHM : CHECK_DISK, node,
+                                        -1, "%.*s cannot be looked at: %.*s", SLICE_ARG(s->path), SLICE_ARG(s->error)),
                                     shm ? "mount -t tmpfs tmpfs /dev/shm" : "mend its file system or its permissions");
                         continue;
                 }
@@ -252,10 +252,10 @@ static void judge_space(struct judge *j, uint32_t node, const struct host_told *
                         cure(j,
                             say(j, SEVERITY_WARNING, CHECK_SHM, node, -1, "/dev/shm has %llu of %llu MiB free",
                                 (unsigned long long)(s->free / MIB), (unsigned long long)(s->all / MIB)),
-                            s->all < SHM_FREE_MIN
-                                ? "--shm-size=16g of the container (an emptyDir of medium Memory in Kubernetes), or mount "
-                                  "-o remount,size=50%% /dev/shm"
-                                : "remove what ended processes have left in /dev/shm");
+                            s->all < SHM_FREE_MIN ? "--shm-size=16g of the container (an emptyDir of medium Memory in "
+                                                    "Kubernetes), or mount "
+                                                    "-o remount,size=50%% /dev/shm"
+                                                  : "remove what ended processes have left in /dev/shm");
                 else
                         cure(j,
                             say(j, SEVERITY_WARNING, CHECK_DISK, node, -1, "%.*s has %llu MiB free, %s want %llu",
@@ -393,7 +393,8 @@ static bool judge_model_alone(struct judge *j, uint32_t node, struct host *h) {
         }
         if (m->error.len) {
                 cure(j,
-                    say(j, SEVERITY_ERROR, CHECK_MODEL, node, -1, "%s: %.*s", j->facts->hosts.model, SLICE_ARG(m->error)),
+                    say(j, SEVERITY_ERROR, CHECK_MODEL, node, -1, "%s: %.*s", j->facts->hosts.model,
+                        SLICE_ARG(m->error)),
                     "copy or mount the model there: all nodes load it from the path of the cluster file");
                 return false;
         }
@@ -402,12 +403,12 @@ static bool judge_model_alone(struct judge *j, uint32_t node, struct host *h) {
                         cure(j,
                             say(j, SEVERITY_ERROR, CHECK_MODEL, node, -1, "%s/%.*s cannot be read: %.*s",
                                 j->facts->hosts.model, SLICE_ARG(m->files[i].name), SLICE_ARG(m->files[i].error)),
-                            "give the user of the engines the right to read it; a link that leads nowhere wants its file");
+                            "give the user of the engines the right to read it; a link that leads nowhere wants its "
+                            "file");
                         return false;
                 }
         if (!has_file(m, "config.json")) {
-                cure(j,
-                    say(j, SEVERITY_ERROR, CHECK_MODEL, node, -1, "%s has no config.json", j->facts->hosts.model),
+                cure(j, say(j, SEVERITY_ERROR, CHECK_MODEL, node, -1, "%s has no config.json", j->facts->hosts.model),
                     "is it the folder of a checkpoint? All of its files belong there");
                 return false;
         }

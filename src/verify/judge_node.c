@@ -249,11 +249,27 @@ static const struct npu_facts *npu_at(const struct node_facts *n, uint32_t card,
 /* Idle NPUs use 3 to 5 % of their memory (3 of 64 GB). */
 #define HBM_IDLE_SHARE 6
 
+/* A card of whose processes the table tells nothing, neither one nor that there is none: it was cut, or is of another form. */
+static void say_untold(struct judge *j, uint32_t node, const bool *told) {
+        const struct node_facts *n = &j->facts->nodes[node];
+
+        for (size_t i = 0; i < n->npu_count; i++) {
+                if (told[i] || table_tells_none(n->table.out, n->npus[i].card))
+                        continue;
+                cure(j,
+                    say(j, SEVERITY_WARNING, CHECK_NPU_PROCESS, node, -1,
+                        "the table of `npu-smi info` tells nothing of processes on NPU %u", n->npus[i].card),
+                    "look for old processes by hand");
+                return;
+        }
+}
+
 static void judge_processes(struct judge *j, uint32_t node) {
         const struct node_facts *n = &j->facts->nodes[node];
         struct table_reader reader = {n->table.out, 0, false};
         struct table_row row;
         uint64_t held[MAP_ROWS_MAX] = {0};
+        bool told[MAP_ROWS_MAX] = {0};
         size_t chips = 0;
 
         if (!j->facts->table_asked || node_trouble(j, node, &n->table, CHECK_NPU_PROCESS, "npu-smi info"))
@@ -271,6 +287,8 @@ static void judge_processes(struct judge *j, uint32_t node) {
                         continue;
                 }
                 held[npu - n->npus] = 0;
+                for (size_t i = 0; i < n->npu_count; i++)
+                        told[i] |= n->npus[i].card == row.card;
                 f = say(j, SEVERITY_ERROR, CHECK_NPU_PROCESS, node, npu->device, "process %.*s (%.*s) holds this NPU",
                     SLICE_ARG(row.pid), SLICE_ARG(row.name));
                 cure(j, f, "end it: kill %.*s on this node", SLICE_ARG(row.pid));
@@ -287,6 +305,8 @@ static void judge_processes(struct judge *j, uint32_t node) {
                     say(j, SEVERITY_WARNING, CHECK_NPU_PROCESS, node, -1,
                         "the table of `npu-smi info` is not understood"),
                     "look for old processes by hand");
+        else
+                say_untold(j, node, told);
 }
 
 static const char *platform_word(enum platform p) {

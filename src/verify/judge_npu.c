@@ -295,6 +295,12 @@ static void judge_optical(struct judge *j, uint32_t node, uint32_t npu) {
                 }
         judge_light(j, node, npu, "Rx", "RxPower");
         judge_light(j, node, npu, "Tx", "TxPower");
+        if (parse_value(a->out, "Rx Los Flag", &value) < 0)
+                cure(j,
+                    say(j, SEVERITY_WARNING, CHECK_OPTICAL, node, p->device,
+                        "`%s` does not tell whether there is light (Rx Los Flag)",
+                        question_text(j->facts, p, TOPIC_OPTICAL, j->arena)),
+                    "run it by hand; a driver and a tool of different versions do this");
 }
 
 /* "eth3" is an NPU's own name of its port; a switch says 400GE1/1/5:1 and its like. */
@@ -326,6 +332,11 @@ static void judge_lldp(struct judge *j, uint32_t node, uint32_t npu) {
                         "the neighbour is another NPU (port %.*s), not a switch: cabled back to back",
                         SLICE_ARG(l.port)),
                     "cable it to its switch port");
+        else if (!l.system.len)
+                cure(j,
+                    say(j, SEVERITY_WARNING, CHECK_LLDP, node, p->device,
+                        "lldp tells port %.*s but no System Name: whose port it is, is not known", SLICE_ARG(l.port)),
+                    "let the switch send its name over LLDP");
 }
 
 /* A link that went down twice within a day flaps; once is somebody's work at the rack. */

@@ -48,8 +48,9 @@ static void say_shut(struct judge *j, uint32_t node, const struct host_door *lik
         if (!slice_is(like->error, "EADDRINUSE")) {
                 f = say(j, SEVERITY_ERROR, CHECK_PORT, node, -1, "%s cannot be listened on: %.*s", ports,
                     SLICE_ARG(like->error));
-                cure(j, f, slice_is(like->error, "EACCES") ? "ports below 1024 want root: choose higher ones"
-                                                            : "`baton serve --port` there tells the same by hand");
+                cure(j, f,
+                    slice_is(like->error, "EACCES") ? "ports below 1024 want root: choose higher ones"
+                                                    : "`baton serve --port` there tells the same by hand");
         } else if (like->holder.len) {
                 f = say(j, SEVERITY_ERROR, CHECK_PORT, node, -1, "%s: %.*s listens there already", ports,
                     SLICE_ARG(like->holder));
@@ -132,8 +133,9 @@ static void cure_reach(struct judge *j, struct verify_finding *f, uint32_t to, i
                 cure(j, f, "%s on %.*s drops or rejects packets: open the ports to the nodes, or end the firewall",
                     *there ? there : here, SLICE_ARG(at));
         else if (slice_is(error, "ETIMEDOUT"))
-                cure(j, f, "packets are dropped: a firewall or security group between the nodes; as root `nft list "
-                           "ruleset` and `iptables -S` show a node's own");
+                cure(j, f,
+                    "packets are dropped: a firewall or security group between the nodes; as root `nft list "
+                    "ruleset` and `iptables -S` show a node's own");
         else if (slice_is(error, "ECONNREFUSED"))
                 cure(j, f, "a firewall rejects them, or another machine has %.*s: `ip neigh` on both shows whose it is",
                     SLICE_ARG(n->ip));
@@ -204,8 +206,9 @@ static void say_closed(struct judge *j, struct visit *visits, size_t count, uint
                 }
                 if (!like)
                         break;
-                f = say(j, SEVERITY_ERROR, CHECK_REACH, to, -1, "%s: not reached from any of the %zu nodes that tried: %s",
-                    ports_text(j, p, set), visitors, reason(j, like->error));
+                f = say(j, SEVERITY_ERROR, CHECK_REACH, to, -1,
+                    "%s: not reached from any of the %zu nodes that tried: %s", ports_text(j, p, set), visitors,
+                    reason(j, like->error));
                 cure_reach(j, f, to, -1, like->error);
         }
         for (size_t i = 0; i < count; i++) {
@@ -253,8 +256,8 @@ void judge_ports(struct judge *j) {
                 const struct host_try *t = &f->hosts.tries[i];
 
                 visits[i].try = t;
-                visits[i].read = host_answered(&t->answer) &&
-                                 host_doors_parse(t->answer.out, j->arena, &visits[i].doors) == 0;
+                visits[i].read =
+                    host_answered(&t->answer) && host_doors_parse(t->answer.out, j->arena, &visits[i].doors) == 0;
                 if (!visits[i].read)
                         say_host_trouble(j, t->from, &t->answer, "the ports of the others");
         }

@@ -484,3 +484,19 @@ int parse_ports(struct slice out, size_t *ret_count, struct slice *ret_down) {
         *ret_down = down;
         return 0;
 }
+
+bool table_tells_none(struct slice out, uint32_t card) {
+        static const struct slice words = {"No running processes found in NPU ", 34};
+        struct slice line;
+
+        while (next_line(&out, &line)) {
+                size_t at = slice_find_slice(line, words, 0);
+                struct slice rest = slice_sub(line, at + words.len, line.len), number;
+                uint64_t value;
+
+                if (at < line.len && slice_split(&rest, ' ', &number) && slice_to_u64(number, &value) == 0 &&
+                    value == card)
+                        return true;
+        }
+        return false;
+}

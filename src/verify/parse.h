@@ -79,6 +79,8 @@ struct table_reader {
         bool card_known;
 };
 bool parse_table(struct table_reader *reader, struct table_row *ret_row);
+/* Whether it says that no process runs on a card. */
+bool table_tells_none(struct slice out, uint32_t card);
 
 /* Ports of an A5 device (`-dev_info`): how many rows, and the first whose link is not UP (empty: none). */
 int parse_ports(struct slice out, size_t *ret_count, struct slice *ret_down);

@@ -257,7 +257,8 @@ static void draw_matrix(const struct facts *facts, bool color, struct buf *out) 
             facts->platform == PLATFORM_ASCEND_A3 ? "hccs_ping" : "ping", p.grid->level == GRID_NPUS ? "NPU" : "node");
         for (int k = CELL_GOOD, told = 0; k < CELL_KINDS; k++)
                 if (p.grid->kinds[k])
-                        buf_printf(out, "%s %zu %s (%c)", told++ ? "," : "", p.grid->kinds[k], cell_words[k], cell_marks[k]);
+                        buf_printf(
+                            out, "%s %zu %s (%c)", told++ ? "," : "", p.grid->kinds[k], cell_words[k], cell_marks[k]);
         if (p.grid->median_us > 0)
                 buf_printf(out, "; median %.1f µs, slowest %.1f µs", p.grid->median_us, p.grid->slowest_us);
         buf_add_char(out, '\n');

@@ -34,15 +34,18 @@ static struct slice node_name(const struct facts *facts, int64_t node) {
 
 static const char style[] =
     ":root{color-scheme:light dark;--bg:#fcfcfb;--fg:#1d1f21;--soft:#666a6f;--line:#dcdcd8;--card:#fff;--red:#b3261e;"
-    "--amber:#8a5a00;--green:#1d6f42;--violet:#6b3fa0;--g0:#c9e7d3;--g1:#8fd0a8;--g2:#e7dc94;--g3:#e9bd6c;--none:#ececea}"
+    "--amber:#8a5a00;--green:#1d6f42;--violet:#6b3fa0;--g0:#c9e7d3;--g1:#8fd0a8;--g2:#e7dc94;--g3:#e9bd6c;--none:#"
+    "ececea}"
     "@media(prefers-color-scheme:dark){:root{--bg:#16181a;--fg:#e6e6e3;--soft:#9a9ea3;--line:#34383c;--card:#1d2023;"
-    "--red:#ff8a80;--amber:#ffc466;--green:#7fd6a2;--violet:#c6a5f5;--g0:#1f4d33;--g1:#2f7a50;--g2:#6f6722;--g3:#8a5d1a;"
+    "--red:#ff8a80;--amber:#ffc466;--green:#7fd6a2;--violet:#c6a5f5;--g0:#1f4d33;--g1:#2f7a50;--g2:#6f6722;--g3:#"
+    "8a5d1a;"
     "--none:#25282b}}"
     "body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}"
     "main{max-width:70rem;margin:0 auto;padding:2rem 1.25rem 4rem}h1{font-size:1.4rem;margin:0}"
     "h2{font-size:1.05rem;margin:2.2rem 0 .6rem}.soft{color:var(--soft)}"
     ".tiles{display:flex;flex-wrap:wrap;gap:.75rem;margin:1.2rem 0 0;padding:0;list-style:none}"
-    ".tiles li{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;min-width:8rem}"
+    ".tiles li{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem "
+    ".9rem;min-width:8rem}"
     ".tiles b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}"
     "table{border-collapse:collapse;width:100%;background:var(--card);border:1px solid var(--line)}"
     "th,td{text-align:left;vertical-align:top;padding:.4rem .7rem;border-top:1px solid var(--line)}"
@@ -68,26 +71,26 @@ static void write_verdict(const struct verify_findings *f, struct buf *out) {
         int code = verify_exit_code(f);
 
         buf_printf(out, "<p class=\"%s\">%s</p>",
-            code == 1        ? "error"
-            : code == 3      ? "unknown"
-            : f->count       ? "warning"
-                             : "fine",
-            code == 1        ? "Something is broken."
-            : code == 3      ? "Nothing is known to be broken, but something could not be found out."
-            : f->count       ? "Nothing is broken; there are warnings."
-                             : "Nothing was found wrong.");
-        buf_printf(out, "<ul class=\"tiles\"><li><b>%zu</b>error%s<li><b>%zu</b>warning%s", errors, errors == 1 ? "" : "s",
-            warnings, warnings == 1 ? "" : "s");
+            code == 1   ? "error"
+            : code == 3 ? "unknown"
+            : f->count  ? "warning"
+                        : "fine",
+            code == 1   ? "Something is broken."
+            : code == 3 ? "Nothing is known to be broken, but something could not be found out."
+            : f->count  ? "Nothing is broken; there are warnings."
+                        : "Nothing was found wrong.");
+        buf_printf(out, "<ul class=\"tiles\"><li><b>%zu</b>error%s<li><b>%zu</b>warning%s", errors,
+            errors == 1 ? "" : "s", warnings, warnings == 1 ? "" : "s");
 }
 
 static void write_head(const struct facts *facts, const struct verify_findings *f, const char *title, const char *when,
     const struct grid *grid, struct buf *out) {
         size_t npus = 0;
 
-        buf_add_str(out,
-            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta http-equiv=\"Content-Security-Policy\" "
-            "content=\"default-src 'none'; style-src 'unsafe-inline'\"><meta name=\"viewport\" "
-            "content=\"width=device-width\"><title>baton verify: ");
+        buf_add_str(out, "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta "
+                         "http-equiv=\"Content-Security-Policy\" "
+                         "content=\"default-src 'none'; style-src 'unsafe-inline'\"><meta name=\"viewport\" "
+                         "content=\"width=device-width\"><title>baton verify: ");
         add_str(out, title);
         buf_printf(out, "</title><style>%s</style></head><body><main><h1>", style);
         add_str(out, title);
@@ -162,20 +165,22 @@ static void write_host(const struct facts *facts, size_t node, struct buf *out) 
                 buf_add_str(out, "–");
         buf_printf(out, "<td class=\"n\">%zu<td class=\"n\">", n->plan.port_count);
         if (n->host.clock_known)
-                buf_printf(out, "%+.1f ± %.1f ms", (double)n->host.clock_ahead_ns / 1e6,
-                    (double)n->host.clock_bound_ns / 1e6);
+                buf_printf(
+                    out, "%+.1f ± %.1f ms", (double)n->host.clock_ahead_ns / 1e6, (double)n->host.clock_bound_ns / 1e6);
         else
                 buf_add_str(out, "–");
         arena_free(&arena);
 }
 
 static void write_nodes(const struct facts *facts, const struct verify_findings *f, struct buf *out) {
-        buf_add_str(out, "<h2>Nodes</h2><div class=\"wide\"><table><tr><th>Node<th>Address<th>NPUs<th>Errors<th>Warnings");
+        buf_add_str(
+            out, "<h2>Nodes</h2><div class=\"wide\"><table><tr><th>Node<th>Address<th>NPUs<th>Errors<th>Warnings");
         if (facts->hosts.asked)
                 buf_add_str(out, "<th>Interface, MTU<th>Ports<th>Clock, to this machine's");
         for (size_t i = 0; i < facts->node_count; i++) {
                 const struct node_facts *n = &facts->nodes[i];
-                size_t errors = count_of(f, SEVERITY_ERROR, (int64_t)i), warnings = count_of(f, SEVERITY_WARNING, (int64_t)i);
+                size_t errors = count_of(f, SEVERITY_ERROR, (int64_t)i),
+                       warnings = count_of(f, SEVERITY_WARNING, (int64_t)i);
 
                 buf_add_str(out, "<tr><td class=\"n\">");
                 add_text(out, n->name);
@@ -240,8 +245,8 @@ static size_t offset_of(const struct grid *g, size_t at, size_t cell) {
         return at * cell + (g->level == GRID_NPUS ? g->ends[at].node * GAP : 0);
 }
 
-static void draw_labels(const struct facts *facts, const struct grid *g, size_t left, size_t top, size_t cell,
-    struct buf *out) {
+static void draw_labels(
+    const struct facts *facts, const struct grid *g, size_t left, size_t top, size_t cell, struct buf *out) {
         for (size_t i = 0; i < g->side; i++) {
                 struct slice name = facts->nodes[g->ends[i].node].name;
 
@@ -258,15 +263,15 @@ static void draw_labels(const struct facts *facts, const struct grid *g, size_t 
         }
 }
 
-static void draw_cells(const struct facts *facts, const struct grid *g, size_t left, size_t top, size_t cell,
-    struct buf *out) {
+static void draw_cells(
+    const struct facts *facts, const struct grid *g, size_t left, size_t top, size_t cell, struct buf *out) {
         for (size_t i = 0; i < g->side; i++)
                 for (size_t k = 0; k < g->side; k++) {
                         const struct cell *c = &g->cells[i * g->side + k];
                         size_t x = left + offset_of(g, k, cell), y = top + offset_of(g, i, cell), size = cell - 1;
 
-                        buf_printf(out, "<rect class=\"%s\" x=\"%zu\" y=\"%zu\" width=\"%zu\" height=\"%zu\">", class_of(g, c),
-                            x, y, size, size);
+                        buf_printf(out, "<rect class=\"%s\" x=\"%zu\" y=\"%zu\" width=\"%zu\" height=\"%zu\">",
+                            class_of(g, c), x, y, size, size);
                         if (c->kind != CELL_NONE) {
                                 buf_add_str(out, "<title>");
                                 add_tip(facts, g, i, k, out);
@@ -274,8 +279,8 @@ static void draw_cells(const struct facts *facts, const struct grid *g, size_t l
                         }
                         buf_add_str(out, "</rect>");
                         if (c->kind == CELL_LOST) /* not by colour alone */
-                                buf_printf(out, "<path class=\"x\" d=\"M%zu %zul%zu %zum0 -%zul-%zu %zu\"/>", x + 2, y + 2,
-                                    size - 4, size - 4, size - 4, size - 4, size - 4);
+                                buf_printf(out, "<path class=\"x\" d=\"M%zu %zul%zu %zum0 -%zul-%zu %zu\"/>", x + 2,
+                                    y + 2, size - 4, size - 4, size - 4, size - 4, size - 4);
                 }
 }
 
@@ -284,17 +289,20 @@ static void draw_key(const struct grid *g, struct buf *out) {
         for (int k = CELL_NONE; k < CELL_KINDS; k++) {
                 if (k != CELL_NONE && !g->kinds[k])
                         continue;
-                buf_printf(out, "<span><svg width=\"12\" height=\"12\" aria-hidden=\"true\"><rect class=\"c%d\" width=\"12\" "
-                                "height=\"12\"/></svg>%s",
+                buf_printf(out,
+                    "<span><svg width=\"12\" height=\"12\" aria-hidden=\"true\"><rect class=\"c%d\" width=\"12\" "
+                    "height=\"12\"/></svg>%s",
                     k, cell_words[k]);
                 if (k != CELL_NONE)
                         buf_printf(out, " (%zu)", g->kinds[k]);
                 buf_add_str(out, "</span>");
                 if (k == CELL_GOOD)
                         buf_add_str(out,
-                            "<span><svg width=\"12\" height=\"12\" aria-hidden=\"true\"><rect class=\"m1\" width=\"12\" "
+                            "<span><svg width=\"12\" height=\"12\" aria-hidden=\"true\"><rect class=\"m1\" "
+                            "width=\"12\" "
                             "height=\"12\"/></svg>beyond 1.5 × median</span><span><svg width=\"12\" height=\"12\" "
-                            "aria-hidden=\"true\"><rect class=\"m2\" width=\"12\" height=\"12\"/></svg>beyond 3 ×</span>");
+                            "aria-hidden=\"true\"><rect class=\"m2\" width=\"12\" height=\"12\"/></svg>beyond 3 "
+                            "×</span>");
         }
         buf_add_str(out, "</div>");
 }
@@ -303,12 +311,14 @@ static void write_picture(const struct facts *facts, const struct grid *g, struc
         size_t left = 96, top = 74, cell = g->side <= 40 ? 14 : g->side <= 80 ? 10 : 8;
         size_t last = offset_of(g, g->side - 1, cell) + cell;
 
-        buf_printf(out, "<h2>Interconnect (%s)</h2><p class=\"soft\">Every %s asks every %s of other nodes: who asks to the "
-                        "left, who is asked above.</p>",
+        buf_printf(out,
+            "<h2>Interconnect (%s)</h2><p class=\"soft\">Every %s asks every %s of other nodes: who asks to the "
+            "left, who is asked above.</p>",
             facts->platform == PLATFORM_ASCEND_A3 ? "hccs_ping" : "ping", g->level == GRID_NPUS ? "NPU" : "node",
             g->level == GRID_NPUS ? "NPU" : "node");
         draw_key(g, out);
-        buf_printf(out, "<div class=\"wide\"><svg width=\"%zu\" height=\"%zu\" role=\"img\" aria-label=\"matrix of pings\">",
+        buf_printf(out,
+            "<div class=\"wide\"><svg width=\"%zu\" height=\"%zu\" role=\"img\" aria-label=\"matrix of pings\">",
             left + last + 60, top + last + 4);
         draw_labels(facts, g, left, top, cell, out);
         draw_cells(facts, g, left, top, cell, out);
@@ -317,8 +327,9 @@ static void write_picture(const struct facts *facts, const struct grid *g, struc
 
 /* Loss and latency between nodes as numbers. */
 static void write_numbers(const struct facts *facts, const struct grid *nodes, struct buf *out) {
-        buf_add_str(out, "<h2>Between nodes</h2><p class=\"soft\">Mean latency of pings that lost nothing; packets lost, where "
-                         "any were.</p><div class=\"wide\"><table><tr><th>from \\ to");
+        buf_add_str(out,
+            "<h2>Between nodes</h2><p class=\"soft\">Mean latency of pings that lost nothing; packets lost, where "
+            "any were.</p><div class=\"wide\"><table><tr><th>from \\ to");
         for (size_t k = 0; k < nodes->side; k++) {
                 buf_add_str(out, "<th>");
                 add_text(out, facts->nodes[k].name);
@@ -338,8 +349,8 @@ static void write_numbers(const struct facts *facts, const struct grid *nodes, s
                                 buf_printf(out, "%s<span class=\"%s\">%u of %u bad", c->pairs > c->bad ? ", " : "",
                                     c->kind == CELL_UNKNOWN ? "unknown" : "error", c->bad, c->pairs);
                         if (c->bad && c->sent > c->received)
-                                buf_printf(out, ", %.2f %% lost",
-                                    100.0 * (double)(c->sent - c->received) / (double)c->sent);
+                                buf_printf(
+                                    out, ", %.2f %% lost", 100.0 * (double)(c->sent - c->received) / (double)c->sent);
                         if (c->bad)
                                 buf_add_str(out, "</span>");
                 }
@@ -347,8 +358,8 @@ static void write_numbers(const struct facts *facts, const struct grid *nodes, s
         buf_add_str(out, "</table></div>");
 }
 
-void verify_write_html(const struct facts *facts, const struct verify_findings *f, const char *title, const char *when,
-    struct buf *out) {
+void verify_write_html(
+    const struct facts *facts, const struct verify_findings *f, const char *title, const char *when, struct buf *out) {
         struct arena arena = {0};
         struct grid npus, nodes;
         bool by_node = facts->probe_count && grid_make(facts, GRID_NODES, &arena, &nodes) == 0;

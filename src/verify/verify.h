@@ -234,8 +234,8 @@ const struct rule *verify_rule_at(size_t index);
 void verify_write_text(const struct facts *facts, const struct verify_findings *f, bool color, struct buf *out);
 /* One HTML page that needs nothing else: summary, findings, nodes, and the pings as a picture. `title` and `when` stand at its
  * head. */
-void verify_write_html(const struct facts *facts, const struct verify_findings *f, const char *title, const char *when,
-    struct buf *out);
+void verify_write_html(
+    const struct facts *facts, const struct verify_findings *f, const char *title, const char *when, struct buf *out);
 /* {"platform","nodes":[…],"interconnect":[…],"errors","warnings","findings":[{severity,code,check,node,device,…}]} */
 void verify_write_json(const struct facts *facts, const struct verify_findings *f, struct buf *out);
 

@@ -503,6 +503,23 @@ static void take_kv_ports(struct machine *m, const struct plan_rank *r, const ch
                 take_ports(m, r->kv_base + r->dp_rank, 1);
 }
 
+/* What the plan lists to be tried is what the engines bind, no more and no less. */
+static void expect_listed(const struct outcome *o, const struct machine *machines, unsigned count) {
+        struct machine *listed = calloc(count, sizeof(*listed));
+
+        assert_non_null(listed);
+        for (size_t i = 0; i < o->plan->port_count; i++) {
+                const struct plan_port *p = &o->plan->ports[i];
+                uint64_t last;
+
+                assert_int_equal(slice_to_u64(slice_sub(p->ip, sizeof("10.0.0.") - 1, p->ip.len), &last), 0);
+                take_ports(&listed[last - 1], p->first, p->count);
+        }
+        for (unsigned m = 0; m < count; m++)
+                assert_memory_equal(listed[m].ports, machines[m].ports, sizeof(listed[m].ports));
+        free(listed);
+}
+
 static void random_clusters_never_clash(void **state) {
         struct rng rng;
 
@@ -546,6 +563,7 @@ static void random_clusters_never_clash(void **state) {
                         assert_true(o.plan->rank_count ==
                                     (size_t)w.dp[0] * (w.prefill_nodes / w.group_nodes[0]) +
                                         (size_t)w.dp[1] * ((w.nodes - w.prefill_nodes) / w.group_nodes[1]));
+                expect_listed(&o, machines, w.machines);
                 free(machines);
                 free(seen);
                 arena_free(&o.arena);

@@ -149,10 +149,15 @@ struct recorded *recorded_open(const char *cluster, const char *fault, const cha
                 override(r, n, yyjson_obj_get(yyjson_doc_get_root(r->fault), "overrides"));
                 override(r, n, yyjson_doc_get_root(r->changes));
                 qsort(n->items, n->count, sizeof(*n->items), compare);
-                for (size_t k = 0; k < n->count; k++)
-                        n->items[k].calls = 0;
         }
+        recorded_rewind(r);
         return r;
+}
+
+void recorded_rewind(struct recorded *r) {
+        for (size_t i = 0; i < r->node_count; i++)
+                for (size_t k = 0; k < r->nodes[i].count; k++)
+                        r->nodes[i].items[k].calls = 0;
 }
 
 void recorded_close(struct recorded *r) {

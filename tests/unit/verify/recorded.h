@@ -7,6 +7,7 @@ struct recorded;
 /* `cluster` is a folder of tests/data/ascend/clusters, `fault` a file of faults without .json, or NULL. Asserts that it can be
  * read. `changes`: JSON text of more overrides ([{"node","recordings"}]), or NULL. */
 struct recorded *recorded_open(const char *cluster, const char *fault, const char *changes);
+void recorded_rewind(struct recorded *r); /* as if nothing had been asked */
 void recorded_close(struct recorded *r);
 struct asker recorded_asker(struct recorded *r);
 yyjson_val *recorded_cluster(struct recorded *r); /* cluster.json */

@@ -12,18 +12,19 @@
 
 #define NODES 4
 #define FACTS                                                                                                          \
-        "{\"nics\":[{\"name\":\"lo\",\"up\":true,\"carrier\":true,\"mtu\":65536,\"addresses\":[\"127.0.0.1\"]},"            \
-        "{\"name\":\"eth0\",\"up\":true,\"carrier\":true,\"mtu\":9000,\"addresses\":[\"10.0.0.%u\",\"fe80::1\"]},"          \
-        "{\"name\":\"eth1\",\"up\":true,\"carrier\":true,\"mtu\":1500,\"addresses\":[]}],"                                 \
-        "\"ephemeral\":\"32768\\t60999\",\"reserved\":\"\",\"proxies\":[],\"no_proxy\":\"\",\"root\":false,"                \
-        "\"limits\":{\"nofile\":[1024,1048576],\"memlock\":[-1,-1],\"nproc\":[-1,-1]},\"space\":["                        \
-        "{\"use\":\"shm\",\"path\":\"/dev/shm\",\"free\":68719476736,\"all\":68719476736,\"read_only\":false},"           \
-        "{\"use\":\"tmp\",\"path\":\"/tmp\",\"free\":68719476736,\"all\":68719476736,\"read_only\":false},"               \
-        "{\"use\":\"model\",\"path\":\"/m\",\"free\":0,\"all\":68719476736,\"read_only\":true},"                          \
-        "{\"use\":\"logs\",\"path\":\"/var/log/baton\",\"free\":68719476736,\"all\":68719476736,\"read_only\":false}]}"
+        "{\"nics\":[{\"name\":\"lo\",\"up\":true,\"carrier\":true,\"mtu\":65536,\"addresses\":[\"127.0.0.1\"]},"       \
+        "{\"name\":\"eth0\",\"up\":true,\"carrier\":true,\"mtu\":9000,\"addresses\":[\"10.0.0.%u\",\"fe80::1\"]},"     \
+        "{\"name\":\"eth1\",\"up\":true,\"carrier\":true,\"mtu\":1500,\"addresses\":[]}],"                             \
+        "\"ephemeral\":\"32768\\t60999\",\"reserved\":\"\",\"proxies\":[],\"no_proxy\":\"\",\"root\":false,"           \
+        "\"limits\":{\"nofile\":[1024,1048576],\"memlock\":[-1,-1],\"nproc\":[-1,-1]},\"space\":["                     \
+        "{\"use\":\"shm\",\"path\":\"/dev/shm\",\"free\":68719476736,\"all\":68719476736,\"read_only\":false},"        \
+        "{\"use\":\"tmp\",\"path\":\"/tmp\",\"free\":68719476736,\"all\":68719476736,\"read_only\":false},"            \
+        "{\"use\":\"model\",\"path\":\"/m\",\"free\":0,\"all\":68719476736,\"read_only\":true},"                       \
+        "{\"use\":\"logs\",\"path\":\"/var/log/"                                                                       \
+        "baton\",\"free\":68719476736,\"all\":68719476736,\"read_only\":false}]}"
 #define MODEL                                                                                                          \
-        "{\"files\":[{\"name\":\"config.json\",\"size\":10,\"hash\":\"aa\"},"                                             \
-        "{\"name\":\"model.safetensors.index.json\",\"size\":20,\"hash\":\"bb\"},"                                        \
+        "{\"files\":[{\"name\":\"config.json\",\"size\":10,\"hash\":\"aa\"},"                                          \
+        "{\"name\":\"model.safetensors.index.json\",\"size\":20,\"hash\":\"bb\"},"                                     \
         "{\"name\":\"model-1.safetensors\",\"size\":4000000000}]}"
 
 /* A change to what a node answers to a question: `old` becomes `new`; or the whole answer is `state`. */
@@ -116,8 +117,8 @@ static void answer_one(struct site *s, struct batch *b, size_t i, struct arena *
         struct answer a = {.out = said(s, (int)b->node, words, arena)};
 
         if (words[1] && !strcmp(words[1], "clock"))
-                a.out = slice_str(arena_printf(arena, "%lld",
-                    (long long)b->sent_ns + 100000 + (long long)s->ahead_ns[b->node]));
+                a.out = slice_str(
+                    arena_printf(arena, "%lld", (long long)b->sent_ns + 100000 + (long long)s->ahead_ns[b->node]));
         for (size_t k = 0; k < 4 && s->changes[k].question; k++) {
                 const struct change *c = &s->changes[k];
 
@@ -133,7 +134,8 @@ static void answer_one(struct site *s, struct batch *b, size_t i, struct arena *
         b->answers[i] = a;
 }
 
-static void ask(void *context, struct batch *batches, size_t count, const struct listener *listener, struct arena *arena) {
+static void ask(
+    void *context, struct batch *batches, size_t count, const struct listener *listener, struct arena *arena) {
         struct site *s = context;
         size_t visited[NODES] = {0};
 
@@ -221,16 +223,19 @@ static const struct {
         "there is no interface eth0; bond0 has 10.0.0.3", "nic: bond0"},
     {{.changes = {{2, "facts", "10.0.0.3", "10.0.0.9", 0}}}, "V28", 2, true, false,
         "no interface has the node's address 10.0.0.3", "ip address add 10.0.0.3"},
-    {{.changes = {{2, "facts", "\"10.0.0.3\",", "", 0}, {2, "facts", "\"addresses\":[]", "\"addresses\":[\"10.0.0.3\"]", 0}}},
+    {{.changes = {{2, "facts", "\"10.0.0.3\",", "", 0},
+          {2, "facts", "\"addresses\":[]", "\"addresses\":[\"10.0.0.3\"]", 0}}},
         "V28", 2, true, false, "10.0.0.3 is not on interface eth0 but on eth1", "nic: eth1"},
-    {{.changes = {{3, "facts", "9000", "1500", 0}}}, "V29", 3, false, false, "the mtu of eth0 is 1500, n0's eth0 has 9000",
-        "mtu 9000"},
-    {{.changes = {{0, "open", "\"port\":9001,\"error\":null", "\"port\":9001,\"error\":\"EADDRINUSE\",\"holder\":\"vllm (pid 7)\"", 0}}},
+    {{.changes = {{3, "facts", "9000", "1500", 0}}}, "V29", 3, false, false,
+        "the mtu of eth0 is 1500, n0's eth0 has 9000", "mtu 9000"},
+    {{.changes = {{0, "open", "\"port\":9001,\"error\":null",
+          "\"port\":9001,\"error\":\"EADDRINUSE\",\"holder\":\"vllm (pid 7)\"", 0}}},
         "V30", 0, true, false, "port 9001 (API port of x.1): vllm (pid 7) listens there already", "end it"},
     {{.changes = {{0, "open", "9000,\"error\":null", "9000,\"error\":\"EACCES\"", 0}}}, "V30", 0, true, false,
         "port 9000 (API port of x.0) cannot be listened on: EACCES", "root"},
-    {{.closed = {{-1, 2, 9000, 9001, "ETIMEDOUT"}}, .nft = "table inet firewalld {\n chain in {\n  reject\n }\n}\n"}, "V31",
-        2, true, false, "ports 9000-9001 (API port of x.0 first): not reached from any of the 3 nodes that tried: no answer",
+    {{.closed = {{-1, 2, 9000, 9001, "ETIMEDOUT"}}, .nft = "table inet firewalld {\n chain in {\n  reject\n }\n}\n"},
+        "V31", 2, true, false,
+        "ports 9000-9001 (API port of x.0 first): not reached from any of the 3 nodes that tried: no answer",
         "nft table inet firewalld on n2"},
     {{.closed = {{-1, 2, 1, 65535, "ECONNREFUSED"}}}, "V31", 2, true, false, "refused, though baton listens there",
         "ip neigh"},
@@ -241,35 +246,40 @@ static const struct {
     {{.changes = {{1, "facts", "32768", "9001", 0}}}, "V32", 1, false, false,
         "planned ports 9001-9002,20000 (the first: API port of x.1) lie in 9001..60999",
         "ip_local_reserved_ports=9001-9002,20000"},
-    {{.changes = {{1, "facts", "32768", "9001", 0}, {1, "facts", "\"reserved\":\"\"", "\"reserved\":\"80,9001-9002\"", 0}}},
+    {{.changes = {{1, "facts", "32768", "9001", 0},
+          {1, "facts", "\"reserved\":\"\"", "\"reserved\":\"80,9001-9002\"", 0}}},
         "V32", 1, false, false, "planned ports 20000", "ip_local_reserved_ports=80,9001-9002,20000"},
     {{.changes = {{1, "facts", "\"proxies\":[]", "\"proxies\":[{\"name\":\"http_proxy\",\"value\":\"p:1\"}]", 0},
           {1, "facts", "\"no_proxy\":\"\"", "\"no_proxy\":\"10.0.0.1, 10.0.0.3,localhost\"", 0}}},
         "V33", 1, false, false, "would catch 2 of 4 node addresses (10.0.0.2)", "10.0.0.2,10.0.0.4"},
-    {{.changes = {{1, "facts", "1048576", "4096", 0}}}, "V34", 1, false, false, "at most 4096 files may be open", "nofile"},
-    {{.changes = {{1, "facts", "\"memlock\":[-1", "\"memlock\":[65536", 0}}}, "V34", 1, false, false, "64 KiB", "memlock"},
-    {{.changes = {{1, "facts", "\"nproc\":[-1", "\"nproc\":[600", 0}}}, "V34", 1, false, false,
-        "2 ranks may want 1024", "nproc"},
+    {{.changes = {{1, "facts", "1048576", "4096", 0}}}, "V34", 1, false, false, "at most 4096 files may be open",
+        "nofile"},
+    {{.changes = {{1, "facts", "\"memlock\":[-1", "\"memlock\":[65536", 0}}}, "V34", 1, false, false, "64 KiB",
+        "memlock"},
+    {{.changes = {{1, "facts", "\"nproc\":[-1", "\"nproc\":[600", 0}}}, "V34", 1, false, false, "2 ranks may want 1024",
+        "nproc"},
     {{.ahead_ns = {0, 0, 2000000000, 0}}, "V35", 2, false, false, "its clock is 2.0 s ahead of n0's (± 0.2 ms)",
         "time server"},
     {{.ahead_ns = {0, -400000000000, 0, 0}}, "V35", 1, true, false, "its clock is 400.0 s behind n0's", "time server"},
     {{.changes = {{1, "clock", "17", "x", 0}}}, "V35", 1, false, true, "could not be compared", NULL},
-    {{.changes = {{1, "facts", "/var/log/baton\",\"free\":68719476736", "/var/log/baton\",\"free\":1048576", 0}}}, "V36", 1,
-        false, false, "/var/log/baton has 1 MiB free, logs want 3", "log_bytes"},
+    {{.changes = {{1, "facts", "/var/log/baton\",\"free\":68719476736", "/var/log/baton\",\"free\":1048576", 0}}},
+        "V36", 1, false, false, "/var/log/baton has 1 MiB free, logs want 3", "log_bytes"},
     {{.changes = {{1, "facts", "\"/tmp\",\"free\":68719476736", "\"/tmp\",\"free\":0", 0}}}, "V36", 1, false, false,
         "/tmp has 0 MiB free, temporary files want 1024", "room"},
-    {{.changes = {{1, "facts", "\"free\":68719476736,\"all\":68719476736", "\"free\":67108864,\"all\":67108864", 0}}}, "V37",
-        1, false, false, "/dev/shm has 64 of 64 MiB free", "--shm-size"},
-    {{.changes = {{1, "model", "bb", "cc", 0}}}, "V38", 1, true, false, "model.safetensors.index.json differs from n0's",
-        "rsync"},
+    {{.changes = {{1, "facts", "\"free\":68719476736,\"all\":68719476736", "\"free\":67108864,\"all\":67108864", 0}}},
+        "V37", 1, false, false, "/dev/shm has 64 of 64 MiB free", "--shm-size"},
+    {{.changes = {{1, "model", "bb", "cc", 0}}}, "V38", 1, true, false,
+        "model.safetensors.index.json differs from n0's", "rsync"},
     {{.changes = {{1, "model", "4000000000", "3999999999", 0}}}, "V38", 1, true, false,
         "model-1.safetensors has 3999999999 bytes, on n0 4000000000", "rsync"},
-    {{.changes = {{1, "model", "config.json", "conf.json", 0}}}, "V38", 1, true, false, "/m has no config.json", "checkpoint"},
+    {{.changes = {{1, "model", "config.json", "conf.json", 0}}}, "V38", 1, true, false, "/m has no config.json",
+        "checkpoint"},
     {{.changes = {{1, "model", MODEL, "{\"error\":\"No such file or directory\"}", 0}}}, "V38", 1, true, false,
         "/m: No such file", "copy or mount"},
-    {{.changes = {{1, "model", "\"size\":10,\"hash\":\"aa\"", "\"error\":\"Permission denied\"", 0}}}, "V38", 1, true, false,
-        "/m/config.json cannot be read: Permission denied", "right to read"},
-    {{.changes = {{1, "facts", NULL, NULL, ANSWER_LATE}}}, "V27", 1, true, true, "no answer within 10 s", "file system hangs"},
+    {{.changes = {{1, "model", "\"size\":10,\"hash\":\"aa\"", "\"error\":\"Permission denied\"", 0}}}, "V38", 1, true,
+        false, "/m/config.json cannot be read: Permission denied", "right to read"},
+    {{.changes = {{1, "facts", NULL, NULL, ANSWER_LATE}}}, "V27", 1, true, true, "no answer within 10 s",
+        "file system hangs"},
 };
 
 static void each_fault_is_told_once_with_place_and_cause(void **state) {
@@ -354,7 +364,8 @@ static void no_proxy_is_read_as_clients_do(void **state) {
 
         (void)state;
         for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++)
-                assert_int_equal(host_proxy_catches(slice_str(rows[i].no_proxy), slice_str(rows[i].ip)), rows[i].caught);
+                assert_int_equal(
+                    host_proxy_catches(slice_str(rows[i].no_proxy), slice_str(rows[i].ip)), rows[i].caught);
 }
 
 int main(void) {

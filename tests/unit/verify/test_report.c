@@ -63,10 +63,12 @@ static void many_nodes_are_shown_by_node(void **state) {
         struct arena arena = {0};
         struct node_facts nodes[12] = {0};
         struct npu_facts npus[8] = {0};
-        struct probe probes[] = {{0, 1, 11, 2, {.out = SLICE_LIT("device 0 PING x\n3 packets transmitted, 0 received, "
-                                                                 "100.00% packet loss\n")}},
-            {0, 2, 11, 2, {.out = SLICE_LIT("device 0 PING x\nrecv seq=0,time=0.1ms\n1 packets transmitted, 1 received, "
-                                            "0.00% packet loss\n")}}};
+        struct probe probes[] = {{0, 1, 11, 2,
+                                     {.out = SLICE_LIT("device 0 PING x\n3 packets transmitted, 0 received, "
+                                                       "100.00% packet loss\n")}},
+            {0, 2, 11, 2,
+                {.out = SLICE_LIT("device 0 PING x\nrecv seq=0,time=0.1ms\n1 packets transmitted, 1 received, "
+                                  "0.00% packet loss\n")}}};
         struct facts facts = {
             .platform = PLATFORM_ASCEND_A2, .nodes = nodes, .node_count = 12, .probes = probes, .probe_count = 2};
         struct verify_findings f = {.arena = &arena};
@@ -89,7 +91,8 @@ static void the_page_needs_nothing_and_holds_no_foreign_markup(void **state) {
         struct facts facts;
         struct verify_findings f;
         struct buf b = {0};
-        static const char *const never[] = {"<script", "<b>evil", "http:", "https:", "url(", "@import", "<link", "<img"};
+        static const char *const never[] = {
+            "<script", "<b>evil", "http:", "https:", "url(", "@import", "<link", "<img"};
 
         (void)state;
         recorded_judge(r, &arena, &facts, &f);
