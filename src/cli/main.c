@@ -13,7 +13,7 @@ static const struct cli_command commands[] = {
     {"init", "write a commented cluster file for a topology", cmd_init},
     {"check", "lint a cluster file before anything starts", cmd_check},
     {"plan", "show what follows from a cluster file: ranks, ports, commands", cmd_plan},
-    {"verify", "ask all NPUs whether they are well, and ping between them", cmd_verify},
+    {"verify", "ask all NPUs and hosts whether they are well, and ping between them", cmd_verify},
     {"ranktable", "write the ranktable", cmd_ranktable},
     {"up", "start and supervise the ranks and the gateway of a cluster file", cmd_up},
     {"down", "stop them in order", cmd_down},
