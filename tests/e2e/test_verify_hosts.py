@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from html.parser import HTMLParser
 
 from harness import BATON, MODEL, TestCase, wait_until
 from test_hosts import Host, run
@@ -52,6 +53,39 @@ decode: {{groups: [[b]], api_port: 9200}}
 gateway: {{node: a, host: 0.0.0.0, port: 8000}}
 supervise: {{log_bytes: 4096, log_files: 1, state_dir: {dir}/state}}
 """
+
+
+class Page(HTMLParser):
+    """The text of a page, elements left open, and attributes that would fetch something."""
+    EMPTY = {"meta", "rect", "path"}
+    OPTIONAL = {"li", "tr", "td", "th", "p"}  # whose end may be left out
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        self.open = [e for e in self.open if e not in self.OPTIONAL]
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href", "xlink:href") or k.startswith("on")]
+        if tag in ("script", "link", "iframe", "img"):
+            self.links.append(tag)
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open[-1] != tag and self.open[-1] in self.OPTIONAL:
+            self.open.pop()
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        elif tag not in self.EMPTY:
+            self.open.append("/" + tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
 MACHINES_OWN = ("V34", "V36")  # limits and space are what this machine has
 
 
@@ -81,8 +115,8 @@ class Verify(TestCase):
         for h in self.hosts:
             wait_until(lambda h=h: "state UP" in h.run("ip", "link", "show", "wire0")[1], "the wire has a carrier")
 
-    def verify(self, *args, nic="wire0", env=None, form="json"):
-        """Exit code and findings [(code, node, peer_node, cause, cure)], but for what this machine has or lacks."""
+    def verify_raw(self, *args, nic="wire0", env=None, form="json", stderr=subprocess.PIPE):
+        """Exit code, stdout and stderr."""
         bin_dir = os.path.join(self.dir, "bin")
         os.makedirs(bin_dir, exist_ok=True)
         ssh = os.path.join(bin_dir, "ssh")
@@ -95,13 +129,16 @@ class Verify(TestCase):
             f.write(FILE.format(model=self.model, dir=self.dir, nic=nic))
         clean = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
         done = subprocess.run(["ip", "netns", "exec", self.a.name, BATON, "verify", path, "--format", form, *args],
-                              env={**clean, "PATH": f"{bin_dir}:{os.environ['PATH']}"}, capture_output=True, timeout=120)
-        if form != "json":
-            return done.returncode, done.stdout.decode()
-        self.assertTrue(done.stdout, done.stderr)
-        found = json.loads(done.stdout)["findings"]
-        return done.returncode, [(f["code"], f["node"], f["peer_node"], f["cause"], f["cure"]) for f in found
-                                 if f["code"] not in MACHINES_OWN]
+                              env={**clean, "PATH": f"{bin_dir}:{os.environ['PATH']}"}, stdout=subprocess.PIPE,
+                              stderr=stderr, timeout=120)
+        return done.returncode, done.stdout.decode(), (done.stderr or b"").decode()
+
+    def verify(self, *args, **more):
+        """Exit code and findings [(code, node, peer_node, cause, cure)], but for what this machine has or lacks."""
+        code, out, err = self.verify_raw(*args, **more)
+        self.assertTrue(out, err)
+        return code, [(f["code"], f["node"], f["peer_node"], f["cause"], f["cure"]) for f in json.loads(out)["findings"]
+                      if f["code"] not in MACHINES_OWN]
 
     def the_one(self, *args, code=1, **more):
         got, findings = self.verify(*args, **more)
@@ -111,9 +148,41 @@ class Verify(TestCase):
     def test_two_hosts_that_reach_each_other_are_fine(self):
         if self.hosts:
             self.assertEqual(self.verify(), (0, []))
-            out = self.verify(form="text")[1]
+            out = self.verify_raw(form="text")[1]
             self.assertIn("2 of 2 answer", out)
             self.assertNotIn("NPUs", out)
+
+    def test_the_report_is_a_page_and_progress_is_told_on_a_terminal(self):
+        if not self.hosts:
+            return
+        report = os.path.join(self.dir, "report.html")
+        self.assertEqual(self.verify("--report", report), (0, []))
+        with open(report, encoding="utf-8") as f:
+            page = Page(f.read())
+        self.assertEqual(page.open, [])
+        self.assertEqual(page.links, [])
+        self.assertIn("10.78.0.2", page.text)
+        self.assertIn("wire0, 1500", page.text)
+        code, err = self.verify_raw("--report", os.path.join(self.dir, "nowhere", "report.html"))[::2]
+        self.assertEqual(code, 2)
+        self.assertIn("cannot write --report", err)
+        code, out, _ = self.verify_raw("--json", form="text")
+        self.assertEqual((code, [n["node"] for n in json.loads(out)["nodes"]]), (0, ["a", "b"]))
+        there, here = os.openpty()
+        try:
+            self.verify_raw(stderr=here)
+            os.close(here)
+            said = b""
+            try:
+                while chunk := os.read(there, 65536):
+                    said += chunk
+            except OSError:  # the terminal's other end is closed
+                pass
+        finally:
+            os.close(there)
+        for step in (b"hosts    2 of 2", b"clocks", b"ports", b"reach    2 of 2"):
+            self.assertIn(step, said)
+        self.assertTrue(said.endswith(b"\r\x1b[K"), said)
 
     def test_a_port_that_is_taken_names_who_holds_it(self):
         if not self.hosts:

@@ -503,7 +503,7 @@ static void take_kv_ports(struct machine *m, const struct plan_rank *r, const ch
                 take_ports(m, r->kv_base + r->dp_rank, 1);
 }
 
-/* What the plan lists to be tried is what the engines bind, no more and no less. */
+/* What engines bind is in the plan's list of ports to be tried; where versions bind differently the list has both. */
 static void expect_listed(const struct outcome *o, const struct machine *machines, unsigned count) {
         struct machine *listed = calloc(count, sizeof(*listed));
 
@@ -516,7 +516,8 @@ static void expect_listed(const struct outcome *o, const struct machine *machine
                 take_ports(&listed[last - 1], p->first, p->count);
         }
         for (unsigned m = 0; m < count; m++)
-                assert_memory_equal(listed[m].ports, machines[m].ports, sizeof(listed[m].ports));
+                for (size_t i = 0; i < sizeof(listed[m].ports); i++)
+                        assert_int_equal(machines[m].ports[i] & ~listed[m].ports[i], 0);
         free(listed);
 }
 
