@@ -1,6 +1,7 @@
-/* fuzz_verify.c - what hccn_tool and npu-smi print, and parts of ranktables, from hostile machines: every parser, and the
- * judgement of a node whose every answer is the input. What is judged well must have said so. */
+/* fuzz_verify.c - what hccn_tool and npu-smi print, what agents tell of hosts, and parts of ranktables, from hostile machines:
+ * every parser, and the judgement of a node whose every answer is the input. What is judged well must have said so. */
 #include "base/json.h"
+#include "verify/host.h"
 #include "verify/parse.h"
 #include <assert.h>
 
@@ -33,6 +34,34 @@ static void judge_all_alike(struct slice out, struct arena *arena) {
         assert(f.count > 0); /* no text answers all of these questions */
         verify_write_text(&facts, &f, true, &b);
         verify_write_json(&facts, &f, &b);
+        verify_write_html(&facts, &f, "f.yaml", "now", &b);
+        buf_free(&b);
+}
+
+/* Hosts of which every answer is the input. */
+static void judge_hosts_alike(struct slice out, struct arena *arena) {
+        struct answer a = {.out = out};
+        struct host_port port = {9000, "API port of p0.0"};
+        struct node_facts nodes[2] = {{.name = SLICE_LIT("p0"), .ip = SLICE_LIT("10.0.0.1"), .host_only = true},
+            {.name = SLICE_LIT("d0"), .ip = SLICE_LIT("10.0.0.2"), .host_only = true}};
+        struct host_try tries[2] = {{0, 1, a}, {1, 0, a}};
+        struct facts facts = {.platform = PLATFORM_CUDA, .nodes = nodes, .node_count = 2};
+        struct verify_findings f = {.arena = arena};
+        struct buf b = {0};
+
+        facts.hosts.asked = facts.hosts.planned = true;
+        facts.hosts.model = facts.hosts.state_dir = "/m";
+        facts.hosts.tries = tries;
+        facts.hosts.try_count = 2;
+        for (int i = 0; i < 2; i++) {
+                nodes[i].plan =
+                    (struct host_plan){.nic = SLICE_LIT("eth0"), .ports = &port, .port_count = 1, .ranks = 1};
+                nodes[i].host = (struct host_facts){
+                    .facts = a, .model = a, .opened = a, .nft = a, .iptables = a, .firewall_asked = true};
+        }
+        assert(judge(&facts, &f) == 0);
+        assert(f.count > 0); /* no text answers all of these questions */
+        verify_write_html(&facts, &f, "f.yaml", "now", &b);
         buf_free(&b);
 }
 
@@ -79,6 +108,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
         parse_all(out);
         judge_all_alike(out, &arena);
+        judge_hosts_alike(out, &arena);
+        host_port_in_list(out, 9000);
+        host_proxy_catches(out, SLICE_LIT("10.0.0.1"));
         part_read(&facts, out, &arena, NULL);
         arena_free(&arena);
         return 0;

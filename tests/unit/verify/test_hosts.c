@@ -337,6 +337,34 @@ static void what_is_cut_anywhere_is_never_well(void **state) {
                 }
 }
 
+/* A member that is not told is nowhere taken for one that is well. */
+static void every_member_of_an_answer_is_needed(void **state) {
+        static const struct {
+                const char *question, *key;
+        } members[] = {{"facts", "nics"}, {"facts", "up"}, {"facts", "carrier"}, {"facts", "mtu"},
+            {"facts", "addresses"}, {"facts", "ephemeral"}, {"facts", "reserved"}, {"facts", "proxies"},
+            {"facts", "no_proxy"}, {"facts", "root"}, {"facts", "limits"}, {"facts", "nofile"}, {"facts", "memlock"},
+            {"facts", "nproc"}, {"facts", "space"}, {"facts", "use"}, {"facts", "path"}, {"facts", "free"},
+            {"facts", "all"}, {"facts", "read_only"}, {"model", "files"}, {"model", "name"}, {"model", "size"},
+            {"open", "ports"}, {"open", "port"}, {"open", "error"}, {"try", "ports"}, {"try", "port"},
+            {"try", "error"}};
+
+        (void)state;
+        for (size_t i = 0; i < sizeof(members) / sizeof(*members); i++) {
+                struct arena arena = {0};
+                const char *old = arena_printf(&arena, "\"%s\":", members[i].key),
+                           *new = arena_printf(&arena, "\"_%s\":", members[i].key);
+                struct site s = {.changes = {{1, members[i].question, old, new, ANSWER_GIVEN}}};
+                struct facts f;
+                struct verify_findings findings;
+
+                judge_site(&s, &arena, &f, &findings);
+                if (verify_exit_code(&findings) != 3)
+                        fail_msg("%s without %s is understood", members[i].question, members[i].key);
+                arena_free(&arena);
+        }
+}
+
 /* A dead node is one finding, and its ports are not said to be closed. */
 static void a_node_that_is_gone_is_one_finding(void **state) {
         struct site s = {.changes = {{1, "facts", NULL, "ssh: no route", ANSWER_NO_NODE}}};
@@ -373,6 +401,7 @@ int main(void) {
             cmocka_unit_test(a_healthy_site_has_no_findings_and_a_node_is_tried_by_one_at_a_time),
             cmocka_unit_test(each_fault_is_told_once_with_place_and_cause),
             cmocka_unit_test(what_is_cut_anywhere_is_never_well),
+            cmocka_unit_test(every_member_of_an_answer_is_needed),
             cmocka_unit_test(a_node_that_is_gone_is_one_finding),
             cmocka_unit_test(no_proxy_is_read_as_clients_do),
         };
