@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "cli/fleet.h"
+#include "cli/online_dp.h"
 #include "os/os.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -196,6 +197,7 @@ static bool runs_already(const struct launch_paths *paths) {
 
 struct up_options {
         struct nodes_options nodes;
+        struct online_dp online_dp;
         bool foreground, quiet, keep;
 };
 static const struct option up_table[] = {
@@ -205,6 +207,7 @@ static const struct option up_table[] = {
         "over several nodes: when something fails, what runs is kept"},
     {"quiet", 'q', OPTION_FLAG, offsetof(struct up_options, quiet), NULL, "no progress"},
     NODES_OPTIONS(offsetof(struct up_options, nodes)),
+    ONLINE_DP_OPTIONS(offsetof(struct up_options, online_dp)),
 };
 static const struct option_set up_set = {"baton up FILE [--foreground] [--node NAME]",
     "Starts the ranks of a cluster file on all its nodes (over ssh where they are not this machine's) and its gateway, "
@@ -299,18 +302,44 @@ static int up_everywhere(const struct up_options *o, struct nodes *n) {
         return o->foreground ? stay_with(n) : EXIT_FINE;
 }
 
+/* FILE, or what stands in its place. -1 to go on, or an exit code. */
+static int find_file(
+    struct up_options *o, const struct options_result *parsed, struct arena *arena, const char **ret_path) {
+        int r;
+
+        if (parsed->count_positional) {
+                *ret_path = parsed->positional[0];
+                return -1;
+        }
+        if (!o->online_dp.dp_size) {
+                fprintf(stderr, "baton up: which file? usage: %s\n", up_set.usage);
+                return EXIT_USAGE;
+        }
+        r = online_dp_file(&o->online_dp, arena, ret_path, &o->nodes.node);
+        if (r < 0 && !o->quiet)
+                fprintf(stderr, "as %s says: `baton status %s --node %s` shows it, `baton down %s --node %s` ends it\n",
+                    *ret_path, *ret_path, o->nodes.node, *ret_path, o->nodes.node);
+        return r;
+}
+
 int cmd_up(int argc, char **argv) {
-        struct up_options o = {0};
+        struct up_options o = {.online_dp = ONLINE_DP_DEFAULTS};
         struct options_result parsed;
-        struct nodes n;
-        int r = cli_file_options(&up_set, argc, argv, &o, &parsed);
+        struct nodes n = {0};
+        struct arena arena = {0};
+        const char *path;
+        int r = cli_options(&up_set, argc, argv, &o, &parsed);
 
         if (r >= 0)
                 return r;
-        r = nodes_of_file(parsed.positional[0], &o.nodes, &n);
-        if (r < 0)
-                r = n.single || o.nodes.node ? up_here(&o, &n) : up_everywhere(&o, &n);
-        nodes_close(&n);
+        r = find_file(&o, &parsed, &arena, &path);
+        if (r < 0) {
+                r = nodes_of_file(path, &o.nodes, &n);
+                if (r < 0)
+                        r = n.single || o.nodes.node ? up_here(&o, &n) : up_everywhere(&o, &n);
+                nodes_close(&n);
+        }
+        arena_free(&arena);
         options_result_free(&parsed);
         return r;
 }

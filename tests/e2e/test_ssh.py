@@ -11,7 +11,7 @@ import sys
 import tempfile
 import unittest
 
-from harness import BATON, MODEL, Process, TestCase, wait_until
+from harness import BATON, MODEL, ROOT, Process, TestCase, wait_until
 from test_hosts import Host, run
 from test_launch import runs
 
@@ -186,7 +186,8 @@ class Ssh(TestCase):
         self.addCleanup(self.leave_nothing)
 
     def leave_nothing(self):
-        self.baton("down", self.file)
+        if os.path.exists(self.file):
+            self.baton("down", self.file)
         left = {h.short: h.pids() for h in self.hosts.values()}
         self.assertFalse(any(left.values()), left)
 
@@ -474,6 +475,57 @@ class Ssh(TestCase):
             self.assertEqual([p["name"] for p in json.loads(out)["nodes"][0]["status"]["processes"]], ["d1.0"])
             up.signal(signal.SIGTERM)
             self.assertEqual(up.wait(), 0, up.output())
+        self.assertEqual(d1.pids(), {})
+
+    def test_the_flags_of_launch_online_dp_call_the_template_as_it_does(self):
+        if not self.hosts:
+            return
+        d1, folder = self.hosts["d1"], os.path.join(self.dir, "online")
+        with open(os.path.join(ROOT, "tests", "data", "cluster", "launch.json"), encoding="utf-8") as f:
+            cases = {c["case"]: c for c in json.load(f)}
+        os.makedirs(folder, exist_ok=True)
+        d1.run("ip", "address", "add", "192.0.0.1/24", "dev", "wire0")
+
+        def online(command, *args):
+            words = ["ip", "netns", "exec", d1.name, BATON, command, *args]
+            done = subprocess.run(words, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+            return done.returncode, done.stderr.decode("utf-8", "replace")
+        code, said = online("up", *cases["no-template"]["args"])
+        self.assertEqual(code, cases["no-template"]["rc"], said)
+        self.assertIn("there is no ./run_dp_template.sh here", said)
+        self.script("online/run_dp_template.sh", f"""#!/bin/bash
+printf '%s\\n' "$0 $*" >>{folder}/calls
+exec {sys.executable} -ISc 'import http.server, sys
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+http.server.ThreadingHTTPServer(("", int(sys.argv[1])), H).serve_forever()' "$2"
+""")
+        for name in "prefill-node0", "prefill-node1", "defaults", "tp16":
+            with self.subTest(name):
+                if name in ("prefill-node1", "tp16"):  # this is not the node of rank 0
+                    d1.run("ip", "address", "del", "192.0.0.1/24", "dev", "wire0")
+                    d1.run("ip", "address", "replace", "192.0.0.9/24", "dev", "wire0")
+                else:
+                    d1.run("ip", "address", "replace", "192.0.0.1/24", "dev", "wire0")
+                code, said = online("up", *cases[name]["args"])
+                self.assertEqual(code, 0, said)
+                path, node = re.search(r"baton down (\S+) --node (\S+)`", said).groups()
+                self.addCleanup(online, "down", path, "--node", node)
+                with open(f"{folder}/calls", encoding="utf-8") as f:
+                    calls = sorted(line.split() for line in f)
+                self.assertEqual(calls, sorted(cases[name]["template_calls"]))
+                self.assertEqual(online("status", path, "--node", node)[0], 0)
+                self.assertEqual(online("down", path, "--node", node)[0], 0)
+                os.unlink(f"{folder}/calls")
+        for name in "no-address", "local-zero", "local-minus-2", "ranks-past-the-end", "port-overflow":
+            with self.subTest(name):
+                d1.run("ip", "address", "replace", "192.0.0.1/24", "dev", "wire0")
+                code, said = online("up", *cases[name]["args"])
+                self.assertEqual(code, 2, said)
+                self.assertFalse(os.path.exists(f"{folder}/calls"))
         self.assertEqual(d1.pids(), {})
 
 
