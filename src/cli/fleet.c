@@ -200,8 +200,8 @@ static void say_process(struct rise *rise, size_t index, const struct process_st
         } else if (p->state == PROCESS_BACKOFF && rise->restarts[index] != p->restarts + 1) {
                 rise->restarts[index] = p->restarts + 1;
                 if (!rise->o->quiet) {
-                        fprintf(stderr, "  %-10.*s ended: %.*s; it is tried again\n", SLICE_ARG(p->name),
-                            SLICE_ARG(p->last_exit));
+                        fprintf(
+                            stderr, "  %-10.*s %.*s; it is tried again\n", SLICE_ARG(p->name), SLICE_ARG(p->last_exit));
                         fleet_explain(p);
                 }
         } else if (p->state == PROCESS_FAILED) {

@@ -63,7 +63,7 @@ static void write_process(struct json_writer *w, const struct process *p, uint64
                 json_null(w);
         json_key(w, "last_exit");
         json_str(w, p->last_exit[0] ? p->last_exit : NULL);
-        if (p->state == PROCESS_FAILED || p->state == PROCESS_BACKOFF)
+        if (p->state == PROCESS_FAILED || (p->state == PROCESS_BACKOFF && !p->world_lost))
                 write_cause(w, p);
         json_close(w, '}');
 }

@@ -124,7 +124,7 @@ static void after_unwanted_exit(struct process *p, const struct os_child_exit *e
 
 /* It was stopped because another of its world had ended. */
 static void after_lost_world(struct process *p, uint64_t now) {
-        p->world_lost = false;
+        snprintf(p->last_exit, sizeof(p->last_exit), "stopped with its group");
         p->next_ns = now;
         set_state(p, PROCESS_BACKOFF, now);
 }
@@ -226,6 +226,7 @@ void process_start(struct process *p, uint64_t now) {
         if (p->state == PROCESS_BACKOFF)
                 p->restarts++;
         p->ready_ns = 0;
+        p->world_lost = false;
         p->failed_probes = 0;
         p->started_ns = now;
         p->ready_by_ns = now + (uint64_t)c->supervise.ready_seconds * NS_PER_S;

@@ -38,7 +38,7 @@ struct process {
         struct http_call *probe;
         int probe_status;
         bool restart_wanted; /* stopping, to be started again at once */
-        bool world_lost;     /* stopping because another of its world has ended: to be started again with it */
+        bool world_lost; /* stopping, or waiting, because another of its world has ended: to be started again with it */
         unsigned failed_probes, restarts, restarts_in_row;
         uint64_t since_ns, ready_ns, started_ns; /* of this state; 0: never ready in this life; of this life */
         uint64_t ready_by_ns;                    /* STARTING: ended when it is not ready then */
