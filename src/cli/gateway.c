@@ -167,11 +167,16 @@ static void announce(const struct gateway_options *o, const struct log *log, uin
                 prefill += o->members[i].prefill;
         log_info(log, "listening on %s:%u, connector %s, %zu prefill and %zu decode instances", o->host, port,
             o->connector, prefill, o->member_count - prefill);
-        if (!o->admin_key && !is_local(o->host))
+        if (o->admin_port < 0 && !o->admin_key && !is_local(o->host))
                 log_warn(log,
                     "the admin routes are open to whoever reaches %s:%u, who may then send requests anywhere; "
-                    "close them with --admin-key",
+                    "close them with --admin-key, or give them a listener of their own with --admin-port",
                     o->host, port);
+        if (o->admin_port >= 0 && !o->admin_key && o->admin_host && !is_local(o->admin_host))
+                log_warn(log,
+                    "the admin routes are open to whoever reaches %s:%lld, who may then send requests anywhere; "
+                    "close them with --admin-key",
+                    o->admin_host, (long long)o->admin_port);
 }
 
 static int run_gateway(struct gateway_options *options, const struct words *words) {

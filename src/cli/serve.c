@@ -329,8 +329,8 @@ static int make_publisher(struct serve *s, struct error *e) {
         r = publisher_new(&s->events, &s->publisher, e);
         if (r < 0)
                 return error_prefix(e, r, "--kv-events-config");
-        log_info(&s->log, "KV events at %s%s%s", s->events.endpoint, s->events.replay ? ", replays at " : ", no replays",
-            s->events.replay ? s->events.replay : "");
+        log_info(&s->log, "KV events at %s%s%s", s->events.endpoint,
+            s->events.replay ? ", replays at " : ", no replays", s->events.replay ? s->events.replay : "");
         return 0;
 }
 

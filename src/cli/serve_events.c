@@ -38,7 +38,8 @@ static int check_publisher(yyjson_val *root, struct error *e) {
 
         if (publisher.len == 0 || slice_is(publisher, "zmq") || slice_is(publisher, "null"))
                 return 0;
-        return error_set(e, -EINVAL, "publisher is `%.*s`; it must be zmq or null", SLICE_ARG(slice_sub(publisher, 0, 80)));
+        return error_set(
+            e, -EINVAL, "publisher is `%.*s`; it must be zmq or null", SLICE_ARG(slice_sub(publisher, 0, 80)));
 }
 
 static int read_all(
@@ -46,8 +47,7 @@ static int read_all(
         int r = check_publisher(root, e);
 
         if (r == 0)
-                r = read_endpoint(
-                    json_get_slice(root, "endpoint"), ENDPOINT, "endpoint", rank, arena, &o->endpoint, e);
+                r = read_endpoint(json_get_slice(root, "endpoint"), ENDPOINT, "endpoint", rank, arena, &o->endpoint, e);
         if (r == 0)
                 r = read_endpoint(
                     json_get_slice(root, "replay_endpoint"), NULL, "replay_endpoint", rank, arena, &o->replay, e);
@@ -76,7 +76,8 @@ int serve_read_events(
                 r = error_set(e, -EINVAL, "not a JSON object: %.100s", json);
         else
                 r = read_all(root, rank, arena, &o, e);
-        wanted = json_get_bool(root, "enable_kv_cache_events", false) && !slice_is(json_get_slice(root, "publisher"), "null");
+        wanted = json_get_bool(root, "enable_kv_cache_events", false) &&
+                 !slice_is(json_get_slice(root, "publisher"), "null");
         yyjson_doc_free(doc);
         if (r < 0)
                 return error_prefix(e, r, "--kv-events-config");

@@ -286,6 +286,8 @@ static const struct field role_fields[] = {
         .max = PORT_MAX},
     {"kv_port", FIELD_INTEGER, AT(struct cluster_role, kv_port), AT(struct cluster_role, kv_port_at), .min = 1,
         .max = PORT_MAX},
+    {"events_port", FIELD_INTEGER, AT(struct cluster_role, events_port), AT(struct cluster_role, events_port_at),
+        .min = 1, .max = PORT_MAX},
     {"env", FIELD_SETTINGS, AT(struct cluster_role, env), NO_PLACE},
     {"args", FIELD_SETTINGS, AT(struct cluster_role, args), NO_PLACE},
     {"ranks", FIELD_CUSTOM, 0, NO_PLACE, .read = read_ranks},

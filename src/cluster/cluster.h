@@ -118,11 +118,12 @@ struct cluster_role {
         size_t group_count;
         int64_t dp, tp, pp, pcp;            /* data, tensor, pipeline and prefill context parallel sizes */
         int64_t api_port, dp_port, kv_port; /* kv_port -1: the connector's own */
+        int64_t events_port;                /* of KV events, 0: none are published */
         struct slice host;                  /* address the API listens on */
         struct settings env, args;
         const struct cluster_rank *ranks; /* in the file's order */
         size_t rank_count;
-        struct place at, dp_at, tp_at, pp_at, pcp_at, api_port_at, dp_port_at, kv_port_at;
+        struct place at, dp_at, tp_at, pp_at, pcp_at, api_port_at, dp_port_at, kv_port_at, events_port_at;
 };
 
 struct cluster {
@@ -193,6 +194,7 @@ struct plan_rank {
         uint32_t kv_port; /* the first one this rank listens on, 0: none */
         uint32_t kv_base; /* of its group: what the engine is told where it counts up itself */
         uint32_t dp_port;
+        uint32_t events_port; /* KV events, the next one their replays; 0: none */
         struct slice dp_address;
         uint32_t first_device, device_count; /* tp x pp x pcp devices */
         const char *const *argv;             /* NULL-terminated; argv[0] is the program */

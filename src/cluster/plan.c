@@ -184,6 +184,21 @@ static void plan_kv_port(
                 ports_use(p, PORT_KV, rank->role, index, host, port, count, l->kv_at);
 }
 
+/* Two for each rank of the role at an address: events, and their replays. */
+static void plan_events_port(
+    struct planner *p, const struct cluster_role *role, struct plan_rank *rank, uint32_t host) {
+        int64_t port = role->events_port + 2 * (int64_t)p->host_use[host].events[role->role]++;
+
+        if (port <= rank->dp_rank) { /* the engine is told what is left of it without its rank */
+                planner_find(p, SEVERITY_ERROR, "P02", role->events_port_at,
+                    "the KV event port of %.*s, %lld, is not beyond its DP rank, which engines add to it",
+                    SLICE_ARG(rank->name), (long long)port);
+                return;
+        }
+        rank->events_port = (uint32_t)port;
+        ports_use(p, PORT_EVENTS, role->role, (uint32_t)(rank - p->ranks), host, port, 2, role->events_port_at);
+}
+
 static void plan_rank(struct planner *p, const struct layout *l, uint32_t node, uint32_t local, uint32_t dp_rank) {
         const struct cluster *c = p->c;
         const struct cluster_role *role = l->role;
@@ -219,6 +234,8 @@ static void plan_rank(struct planner *p, const struct layout *l, uint32_t node, 
         };
         rank->url = url_of(p, c->nodes[node].ip, (uint32_t)api);
         ports_use(p, PORT_API, role->role, index, host, api, 1, l->api_at);
+        if (role->events_port > 0)
+                plan_events_port(p, role, rank, host);
         if (p->connector)
                 plan_kv_port(p, l, rank, l->group->kv_port >= 0 ? in_group : ordinal, in_group == 0);
 }
@@ -380,6 +397,28 @@ static void list_endpoints(struct planner *p, enum role role, const char **argv,
                 }
 }
 
+/* Where the gateway follows ranks' KV events. */
+static void list_events(struct planner *p, const char **argv, size_t *n) {
+        bool any = false;
+
+        for (size_t i = 0; i < p->rank_count; i++) {
+                const struct plan_rank *r = &p->ranks[i];
+                struct slice ip = p->c->nodes[r->node].ip;
+                bool v6 = slice_find(ip, ':', 0) < ip.len;
+
+                if (r->events_port == 0)
+                        continue;
+                if (!any)
+                        argv[(*n)++] = "--kv-events";
+                any = true;
+                argv[(*n)++] = arena_printf(p->arena,
+                    v6 ? "%.*s=tcp://[%.*s]:%u,tcp://[%.*s]:%u" : "%.*s=tcp://%.*s:%u,tcp://%.*s:%u",
+                    SLICE_ARG(r->name), SLICE_ARG(ip), r->events_port, SLICE_ARG(ip), r->events_port + 1);
+                if (!argv[*n - 1])
+                        p->failed = true;
+        }
+}
+
 /* A gateway pulls unless told otherwise, which is what most connectors want. */
 static const char *gateway_connector(const struct planner *p) {
         if (p->c->gateway.connector.len)
@@ -407,9 +446,12 @@ static void make_gateway_command(struct planner *p, struct plan *plan) {
                 command_set(&options, "prefill-policy", "%.*s", SLICE_ARG(c->gateway.prefill_policy));
         if (c->gateway.decode_policy.len)
                 command_set(&options, "decode-policy", "%.*s", SLICE_ARG(c->gateway.decode_policy));
+        /* Texts are matched by their tokens. */
+        if (c->roles[ROLE_PREFILL].events_port > 0 || c->roles[ROLE_DECODE].events_port > 0)
+                command_set(&options, "tokenizer", "%.*s", SLICE_ARG(c->model.path));
         command_apply(&options, &c->gateway.args);
         first = command_argv(&options, head);
-        argv = arena_array(p->arena, 2 * p->rank_count + 2 * options.count + 4, sizeof(*argv));
+        argv = arena_array(p->arena, 3 * p->rank_count + 2 * options.count + 5, sizeof(*argv));
         if (!first || !argv) {
                 p->failed = true;
                 return;
@@ -418,6 +460,7 @@ static void make_gateway_command(struct planner *p, struct plan *plan) {
                 argv[n] = first[n];
         list_endpoints(p, ROLE_PREFILL, argv, &n);
         list_endpoints(p, ROLE_DECODE, argv, &n);
+        list_events(p, argv, &n);
         argv[n] = NULL;
         plan->gateway_argv = argv;
 }

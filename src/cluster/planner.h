@@ -73,6 +73,7 @@ struct planner {
 struct host_use {
         uint32_t ranks[2];             /* of each role, numbered on from the role's own ports */
         uint32_t masters[2];           /* DP groups of each role mastered here */
+        uint32_t events[2];            /* ranks of each role that publish KV events */
         uint32_t groups[2];            /* groups of each role with a rank here */
         uint32_t group_seen, in_group; /* the last group + 1 that came by, and its ranks here */
 };
@@ -116,9 +117,9 @@ void nodes_check(struct planner *p);
 
 /* ---- ports.c ---------------------------------------------------------------------------------------------------------- */
 
-enum port_kind { PORT_API, PORT_DP, PORT_KV, PORT_GATEWAY };
+enum port_kind { PORT_API, PORT_DP, PORT_KV, PORT_EVENTS, PORT_GATEWAY };
 
-/* Note `count` ports from `first` on at a host. `index` is the rank's (PORT_API, PORT_KV) or the group's (PORT_DP). */
+/* Note `count` ports from `first` on at a host. `index` is the rank's (PORT_API, PORT_KV, PORT_EVENTS) or the group's (PORT_DP). */
 void ports_use(struct planner *p, enum port_kind kind, enum role role, uint32_t index, uint32_t host, int64_t first,
     int64_t count, struct place at);
 void ports_init(struct planner *p, size_t ranks); /* room for the notes of so many ranks */

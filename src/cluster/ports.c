@@ -14,7 +14,7 @@ struct port_use {
 void ports_init(struct planner *p, size_t ranks) {
         size_t groups = p->c->roles[0].group_count + p->c->roles[1].group_count;
 
-        p->ports = arena_array(p->arena, 2 * ranks + groups + 1, sizeof(*p->ports));
+        p->ports = arena_array(p->arena, 3 * ranks + groups + 1, sizeof(*p->ports));
         if (!p->ports)
                 p->failed = true;
 }
@@ -30,6 +30,9 @@ static const char *describe(struct planner *p, enum port_kind kind, enum role ro
         case PORT_KV:
                 text =
                     arena_printf(p->arena, "KV port%s of %.*s", count > 1 ? "s" : "", SLICE_ARG(p->ranks[index].name));
+                break;
+        case PORT_EVENTS:
+                text = arena_printf(p->arena, "KV event ports of %.*s", SLICE_ARG(p->ranks[index].name));
                 break;
         case PORT_DP:
                 text = arena_printf(p->arena, "DP port of %s group %u", role_name(role), index);

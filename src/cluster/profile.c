@@ -145,6 +145,12 @@ static void set_model(struct planner *p, const struct plan_rank *rank, struct co
 
         command_set(argv, "host", "%.*s", SLICE_ARG(c->roles[rank->role].host));
         command_set(argv, "port", "%u", rank->api_port);
+        /* Engines count their DP rank up themselves. */
+        if (rank->events_port > 0)
+                command_set(argv, "kv-events-config",
+                    "{\"enable_kv_cache_events\":true,\"publisher\":\"zmq\",\"endpoint\":\"tcp://*:%u\","
+                    "\"replay_endpoint\":\"tcp://*:%u\"}",
+                    rank->events_port - rank->dp_rank, rank->events_port + 1 - rank->dp_rank);
         if (c->model.served_name.len)
                 command_set(argv, "served-model-name", "%.*s", SLICE_ARG(c->model.served_name));
         if (c->model.max_len > 0)

@@ -24,7 +24,7 @@ struct blocks {
         uint32_t bucket_mask;
         struct block *items;
         struct blocks_watch watch; /* zeroed: nobody's */
-        struct link *message; /* what is hashed for one block, with its tokens behind it */
+        struct link *message;      /* what is hashed for one block, with its tokens behind it */
 };
 
 /* A block's name covers the name of the one before it, the form of its rows, and its tokens. */

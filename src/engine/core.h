@@ -5,9 +5,9 @@
  * worker of the compute touches the requests of its own jobs. */
 #pragma once
 #include "engine/form.h"
-#include "events/events.h"
 #include "engine/metrics.h"
 #include "engine/request.h"
+#include "events/events.h"
 #include <pthread.h>
 #include <stdatomic.h>
 

@@ -71,8 +71,8 @@ void events_flush(struct engine *g) {
         publisher_send(g->options.publisher, &v->batch);
         dropped = publisher_dropped(g->options.publisher);
         if (dropped > v->told_dropped * 2) {
-                log_warn(g->options.log,
-                    "%llu batches of KV events were dropped: who follows them has gaps", (unsigned long long)dropped);
+                log_warn(g->options.log, "%llu batches of KV events were dropped: who follows them has gaps",
+                    (unsigned long long)dropped);
                 v->told_dropped = dropped;
         }
 }

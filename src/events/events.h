@@ -34,9 +34,10 @@ struct event {
         const uint32_t *tokens; /* of all blocks, one after another: hash_count * block_tokens, or none */
         size_t token_count;
         uint32_t block_tokens;
-        uint64_t adapter;       /* event_name() of the LoRA adapter, 0: none */
-        struct slice salt;      /* to be written: what the first block depends on (read, it is among the extras) */
-        const uint64_t *extras; /* for each block, event_extra() of what else it depends on, 0: nothing; NULL: nothing */
+        uint64_t adapter;  /* event_name() of the LoRA adapter, 0: none */
+        struct slice salt; /* to be written: what the first block depends on (read, it is among the extras) */
+        const uint64_t
+            *extras; /* for each block, event_extra() of what else it depends on, 0: nothing; NULL: nothing */
 };
 
 /* Never 0. */
@@ -74,7 +75,7 @@ void event_writer_free(struct event_writer *w);
 /* How much is known of a publisher's cache. */
 enum follow_state {
         FOLLOW_LOST,     /* not connected: nothing is known any more */
-        FOLLOW_CATCHING, /* connected; batches that were missed are asked for, or none has come yet */
+        FOLLOW_CATCHING, /* connected; what was missed is asked for, or none has come yet, or it does not answer */
         FOLLOW_PARTIAL,  /* every batch from some time on: blocks of before are not known */
         FOLLOW_LIVE,     /* every batch since its cache was empty */
         FOLLOW_STATES,
@@ -93,15 +94,17 @@ enum follow_verdict {
  * again counts from 0 on: it is told from the same one by its last batch, asked for again, which has to be the same bytes. */
 struct follow {
         bool can_replay, connected;
-        bool begun;        /* a batch was taken, or it is known that there was none */
-        bool complete;     /* nothing is missing */
-        bool asking;       /* a replay is under way: no live batch is to be given */
-        bool probing;      /* its first batch has to be the last one taken */
-        bool from_start;   /* ask again, from 0 */
-        bool wants;        /* it was asked for because of a live batch, with the number `wanted` */
-        bool fruitless;    /* and did not bring that one */
-        uint64_t next;     /* expected */
-        uint64_t last_sum; /* of the batch before it */
+        bool begun;           /* a batch was taken, or it is known that there was none */
+        bool complete;        /* nothing is missing */
+        bool asking;          /* a replay is under way: no live batch is to be given */
+        bool probing;         /* its first batch has to be the last one taken */
+        bool checking;        /* it is asked for only to see that all is well */
+        bool stale;           /* which it was not: no answer */
+        bool from_start;      /* ask again, from 0 */
+        bool wants;           /* it was asked for because of a live batch, with the number `wanted` */
+        bool fruitless;       /* and did not bring that one */
+        uint64_t next;        /* expected */
+        uint64_t last_sum;    /* of the batch before it */
         uint64_t known_until; /* live batches before it were replayed, and come once more */
         uint64_t wanted, ask_from;
         bool ask; /* the caller is to ask for a replay from ask_from on (and then clears this) */
@@ -110,6 +113,9 @@ struct follow {
 void follow_init(struct follow *f, bool can_replay);
 void follow_connected(struct follow *f);
 void follow_lost(struct follow *f);
+/* It has been silent for a while: see whether it has nothing to say. The last of what it said may have been lost, and a publisher
+ * that hangs says nothing. */
+void follow_check(struct follow *f);
 enum follow_verdict follow_live(struct follow *f, uint64_t sequence, struct slice payload);
 enum follow_verdict follow_replayed(struct follow *f, uint64_t sequence, struct slice payload);
 /* The replay has ended, or, with `complete` false, has been given up: no answer. */
@@ -129,6 +135,8 @@ struct subscription_options {
         const char *replay;   /* likewise; NULL: nothing can be asked for again */
         const char *topic;    /* what topics begin with; NULL: all */
         const char *name;     /* for logs; copied */
+        unsigned replay_ms;   /* a replay that does not go on for so long is given up; 0: 5 s */
+        unsigned check_ms; /* of silence, after which it is asked whether all is well (not without `replay`); 0: 5 s */
         /* Called from the loop. `on_batch` is given an opened batch. */
         void (*on_clear)(void *context);
         void (*on_event)(void *context, const struct event *e);
@@ -139,16 +147,16 @@ struct subscription_totals {
         uint64_t batches, bad, gaps, replays, restarts;
 };
 /* 0, -EINVAL (an endpoint that ZeroMQ does not take, with a text), -ENOMEM, -EMFILE. Texts are copied. */
-int subscription_new(struct events_hub *h, const struct subscription_options *options, struct subscription **ret_s,
-    struct error *e);
+int subscription_new(
+    struct events_hub *h, const struct subscription_options *options, struct subscription **ret_s, struct error *e);
 enum follow_state subscription_state(const struct subscription *s);
 struct subscription_totals subscription_totals(const struct subscription *s);
 /* No callback comes any more. Its memory goes when the loop has closed its handles. */
 void subscription_close(struct subscription *s);
 /* "tcp://HOST:PORT" with HOST `*` replaced by `host` and the port counted up by `rank`; ipc paths as they are. In `arena`. 0,
  * -EINVAL with a text, -ENOMEM. */
-int events_endpoint(struct arena *arena, const char *endpoint, const char *host, unsigned rank, const char **ret_text,
-    struct error *e);
+int events_endpoint(
+    struct arena *arena, const char *endpoint, const char *host, unsigned rank, const char **ret_text, struct error *e);
 
 /* ---- publishing ----------------------------------------------------------------------------------------------------- */
 

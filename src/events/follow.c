@@ -12,7 +12,7 @@ const char *follow_state_name(enum follow_state s) {
 enum follow_state follow_state(const struct follow *f) {
         if (!f->connected)
                 return FOLLOW_LOST;
-        if (f->asking || !f->begun)
+        if ((f->asking && !f->checking) || f->stale || !f->begun)
                 return FOLLOW_CATCHING;
         return f->complete ? FOLLOW_LIVE : FOLLOW_PARTIAL;
 }
@@ -24,7 +24,7 @@ static uint64_t sum(struct slice payload) {
 static void ask(struct follow *f, uint64_t from) {
         f->asking = f->ask = true;
         f->ask_from = from;
-        f->replays++;
+        f->replays += !f->checking;
 }
 
 static enum follow_verdict take(struct follow *f, uint64_t sequence, struct slice payload) {
@@ -36,7 +36,7 @@ static enum follow_verdict take(struct follow *f, uint64_t sequence, struct slic
 
 /* All that is known is of another publisher, or has a hole: begin anew. */
 static void forget(struct follow *f) {
-        f->begun = f->complete = f->probing = f->fruitless = f->wants = false;
+        f->begun = f->complete = f->probing = f->checking = f->fruitless = f->wants = false;
         f->next = f->known_until = 0;
 }
 
@@ -44,17 +44,29 @@ void follow_init(struct follow *f, bool can_replay) {
         *f = (struct follow){.can_replay = can_replay};
 }
 
-void follow_connected(struct follow *f) {
-        f->connected = true;
+/* From the last one taken on, which tells whether it is still the same publisher. */
+static void probe(struct follow *f) {
         f->from_start = false;
-        if (!f->can_replay)
-                return;
         f->probing = f->begun && f->next > 0;
         ask(f, f->probing ? f->next - 1 : 0);
 }
 
+void follow_connected(struct follow *f) {
+        f->connected = true;
+        f->checking = f->stale = false;
+        if (f->can_replay)
+                probe(f);
+}
+
 void follow_lost(struct follow *f) {
-        f->connected = f->asking = f->ask = f->wants = false;
+        f->connected = f->asking = f->ask = f->wants = f->checking = f->stale = false;
+}
+
+void follow_check(struct follow *f) {
+        if (!f->can_replay || !f->connected || f->asking)
+                return;
+        f->checking = true;
+        probe(f);
 }
 
 /* The first one that comes when nothing is known. */
@@ -129,6 +141,12 @@ enum follow_verdict follow_replay_end(struct follow *f, bool answered) {
         if (!f->asking)
                 return FOLLOW_DROP;
         f->asking = false;
+        if (!answered && f->checking) {
+                f->checking = f->probing = f->from_start = false;
+                f->stale = true;
+                return FOLLOW_DROP;
+        }
+        f->checking = f->stale = false;
         if (f->probing && answered)
                 verdict = start_over(f); /* it has not the batch that we have */
         if (!answered) {

@@ -30,18 +30,41 @@ static const struct head {
         enum { AS_IT_IS, IS_SIGNED, IS_FALSE, IS_TRUE, IS_F32, IS_F64, HAS_TYPE } how;
 } heads[32] = {
     /* c0 nil, c1 never used, c2 false, c3 true; c4.. bin 8, 16, 32; c7.. ext 8, 16, 32 */
-    {MP_NIL, 0, AS_IT_IS}, {MP_NIL, 255, AS_IT_IS}, {MP_BOOL, 0, IS_FALSE}, {MP_BOOL, 0, IS_TRUE},
-    {MP_TEXT, 1, AS_IT_IS}, {MP_TEXT, 2, AS_IT_IS}, {MP_TEXT, 4, AS_IT_IS},
-    {MP_EXT, 1, HAS_TYPE}, {MP_EXT, 2, HAS_TYPE}, {MP_EXT, 4, HAS_TYPE},
+    {MP_NIL, 0, AS_IT_IS},
+    {MP_NIL, 255, AS_IT_IS},
+    {MP_BOOL, 0, IS_FALSE},
+    {MP_BOOL, 0, IS_TRUE},
+    {MP_TEXT, 1, AS_IT_IS},
+    {MP_TEXT, 2, AS_IT_IS},
+    {MP_TEXT, 4, AS_IT_IS},
+    {MP_EXT, 1, HAS_TYPE},
+    {MP_EXT, 2, HAS_TYPE},
+    {MP_EXT, 4, HAS_TYPE},
     /* ca float 32, cb float 64; cc.. uint 8 to 64; d0.. int 8 to 64 */
-    {MP_FLOAT, 4, IS_F32}, {MP_FLOAT, 8, IS_F64},
-    {MP_INT, 1, AS_IT_IS}, {MP_INT, 2, AS_IT_IS}, {MP_INT, 4, AS_IT_IS}, {MP_INT, 8, AS_IT_IS},
-    {MP_INT, 1, IS_SIGNED}, {MP_INT, 2, IS_SIGNED}, {MP_INT, 4, IS_SIGNED}, {MP_INT, 8, IS_SIGNED},
+    {MP_FLOAT, 4, IS_F32},
+    {MP_FLOAT, 8, IS_F64},
+    {MP_INT, 1, AS_IT_IS},
+    {MP_INT, 2, AS_IT_IS},
+    {MP_INT, 4, AS_IT_IS},
+    {MP_INT, 8, AS_IT_IS},
+    {MP_INT, 1, IS_SIGNED},
+    {MP_INT, 2, IS_SIGNED},
+    {MP_INT, 4, IS_SIGNED},
+    {MP_INT, 8, IS_SIGNED},
     /* d4.. fixext 1 to 16: their lengths are said by the head alone */
-    {MP_EXT, 0, HAS_TYPE}, {MP_EXT, 0, HAS_TYPE}, {MP_EXT, 0, HAS_TYPE}, {MP_EXT, 0, HAS_TYPE}, {MP_EXT, 0, HAS_TYPE},
+    {MP_EXT, 0, HAS_TYPE},
+    {MP_EXT, 0, HAS_TYPE},
+    {MP_EXT, 0, HAS_TYPE},
+    {MP_EXT, 0, HAS_TYPE},
+    {MP_EXT, 0, HAS_TYPE},
     /* d9.. str 8, 16, 32; dc.. array 16, 32; de.. map 16, 32 */
-    {MP_TEXT, 1, AS_IT_IS}, {MP_TEXT, 2, AS_IT_IS}, {MP_TEXT, 4, AS_IT_IS},
-    {MP_ARRAY, 2, AS_IT_IS}, {MP_ARRAY, 4, AS_IT_IS}, {MP_MAP, 2, AS_IT_IS}, {MP_MAP, 4, AS_IT_IS},
+    {MP_TEXT, 1, AS_IT_IS},
+    {MP_TEXT, 2, AS_IT_IS},
+    {MP_TEXT, 4, AS_IT_IS},
+    {MP_ARRAY, 2, AS_IT_IS},
+    {MP_ARRAY, 4, AS_IT_IS},
+    {MP_MAP, 2, AS_IT_IS},
+    {MP_MAP, 4, AS_IT_IS},
 };
 
 static double real_of(uint64_t bits, bool single) {
@@ -114,6 +137,49 @@ int mp_read(struct slice *in, struct mp_value *ret_value) {
         return 0;
 }
 
+/* How many bytes a number has in all, by its first one; 0: it is none. Most values are tokens. */
+static inline size_t number_bytes(unsigned char first) {
+        static const unsigned char longer[16] = {/* 0xca */ 5, 9, 2, 3, 5, 9, 2, 3, 5, 9};
+
+        if (first <= 0x7f || first >= 0xe0)
+                return 1;
+        return first >= 0xca && first <= 0xd3 ? longer[first - 0xca] : 0;
+}
+
+static void skip_numbers(struct slice *in, uint64_t *left) {
+        const char *p = in->ptr, *end = in->ptr + in->len;
+        uint64_t n = *left;
+
+        while (n > 0 && p < end) {
+                size_t bytes = number_bytes((unsigned char)*p);
+
+                if (bytes == 0 || bytes > (size_t)(end - p))
+                        break;
+                p += bytes;
+                n--;
+        }
+        in->ptr = p;
+        in->len = (size_t)(end - p);
+        *left = n;
+}
+
+bool mp_read_u32(struct slice *in, uint32_t *ret_number) {
+        unsigned char first = in->len > 0 ? (unsigned char)in->ptr[0] : 0xc1;
+        unsigned bytes = first <= 0x7f ? 0 : first == 0xcc ? 1 : first == 0xcd ? 2 : first == 0xce ? 4 : 5;
+        uint32_t n = first;
+
+        if (bytes == 5 || in->len < 1 + bytes)
+                return false;
+        if (bytes > 0)
+                n = 0;
+        for (unsigned i = 1; i <= bytes; i++)
+                n = n << 8 | (unsigned char)in->ptr[i];
+        in->ptr += 1 + bytes;
+        in->len -= 1 + bytes;
+        *ret_number = n;
+        return true;
+}
+
 int mp_skip(struct slice *in, struct slice *ret_value) {
         struct slice rest = *in;
         uint64_t left[MP_DEPTH_MAX]; /* values that are to come at each depth */
@@ -132,6 +198,9 @@ int mp_skip(struct slice *in, struct slice *ret_value) {
                         }
                         depth--;
                 }
+                skip_numbers(&rest, &left[depth]);
+                if (left[depth] == 0)
+                        continue;
                 left[depth]--;
                 if (mp_read(&rest, &v) < 0)
                         return -EINVAL;

@@ -16,6 +16,9 @@ struct mp_value {
 /* Take one value's head off *in: all of a scalar or text; of arrays and maps only the count, whose items follow. A count is
  * never more than the bytes left could hold. 0 or -EINVAL. */
 int mp_read(struct slice *in, struct mp_value *ret_value);
+/* The same for a number as tokens are written, in a tenth of the time. False, and nothing is taken: it is something else (perhaps
+ * a number in another form). */
+bool mp_read_u32(struct slice *in, uint32_t *ret_number);
 /* Batches are nested five deep; extra keys may be a little deeper. */
 #define MP_DEPTH_MAX 16
 /* Take one whole value off *in. 0 or -EINVAL (also when it is nested deeper than MP_DEPTH_MAX). */

@@ -59,6 +59,8 @@ static int read_fields(
                         return -EINVAL;
                 if ((head.kind == MP_MAP || i >= skip) && at < name_count)
                         f.values[at] = item;
+                if (name_count == 1 && f.values[0].len > 0)
+                        break; /* all that was asked for */
         }
         *ret_fields = f;
         return 0;
@@ -134,6 +136,8 @@ static int read_list(struct slice field, struct arena *arena, size_t item_size, 
                 struct mp_value item;
                 uint64_t hash;
 
+                if (item_size == sizeof(uint32_t) && mp_read_u32(&field, (uint32_t *)(void *)items + i))
+                        continue;
                 if (mp_read(&field, &item) < 0)
                         return -EINVAL;
                 if (item_size == sizeof(uint64_t)) {
@@ -151,35 +155,34 @@ static int read_list(struct slice field, struct arena *arena, size_t item_size, 
         return 0;
 }
 
-/* What one block depends on besides its tokens: a list of texts and other things, or nil. */
-static int read_extra(struct slice *in, uint64_t *ret_extra) {
+/* What one block depends on besides its tokens: a list of texts and other things, or nil. The adapter's name, which newer
+ * versions repeat there, is left out: it is known. */
+static int read_extra(struct slice *in, struct slice adapter, uint64_t *ret_extra) {
         struct slice block, item;
         struct mp_value v;
-        uint64_t extra = 0;
+        uint64_t extra = 0, count = 1;
 
-        if (mp_skip(in, &block) < 0)
+        if (mp_skip(in, &block) < 0 || !read_value(block, &v))
                 return -EINVAL;
-        item = block;
-        if (mp_read(&block, &v) < 0)
-                return -EINVAL;
-        if (v.kind == MP_NIL || (v.kind == MP_ARRAY && v.number == 0)) {
-                *ret_extra = 0;
-                return 0;
+        if (v.kind == MP_NIL)
+                count = 0;
+        else if (v.kind == MP_ARRAY) {
+                mp_read(&block, &v);
+                count = v.number;
         }
-        if (v.kind != MP_ARRAY) { /* one thing, not in a list */
-                *ret_extra = event_extra(v.kind == MP_TEXT ? v.text : item);
-                return 0;
-        }
-        for (uint64_t i = 0, count = v.number; i < count; i++) {
-                if (mp_skip(&block, &item) < 0)
+        for (uint64_t i = 0; i < count; i++) {
+                if (mp_skip(&block, &item) < 0 || !read_value(item, &v))
                         return -EINVAL;
-                extra = extend_extra(extra, read_value(item, &v) && v.kind == MP_TEXT ? v.text : item);
+                if (v.kind == MP_TEXT)
+                        item = v.text;
+                if (adapter.len == 0 || !slice_eq(item, adapter))
+                        extra = extend_extra(extra, item);
         }
         *ret_extra = extra;
         return 0;
 }
 
-static int read_extras(struct slice field, struct arena *arena, struct event *e) {
+static int read_extras(struct slice field, struct slice adapter, struct arena *arena, struct event *e) {
         struct mp_value v;
         uint64_t *extras;
 
@@ -192,7 +195,7 @@ static int read_extras(struct slice field, struct arena *arena, struct event *e)
         if (!extras)
                 return -ENOMEM;
         for (size_t i = 0; i < e->hash_count; i++)
-                if (read_extra(&field, &extras[i]) < 0)
+                if (read_extra(&field, adapter, &extras[i]) < 0)
                         return -EINVAL;
         e->extras = extras;
         return 0;
@@ -210,8 +213,9 @@ static bool counts(struct slice medium, struct slice group) {
 
 static int read_stored(struct slice event, size_t skip, struct arena *arena, struct event *e) {
         enum { HASHES, PARENT, TOKENS, BLOCK_SIZE, LORA_ID, MEDIUM, LORA_NAME, EXTRAS, GROUP, COUNT };
-        static const char *const names[COUNT] = {"block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id",
-            "medium", "lora_name", "extra_keys", "group_idx"};
+        static const char *const names[COUNT] = {"block_hashes", "parent_block_hash", "token_ids", "block_size",
+            "lora_id", "medium", "lora_name", "extra_keys", "group_idx"};
+        struct slice adapter = SLICE_NONE;
         struct mp_value v;
         struct fields f;
         void *items;
@@ -236,12 +240,13 @@ static int read_stored(struct slice event, size_t skip, struct arena *arena, str
         e->block_tokens = (uint32_t)v.number;
         if (e->token_count > 0 && e->token_count / e->block_tokens < e->hash_count)
                 return -EINVAL;
-        if (read_value(f.values[LORA_NAME], &v) && v.kind == MP_TEXT)
-                e->adapter = event_name(v.text);
-        else if (read_value(f.values[LORA_ID], &v) && v.kind == MP_INT)
+        if (read_value(f.values[LORA_NAME], &v) && v.kind == MP_TEXT) {
+                adapter = v.text;
+                e->adapter = event_name(adapter);
+        } else if (read_value(f.values[LORA_ID], &v) && v.kind == MP_INT)
                 e->adapter = event_name(slice_of(&v.number, sizeof(v.number)));
         e->counts = counts(f.values[MEDIUM], f.values[GROUP]);
-        return read_extras(f.values[EXTRAS], arena, e);
+        return read_extras(f.values[EXTRAS], adapter, arena, e);
 }
 
 static int read_removed(struct slice event, size_t skip, struct arena *arena, struct event *e) {

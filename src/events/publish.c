@@ -170,7 +170,8 @@ static void *run(void *context) {
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */
 
-static int bind_socket(struct publisher *p, int type, int most, const char *endpoint, void **ret_socket, struct error *e) {
+static int bind_socket(
+    struct publisher *p, int type, int most, const char *endpoint, void **ret_socket, struct error *e) {
         void *socket = zmq_socket(p->context, type);
 
         if (!socket)
@@ -228,7 +229,8 @@ void publisher_send(struct publisher *p, struct buf *payload) {
                 *b = (struct batch){.number = number, .payload = *payload};
                 *payload = (struct buf){0};
                 pthread_mutex_lock(&p->lock);
-                room = p->waiting.count < p->options.queue_steps && p->waiting.bytes + b->payload.len <= WAITING_BYTES_MAX;
+                room =
+                    p->waiting.count < p->options.queue_steps && p->waiting.bytes + b->payload.len <= WAITING_BYTES_MAX;
                 if (room)
                         push(&p->waiting, b);
                 pthread_mutex_unlock(&p->lock);

@@ -15,7 +15,8 @@
 /* Batches taken in one turn of the loop, which has streams to serve. */
 #define TURN_MAX 64
 /* A publisher that has not gone on with a replay for so long does not answer. It may be in a long step. */
-#define REPLAY_MS 5000
+#define REPLAY_MS_DEFAULT 5000
+#define CHECK_MS_DEFAULT  5000
 /* A connection that is dead without a word is seen after this. */
 #define HEARTBEAT_MS 5000
 
@@ -34,6 +35,7 @@ struct subscription {
         struct follow follow;
         enum follow_state told;
         uint64_t replay_due; /* ms of the loop, while one is asked for */
+        uint64_t heard;      /* likewise: when it last said something */
         uint64_t batches, bad;
         struct arena arena;
 };
@@ -92,7 +94,8 @@ static void apply_batch(struct subscription *s, struct slice payload) {
                 s->options.on_event(s->options.context, &e);
         }
         if (r < 0 && s->bad++ == 0)
-                log_warn(s->hub->log, "%s: a batch of KV events (%zu bytes) cannot be understood; it and those like it are left out",
+                log_warn(s->hub->log,
+                    "%s: a batch of KV events (%zu bytes) cannot be understood; it and those like it are left out",
                     s->name, payload.len);
 }
 
@@ -123,7 +126,7 @@ static void take_replayed(struct subscription *s, zmq_msg_t *frames, size_t n) {
                 return;
         }
         payload = frame_slice(&frames[n - 1]);
-        s->replay_due = uv_now(s->hub->loop) + REPLAY_MS;
+        s->replay_due = uv_now(s->hub->loop) + s->options.replay_ms;
         if (events_number(number) == EVENTS_END)
                 obey(s, follow_replay_end(&s->follow, true), SLICE_NONE);
         else
@@ -243,7 +246,7 @@ static void send_ask(struct subscription *s) {
 
         s->follow.ask = false;
         events_put_number(s->follow.ask_from, number);
-        s->replay_due = uv_now(s->hub->loop) + REPLAY_MS;
+        s->replay_due = uv_now(s->hub->loop) + s->options.replay_ms;
         if (zmq_send(s->sockets[REPLAY], "", 0, ZMQ_SNDMORE | ZMQ_DONTWAIT) < 0 ||
             zmq_send(s->sockets[REPLAY], number, sizeof(number), ZMQ_DONTWAIT) < 0)
                 s->replay_due = 0; /* given up at the next look */
@@ -284,17 +287,36 @@ static void on_timer(uv_timer_t *timer) {
         work(timer->data);
 }
 
+/* What time alone brings: a replay that is given up, silence that is not trusted. */
+static void look_at_clock(struct subscription *s, uint64_t now) {
+        if (s->follow.asking && !s->follow.ask && now >= s->replay_due) {
+                if (!s->follow.stale)
+                        log_warn(
+                            s->hub->log, "%s: %s does not answer: what is in its cache is guessed", s->name, s->replay);
+                obey(s, follow_replay_end(&s->follow, false), SLICE_NONE);
+                reopen_replay(s);
+                s->heard = now;
+        }
+        if (now >= s->heard + s->options.check_ms) {
+                follow_check(&s->follow);
+                s->heard = now;
+        }
+}
+
+/* In ms. */
+static uint64_t next_look(const struct subscription *s, uint64_t now) {
+        uint64_t due = s->follow.asking ? s->replay_due : s->heard + s->options.check_ms;
+
+        return due > now ? due - now : 0;
+}
+
 static void work(struct subscription *s) {
         size_t taken = 0;
         bool any = true;
 
         if (s->closed)
                 return;
-        if (s->follow.asking && !s->follow.ask && uv_now(s->hub->loop) >= s->replay_due) {
-                log_warn(s->hub->log, "%s: %s does not answer: blocks of before are not known", s->name, s->replay);
-                obey(s, follow_replay_end(&s->follow, false), SLICE_NONE);
-                reopen_replay(s);
-        }
+        look_at_clock(s, uv_now(s->hub->loop));
         while (any && taken < TURN_MAX) {
                 any = false;
                 for (size_t k = 0; k < sizeof(sources) / sizeof(*sources); k++) {
@@ -309,19 +331,15 @@ static void work(struct subscription *s) {
                 }
         }
         tell_state(s);
-        if (taken >= TURN_MAX)
-                uv_timer_start(&s->timer, on_timer, 0, 0);
-        else if (s->follow.asking)
-                uv_timer_start(&s->timer, on_timer,
-                    s->replay_due > uv_now(s->hub->loop) ? s->replay_due - uv_now(s->hub->loop) : 0, 0);
-        else
-                uv_timer_stop(&s->timer);
+        if (taken > 0)
+                s->heard = uv_now(s->hub->loop);
+        uv_timer_start(&s->timer, on_timer, taken >= TURN_MAX ? 0 : next_look(s, uv_now(s->hub->loop)), 0);
 }
 
 /* ---- life ----------------------------------------------------------------------------------------------------------- */
 
-int subscription_new(struct events_hub *h, const struct subscription_options *options, struct subscription **ret_s,
-    struct error *e) {
+int subscription_new(
+    struct events_hub *h, const struct subscription_options *options, struct subscription **ret_s, struct error *e) {
         struct subscription *s = calloc(1, sizeof(*s));
         int r = 0;
 
@@ -329,6 +347,10 @@ int subscription_new(struct events_hub *h, const struct subscription_options *op
                 return error_set(e, -ENOMEM, "out of memory");
         s->hub = h;
         s->options = *options;
+        if (s->options.replay_ms == 0)
+                s->options.replay_ms = REPLAY_MS_DEFAULT;
+        if (s->options.check_ms == 0)
+                s->options.check_ms = CHECK_MS_DEFAULT;
         uv_timer_init(h->loop, &s->timer);
         s->timer.data = s;
         s->open = 1;
@@ -347,6 +369,7 @@ int subscription_new(struct events_hub *h, const struct subscription_options *op
                 subscription_close(s);
                 return r;
         }
+        s->heard = uv_now(h->loop);
         work(s);
         *ret_s = s;
         return 0;

@@ -93,8 +93,8 @@ static void write_events(struct json_writer *w, const struct instance *i) {
         const struct {
                 const char *name;
                 uint64_t value;
-        } counts[] = {{"blocks", i->kv.count}, {"block_tokens", i->kv.block_tokens}, {"batches", t.batches}, {"gaps", t.gaps},
-            {"replays", t.replays}, {"restarts", t.restarts}, {"bad", t.bad}};
+        } counts[] = {{"blocks", i->kv.count}, {"block_tokens", i->kv.block_tokens}, {"batches", t.batches},
+            {"gaps", t.gaps}, {"replays", t.replays}, {"restarts", t.restarts}, {"bad", t.bad}};
 
         json_open(w, '{');
         json_key(w, "state");
@@ -331,7 +331,13 @@ static void post_completions(struct gateway *g, struct http_exchange *x) {
         request_new(g, x, API_COMPLETIONS);
 }
 
-enum guard { OPEN, ADMIN }; /* ADMIN: wants the admin key, when there is one */
+/* Where a route is served when the admin routes have a listener of their own. Else all of them are served. */
+enum guard {
+        CLIENTS, /* at the clients' listener alone */
+        OPEN,    /* at both */
+        PAGE,    /* at the admin listener alone */
+        ADMIN,   /* likewise, and wants the admin key, when there is one */
+};
 
 static const struct route {
         enum http_method method;
@@ -339,21 +345,21 @@ static const struct route {
         enum guard guard;
         void (*run)(struct gateway *g, struct http_exchange *x);
 } routes[] = {
-    {HTTP_METHOD_POST, "/v1/chat/completions", OPEN, post_chat},
-    {HTTP_METHOD_POST, "/v1/completions", OPEN, post_completions},
-    {HTTP_METHOD_POST, "/v1/metaserver", OPEN, metaserver_post},
+    {HTTP_METHOD_POST, "/v1/chat/completions", CLIENTS, post_chat},
+    {HTTP_METHOD_POST, "/v1/completions", CLIENTS, post_completions},
+    {HTTP_METHOD_POST, "/v1/metaserver", CLIENTS, metaserver_post},
     {HTTP_METHOD_GET, "/health", OPEN, get_health},
     {HTTP_METHOD_GET, "/ready", OPEN, get_ready},
     {HTTP_METHOD_GET, "/liveness", OPEN, get_health}, /* the two as vllm-router calls them */
     {HTTP_METHOD_GET, "/readiness", OPEN, get_ready},
     {HTTP_METHOD_GET, "/metrics", OPEN, get_metrics},
     {HTTP_METHOD_GET, "/healthcheck", OPEN, get_healthcheck},
-    {HTTP_METHOD_GET, "/ui", OPEN, get_ui}, /* what it shows is guarded */
-    {HTTP_METHOD_GET, "/v1/models", OPEN, errand_forward},
-    {HTTP_METHOD_GET, "/v1/models/", OPEN, errand_forward},
-    {HTTP_METHOD_GET, "/version", OPEN, errand_forward},
-    {HTTP_METHOD_POST, "/tokenize", OPEN, errand_forward},
-    {HTTP_METHOD_POST, "/detokenize", OPEN, errand_forward},
+    {HTTP_METHOD_GET, "/ui", PAGE, get_ui}, /* what it shows is guarded */
+    {HTTP_METHOD_GET, "/v1/models", CLIENTS, errand_forward},
+    {HTTP_METHOD_GET, "/v1/models/", CLIENTS, errand_forward},
+    {HTTP_METHOD_GET, "/version", CLIENTS, errand_forward},
+    {HTTP_METHOD_POST, "/tokenize", CLIENTS, errand_forward},
+    {HTTP_METHOD_POST, "/detokenize", CLIENTS, errand_forward},
     {HTTP_METHOD_GET, "/instances", ADMIN, get_instances},
     {HTTP_METHOD_GET, "/debug/requests", ADMIN, get_debug_requests},
     {HTTP_METHOD_GET, "/debug/load", ADMIN, get_debug_load},
@@ -375,14 +381,18 @@ static bool fits(const struct route *r, struct slice path) {
         return r->path[len - 1] == '/' ? path.len > len && !memcmp(path.ptr, r->path, len) : slice_is(path, r->path);
 }
 
-void route_request(struct gateway *g, struct http_exchange *x) {
+static bool is_served(const struct route *r, enum listener at) {
+        return at == LISTENER_ALL || (at == LISTENER_CLIENTS ? r->guard <= OPEN : r->guard >= OPEN);
+}
+
+void route_request(struct gateway *g, struct http_exchange *x, enum listener at) {
         const struct http_request_head *head = http_exchange_request(x);
         bool known = false;
 
         for (size_t i = 0; i < sizeof(routes) / sizeof(*routes); i++) {
                 const struct route *r = &routes[i];
 
-                if (!fits(r, head->path))
+                if (!fits(r, head->path) || !is_served(r, at))
                         continue;
                 known = true;
                 if (r->method != head->method && !(r->method == HTTP_METHOD_GET && head->method == HTTP_METHOD_HEAD))

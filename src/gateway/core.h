@@ -36,6 +36,7 @@ struct gateway {
         const struct connector *connector;
         const struct log *log;
         struct http_server *server;
+        struct http_server *admin_server; /* NULL: admin routes are at `server` */
         struct http_client *client;
         struct pool *pool;
         struct events_hub *events; /* NULL: nobody's KV events are followed */
@@ -70,7 +71,8 @@ struct gateway {
         struct slice metaserver;
         struct list asking[ASKING_BUCKETS];
         /* The end, in this order. */
-        bool draining, abort_now, stopped, server_drained, closing;
+        bool draining, abort_now, stopped, closing;
+        unsigned servers_open; /* that listen, or still have exchanges */
         uint64_t drain_deadline;
         void (*on_drained)(void *context);
         void *drained_context;
@@ -382,7 +384,9 @@ void events_stop(struct gateway *g); /* all of them */
 /* ---- the rest ------------------------------------------------------------------------------------------------------- */
 
 bool health_probe(struct gateway *g); /* start probes that are due; true: there are more of them */
-void route_request(struct gateway *g, struct http_exchange *x);   /* admin.c: finds who answers */
+/* admin.c: finds who answers. The admin routes are at a listener of their own, where there is one. */
+enum listener { LISTENER_ALL, LISTENER_CLIENTS, LISTENER_ADMIN };
+void route_request(struct gateway *g, struct http_exchange *x, enum listener at);
 void metaserver_post(struct gateway *g, struct http_exchange *x); /* metaserver.c */
 /* errand.c: pass an exchange to one instance as it is, trying others when one fails; or send it to all of them. */
 void errand_forward(struct gateway *g, struct http_exchange *x);

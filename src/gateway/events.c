@@ -73,11 +73,13 @@ static void on_state(void *context, enum follow_state s) {
         struct instance *i = context;
         const struct gateway *g = pool_user(i->pool);
 
-        log_write(g->log, s == FOLLOW_LOST ? LOG_WARN : LOG_INFO, "%s %s: %s", pool_role_name(i->role), i->name, words[s]);
+        log_write(
+            g->log, s == FOLLOW_LOST ? LOG_WARN : LOG_INFO, "%s %s: %s", pool_role_name(i->role), i->name, words[s]);
         i->events_state = s;
 }
 
-static int follow(struct gateway *g, struct instance *i, const struct source_row *row, struct arena *arena, struct error *e) {
+static int follow(
+    struct gateway *g, struct instance *i, const struct source_row *row, struct arena *arena, struct error *e) {
         const struct http_endpoint *at = i->endpoint;
         const char *host = arena_copy(arena, at->host).ptr;
         unsigned rank = i->dp_rank > 0 ? (unsigned)i->dp_rank : 0;

@@ -327,7 +327,13 @@ out:
 /* ---- life ----------------------------------------------------------------------------------------------------------- */
 
 static void on_request(void *context, struct http_exchange *x) {
-        route_request(context, x);
+        struct gateway *g = context;
+
+        route_request(g, x, g->admin_server ? LISTENER_CLIENTS : LISTENER_ALL);
+}
+
+static void on_admin_request(void *context, struct http_exchange *x) {
+        route_request(context, x, LISTENER_ADMIN);
 }
 
 static int make_key_field(struct gateway *g) {
@@ -371,7 +377,18 @@ static size_t client_limit(void) {
         return (size_t)((files - files / 16) / 3);
 }
 
+/* People and monitors: few connections, small bodies. */
+#define ADMIN_CONNECTIONS 64
+#define ADMIN_BODY_BYTES  (1u << 20)
+
 static int make_http(struct gateway *g, struct error *e) {
+        const struct http_server_options admin = {
+            .limits = {.body_bytes = ADMIN_BODY_BYTES, .connections = ADMIN_CONNECTIONS},
+            .tls = g->options.tls,
+            .log = g->log,
+            .on_request = on_admin_request,
+            .context = g,
+        };
         const struct http_server_options server = {
             .limits = {.body_bytes = (size_t)g->options.max_body,
                 .connections = client_limit(),
@@ -387,6 +404,8 @@ static int make_http(struct gateway *g, struct error *e) {
         const struct http_client_options client = {.idle_per_endpoint = 256, .idle_ms = 4000, .log = g->log};
         int r = http_server_new(g->loop, &server, &g->server, e);
 
+        if (r == 0 && g->options.admin_port >= 0)
+                r = http_server_new(g->loop, &admin, &g->admin_server, e);
         return r < 0 ? r : http_client_new(g->loop, &client, &g->client, e);
 }
 
@@ -481,9 +500,17 @@ static int make_metaserver(struct gateway *g, uint16_t port, struct error *e) {
 
 int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e) {
         const struct http_listen at = {.host = g->options.host, .port = (uint16_t)g->options.port};
-        uint16_t port;
+        const struct http_listen admin = {.host = g->options.admin_host ? g->options.admin_host : "127.0.0.1",
+            .port = (uint16_t)(g->options.admin_port > 0 ? g->options.admin_port : 0)};
+        uint16_t port, admin_port;
         int r = http_server_listen(g->server, &at, &port, e);
 
+        g->listening = r == 0;
+        if (r == 0 && g->admin_server) {
+                r = http_server_listen(g->admin_server, &admin, &admin_port, e);
+                if (r == 0)
+                        log_info(g->log, "admin routes at %s:%u", admin.host, admin_port);
+        }
         if (r == 0)
                 r = make_metaserver(g, port, e);
         if (r == 0)
@@ -492,7 +519,6 @@ int gateway_start(struct gateway *g, uint16_t *ret_port, struct error *e) {
                 return r;
         if (ret_port)
                 *ret_port = port;
-        g->listening = true;
         arm(g, 0);
         return 0;
 }
@@ -519,7 +545,7 @@ static void on_client_closed(void *context) {
 static void on_server_drained(void *context) {
         struct gateway *g = context;
 
-        g->server_drained = true;
+        g->servers_open--;
         wake(g);
 }
 
@@ -537,7 +563,7 @@ static void maybe_drained(struct gateway *g) {
                 g->stopped = true;
                 stop_all(g);
         }
-        if (!g->server_drained || g->request_count > 0)
+        if (g->servers_open > 0 || g->request_count > 0)
                 return;
         g->closing = true;
         call_abort_all(g);
@@ -552,6 +578,7 @@ void gateway_request_gone(struct gateway *g) {
 
 void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *context) {
         double timeout = g->options.drain_timeout;
+        struct http_server *const servers[] = {g->server, g->admin_server};
 
         if (g->draining) {
                 g->abort_now = true;
@@ -564,10 +591,11 @@ void gateway_drain(struct gateway *g, void (*on_drained)(void *context), void *c
         g->drain_deadline = gateway_now(g) + (uint64_t)(timeout * (double)NS_PER_S);
         log_info(
             g->log, "draining: %llu requests in flight, at most %g s", (unsigned long long)g->request_count, timeout);
-        if (g->listening)
-                http_server_drain(g->server, (unsigned)(timeout * 1000) + 1000, on_server_drained, g);
-        else
-                g->server_drained = true;
+        for (int i = 0; g->listening && i < 2; i++)
+                if (servers[i]) {
+                        g->servers_open++;
+                        http_server_drain(servers[i], (unsigned)(timeout * 1000) + 1000, on_server_drained, g);
+                }
         arm(g, 0);
 }
 
@@ -576,6 +604,7 @@ void gateway_free(struct gateway *g) {
                 return;
         assert(g->request_count == 0 && g->leg_count == 0 && g->body_bytes == 0);
         http_server_free(g->server);
+        http_server_free(g->admin_server);
         http_client_free(g->client);
         queue_free(&g->admission.queue);
         pool_free(g->pool);

@@ -36,13 +36,16 @@ struct gateway_member {
 struct gateway_options {
         const char *host;
         int64_t port;
-        const char *connector;      /* connector_find() */
+        const char *admin_host; /* with admin_port: where the admin routes listen; NULL: 127.0.0.1 */
+        int64_t admin_port;     /* -1: the admin routes are at the one port */
+        const char *connector;  /* connector_find() */
+        bool connector_open;    /* nobody has said, and there were no members to tell: the first one that comes does */
         const char *metaserver_url; /* told to decoders of a push connector; NULL: where we listen */
         const char *policy, *prefill_policy, *decode_policy; /* the role's own, or `policy` */
-        const char *session_header; /* whose requests go to one instance under consistent_hash */
-        int64_t prefix_bytes;       /* of each index of prompts (prefix_aware) */
-        int64_t kv_bytes;           /* of each index of KV events */
-        struct option_list kv_events; /* "[INSTANCE=]ENDPOINT[,REPLAY]" */
+        const char *session_header;          /* whose requests go to one instance under consistent_hash */
+        int64_t prefix_bytes;                /* of each index of prompts (prefix_aware) */
+        int64_t kv_bytes;                    /* of each index of KV events */
+        struct option_list kv_events;        /* "[INSTANCE=]ENDPOINT[,REPLAY]" */
         const char *tokenizer, *chat_format; /* the model's folder; a name, or the folder's own. NULL: none */
         struct gateway_member *members;
         size_t member_count;

@@ -152,12 +152,8 @@ static void add(struct kv_index *x, struct kv_holder *h, uint64_t key, uint64_t 
         }
         by_key = &x->by_key[key & x->mask];
         by_name = &x->by_name[name_slot(x, h->id, name)];
-        x->entries[at] = (struct entry){.key = key,
-            .name = name,
-            .holder = h->id,
-            .next_key = *by_key,
-            .next_name = *by_name,
-            .older = h->first};
+        x->entries[at] = (struct entry){
+            .key = key, .name = name, .holder = h->id, .next_key = *by_key, .next_name = *by_name, .older = h->first};
         if (h->first)
                 x->entries[h->first].newer = at;
         h->first = *by_key = *by_name = at;
@@ -182,8 +178,8 @@ static bool knows_adapter(const struct kv_index *x, uint64_t adapter) {
         return false;
 }
 
-int kv_index_keys(const struct kv_index *x, const struct kv_prompt *prompt, struct arena *arena, const uint64_t **ret_keys,
-    size_t *ret_count) {
+int kv_index_keys(const struct kv_index *x, const struct kv_prompt *prompt, struct arena *arena,
+    const uint64_t **ret_keys, size_t *ret_count) {
         uint32_t size = kv_index_block_tokens(x);
         size_t n = size && prompt->count ? (prompt->count - 1) / size : 0;
         uint64_t *keys = arena_array(arena, n, sizeof(*keys)), adapter = event_name(prompt->model), key;
@@ -192,8 +188,8 @@ int kv_index_keys(const struct kv_index *x, const struct kv_prompt *prompt, stru
                 return -ENOMEM;
         key = key_start(x, knows_adapter(x, adapter) ? adapter : 0);
         for (size_t i = 0; i < n; i++)
-                keys[i] = key = key_next(key, prompt->tokens + i * size, size,
-                    i == 0 && prompt->salt.len ? event_extra(prompt->salt) : 0);
+                keys[i] = key = key_next(
+                    key, prompt->tokens + i * size, size, i == 0 && prompt->salt.len ? event_extra(prompt->salt) : 0);
         *ret_keys = keys;
         *ret_count = n;
         return 0;

@@ -44,8 +44,8 @@ struct kv_prompt {
         size_t count;
         struct slice model, salt;
 };
-int kv_index_keys(const struct kv_index *x, const struct kv_prompt *prompt, struct arena *arena, const uint64_t **ret_keys,
-    size_t *ret_count);
+int kv_index_keys(const struct kv_index *x, const struct kv_prompt *prompt, struct arena *arena,
+    const uint64_t **ret_keys, size_t *ret_count);
 
 /* Who has the beginning of a prompt: those with the longest first, each once, with the number of its blocks (at least; exactly
  * that while no more than KV_HITS_MAX instances share a block). */

@@ -11,6 +11,10 @@
 static const struct option rows[] = {
     {"host", 0, OPTION_STRING, TARGET(host), "ADDRESS", "where to listen (default 127.0.0.1; :: for everywhere)"},
     {"port", 0, OPTION_INT, TARGET(port), "N", "default 8000; 0 picks one", 0, 65535},
+    {"admin-host", 0, OPTION_STRING, TARGET(admin_host), "ADDRESS",
+        "with --admin-port: where the admin routes listen (default 127.0.0.1)"},
+    {"admin-port", 0, OPTION_INT, TARGET(admin_port), "N",
+        "a port of their own for the admin routes, which --port then does not serve; 0 picks one", 0, 65535},
     {"prefill", 0, OPTION_LIST, TARGET(prefill_urls), "[NAME=]URL [PORT]",
         "prefill instances: host:port, http://host:port, "
         "with @N behind it for one data-parallel rank; a number behind one is its bootstrap port (mooncake, sglang; "
@@ -192,6 +196,7 @@ void gateway_options_default(struct gateway_options *ret_options) {
         *ret_options = (struct gateway_options){
             .host = "127.0.0.1",
             .port = 8000,
+            .admin_port = -1,
             .policy = "least_load",
             .session_header = "X-Session-ID",
             .prefix_bytes = 64 << 20,
@@ -539,8 +544,15 @@ static int check(struct gateway_options *o, struct error *e) {
                 o->max_retries = 1;
         if (o->retry_delay_ms >= 0)
                 o->retry_delay = (double)o->retry_delay_ms / 1000;
+        if (o->admin_host && o->admin_port < 0)
+                return error_set(e, -EINVAL, "--admin-host wants --admin-port: which port there?");
+        if (o->admin_port > 0 && o->admin_port == o->port &&
+            !strcmp(o->admin_host ? o->admin_host : "127.0.0.1", o->host))
+                return error_set(
+                    e, -EINVAL, "--admin-port %lld is --port: two listeners want two ports", (long long)o->admin_port);
         if (o->health_path[0] != '/')
                 return error_set(e, -EINVAL, "--health-check-endpoint: `%.100s` does not begin with /", o->health_path);
+        o->connector_open = !o->connector && !o->vllm_pd && o->member_count == 0;
         if (!o->connector)
                 o->connector = any_prefill || o->vllm_pd || o->member_count == 0 ? "pull" : "plain";
         if (!connector_find(o->connector))

@@ -488,8 +488,8 @@ static void find_warm(const struct table *t, enum role role, const struct prompt
 }
 
 /* Pick among the slots [from, to). */
-static size_t pick_among(struct pool *p, enum role role, size_t from, size_t to, const struct policy_facts *facts,
-    const struct warm *warm) {
+static size_t pick_among(
+    struct pool *p, enum role role, size_t from, size_t to, const struct policy_facts *facts, const struct warm *warm) {
         struct table *t = &p->tables[role];
         struct policy_warm inside[WARM_MAX];
         struct policy_facts here = *facts;
@@ -581,14 +581,13 @@ bool pool_knows_blocks(const struct pool *p) {
         return false;
 }
 
-int pool_find_blocks(
-    const struct pool *p, const struct kv_prompt *tokens, struct arena *arena, struct prompt *prompt) {
+int pool_find_blocks(const struct pool *p, const struct kv_prompt *tokens, struct arena *arena, struct prompt *prompt) {
         int r = 0;
 
         for (int role = 0; r == 0 && role < ROLE_COUNT; role++)
                 if (p->tables[role].kv)
-                        r = kv_index_keys(p->tables[role].kv, tokens, arena, &prompt->blocks[role],
-                            &prompt->block_count[role]);
+                        r = kv_index_keys(
+                            p->tables[role].kv, tokens, arena, &prompt->blocks[role], &prompt->block_count[role]);
         return r;
 }
 

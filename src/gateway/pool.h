@@ -155,7 +155,7 @@ struct instance *pool_pick(
 /* The instance is given this prompt. Returns how many of its tokens are in the instance's cache already, as far as is known
  * (0 where the policy does not want to know). */
 uint64_t pool_note_prompt(struct instance *i, const struct prompt *prompt);
-bool pool_wants_prompts(const struct pool *p);            /* some role's policy does: prompts are to have keys */
+bool pool_wants_prompts(const struct pool *p); /* some role's policy does: prompts are to have keys */
 /* What an instance's KV events say. While they are complete (FOLLOW_LIVE) they are what is known of its cache, with what it
  * was given in the last seconds and may not have told yet; else that and what it was given ever. */
 bool pool_wants_events(const struct pool *p, enum role role);
@@ -163,10 +163,9 @@ void pool_note_event(struct instance *i, const struct event *e);
 void pool_forget_events(struct instance *i);
 bool pool_knows_blocks(const struct pool *p); /* some instance has told of blocks: prompts' tokens are wanted */
 /* Fill in the prompt's blocks; their keys live in `arena`. 0 or -ENOMEM. */
-int pool_find_blocks(
-    const struct pool *p, const struct kv_prompt *tokens, struct arena *arena, struct prompt *prompt);
+int pool_find_blocks(const struct pool *p, const struct kv_prompt *tokens, struct arena *arena, struct prompt *prompt);
 const struct kv_index *pool_kv_index(const struct pool *p, enum role role); /* NULL: there is none */
-void pool_forget_prompts(struct pool *p);                 /* all caches were cleared */
+void pool_forget_prompts(struct pool *p);                                   /* all caches were cleared */
 bool pool_has_room(const struct pool *p, enum role role); /* whether there is one for a leg that avoids none */
 
 enum load_kind {

@@ -154,7 +154,8 @@ static bool splits(const struct request *r) {
 /* The prompt as KV events name its blocks, where its tokens can be known. */
 static int find_blocks(struct request *r, struct part *p, struct slice prompt) {
         const struct facts *f = &r->facts;
-        struct kv_prompt k = {.model = f->model, .salt = openai_inside(openai_find(f->members, f->member_count, "cache_salt"))};
+        struct kv_prompt k = {
+            .model = f->model, .salt = openai_inside(openai_find(f->members, f->member_count, "cache_salt"))};
         struct token_list tokens;
         bool whole;
         int result = tokens_of_prompt(&r->g->tokens, f, prompt, &r->arena, &tokens, &whole);
@@ -184,7 +185,8 @@ static int fill_source(struct request *r, struct part *p) {
         if (pool_wants_prompts(r->g->pool) &&
             facts_prompt(f, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt, &r->arena, &p->prompt) < 0)
                 return -ENOMEM;
-        if (pool_knows_blocks(r->g->pool) && find_blocks(r, p, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt) < 0)
+        if (pool_knows_blocks(r->g->pool) &&
+            find_blocks(r, p, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt) < 0)
                 return -ENOMEM;
         if (!splits(r)) {
                 if (f->prompts)

@@ -223,7 +223,16 @@ static void write_instances(const struct pool *p, struct buf *out) {
         buf_free(&labels);
 }
 
-enum events_gauge { EVENTS_UP, EVENTS_BLOCKS, EVENTS_BATCHES, EVENTS_GAPS, EVENTS_REPLAYS, EVENTS_RESTARTS, EVENTS_BAD, EVENTS_GAUGES };
+enum events_gauge {
+        EVENTS_UP,
+        EVENTS_BLOCKS,
+        EVENTS_BATCHES,
+        EVENTS_GAPS,
+        EVENTS_REPLAYS,
+        EVENTS_RESTARTS,
+        EVENTS_BAD,
+        EVENTS_GAUGES
+};
 
 static const struct {
         const char *name, *help;
@@ -234,15 +243,19 @@ static const struct {
     [EVENTS_BLOCKS] = {"baton_gateway_kv_blocks", "Blocks it is known to have", METRIC_GAUGE},
     [EVENTS_BATCHES] = {"baton_gateway_kv_event_batches_total", "Batches of KV events taken in", METRIC_COUNTER},
     [EVENTS_GAPS] = {"baton_gateway_kv_event_gaps_total", "Times that batches were missing", METRIC_COUNTER},
-    [EVENTS_REPLAYS] = {"baton_gateway_kv_event_replays_total", "Times that batches were asked for again", METRIC_COUNTER},
-    [EVENTS_RESTARTS] = {"baton_gateway_kv_event_restarts_total", "Times that its publisher began anew", METRIC_COUNTER},
+    [EVENTS_REPLAYS] = {"baton_gateway_kv_event_replays_total", "Times that batches were asked for again",
+        METRIC_COUNTER},
+    [EVENTS_RESTARTS] = {"baton_gateway_kv_event_restarts_total", "Times that its publisher began anew",
+        METRIC_COUNTER},
     [EVENTS_BAD] = {"baton_gateway_kv_events_bad_total", "Messages that could not be understood", METRIC_COUNTER},
 };
 
 static double events_value(const struct instance *i, enum events_gauge g) {
         struct subscription_totals t = subscription_totals(i->events);
         const double values[EVENTS_GAUGES] = {
-            [EVENTS_UP] = i->events_state == FOLLOW_LIVE ? 1 : i->events_state == FOLLOW_PARTIAL ? 0.5 : 0,
+            [EVENTS_UP] = i->events_state == FOLLOW_LIVE      ? 1
+                          : i->events_state == FOLLOW_PARTIAL ? 0.5
+                                                              : 0,
             [EVENTS_BLOCKS] = i->kv.count,
             [EVENTS_BATCHES] = (double)t.batches,
             [EVENTS_GAPS] = (double)t.gaps,
@@ -280,7 +293,8 @@ static void write_kv_events(const struct pool *p, struct buf *out) {
         for (int dropped = 0; dropped < 2; dropped++)
                 for (int role = 0, any = 0; role < ROLE_COUNT; role++) {
                         const struct kv_index *x = pool_kv_index(p, (enum role)role);
-                        const char *name = dropped ? "baton_gateway_kv_index_dropped_total" : "baton_gateway_kv_index_blocks";
+                        const char *name =
+                            dropped ? "baton_gateway_kv_index_dropped_total" : "baton_gateway_kv_index_blocks";
 
                         if (!x)
                                 continue;
@@ -289,8 +303,8 @@ static void write_kv_events(const struct pool *p, struct buf *out) {
                                     dropped ? "Blocks that found no room (--kv-index-size)"
                                             : "Blocks of all instances, each counted where it is");
                         snprintf(role_label, sizeof(role_label), "role=\"%s\"", pool_role_name((enum role)role));
-                        metrics_sample(out, name, role_label,
-                            (double)(dropped ? kv_index_dropped(x) : kv_index_count(x)));
+                        metrics_sample(
+                            out, name, role_label, (double)(dropped ? kv_index_dropped(x) : kv_index_count(x)));
                 }
         buf_free(&labels);
 }

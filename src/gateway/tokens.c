@@ -2,8 +2,8 @@
 #include "gateway/tokens.h"
 #include <errno.h>
 
-int tokens_reader_load(const char *dir, const char *chat_format, struct tokens_reader *ret_reader, struct error *ret_no_chat,
-    struct error *e) {
+int tokens_reader_load(const char *dir, const char *chat_format, struct tokens_reader *ret_reader,
+    struct error *ret_no_chat, struct error *e) {
         struct tokens_reader reader = {0};
         int r = tokenizer_load(dir, &reader.tokenizer, e);
 
@@ -49,8 +49,8 @@ static int read_ids(struct slice prompt, uint64_t count, struct arena *arena, st
  * shorter than that, but for what no model was made for. */
 #define CUT_TOKENS 64
 
-static int encode(
-    const struct tokens_reader *r, struct slice text, bool special, struct arena *arena, struct token_list *ret_list, bool *ret_whole) {
+static int encode(const struct tokens_reader *r, struct slice text, bool special, struct arena *arena,
+    struct token_list *ret_list, bool *ret_whole) {
         bool cut = text.len > TOKENS_TEXT_MAX;
         struct token_list list;
         int result;
@@ -82,16 +82,23 @@ static int read_text(const struct tokens_reader *r, const struct facts *f, struc
         int result;
 
         openai_unescape(&text, openai_inside(prompt));
-        result = buf_ok(&text) ? encode(r, buf_slice(&text), says_special(f, true), arena, ret_list, ret_whole) : -ENOMEM;
+        result =
+            buf_ok(&text) ? encode(r, buf_slice(&text), says_special(f, true), arena, ret_list, ret_whole) : -ENOMEM;
         buf_free(&text);
         return result;
 }
 
 /* The whole body is parsed as the engine does it: what a template prints depends on much of it. */
-static int read_chat(
-    const struct tokens_reader *r, const struct facts *f, struct arena *arena, struct token_list *ret_list, bool *ret_whole) {
-        static const struct openai_defaults any = {.temperature = 1, .top_p = 1, .repetition_penalty = 1,
-            .vocab = UINT32_MAX, .max_model_len = UINT32_MAX, .max_logprobs = -1, .thinking = -1, .auto_tools = true,
+static int read_chat(const struct tokens_reader *r, const struct facts *f, struct arena *arena,
+    struct token_list *ret_list, bool *ret_whole) {
+        static const struct openai_defaults any = {.temperature = 1,
+            .top_p = 1,
+            .repetition_penalty = 1,
+            .vocab = UINT32_MAX,
+            .max_model_len = UINT32_MAX,
+            .max_logprobs = -1,
+            .thinking = -1,
+            .auto_tools = true,
             .tool_parser = true};
         struct openai_request request;
         struct openai_error refused;

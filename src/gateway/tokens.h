@@ -7,8 +7,8 @@
 #include "gateway/facts.h"
 #include "text/text.h"
 
-/* Text is looked at up to here: 64,000 tokens of prose, which take some 30 ms (docs/gateway.md). What lies behind is not
- * matched: whoever has the first 64,000 tokens has likely more. */
+/* Text is looked at up to here: 64,000 tokens of prose, which take some milliseconds (docs/gateway.md). What lies behind is
+ * not matched: whoever has the first 64,000 tokens has likely more. */
 #define TOKENS_TEXT_MAX (256u << 10)
 
 /* Loaded once, then never changed. */
@@ -18,8 +18,8 @@ struct tokens_reader {
 };
 /* From the model's folder; `chat_format` names one that the folder's template is not known to be (NULL: the folder's). 0, or
  * -EINVAL, -ENOENT, … with a text. A model without a known chat template is fine: *ret_no_chat says why then. */
-int tokens_reader_load(const char *dir, const char *chat_format, struct tokens_reader *ret_reader, struct error *ret_no_chat,
-    struct error *e);
+int tokens_reader_load(const char *dir, const char *chat_format, struct tokens_reader *ret_reader,
+    struct error *ret_no_chat, struct error *e);
 void tokens_reader_free(struct tokens_reader *r);
 
 /* One of the body's prompts (as facts_prompt). The ids live in `arena`; *ret_whole: they are all of them. 0; -ENOTSUP: it cannot be known what the engine

@@ -49,6 +49,15 @@ struct worker {
         uint16_t bootstrap_port;
 };
 
+/* Started without instances: the first one tells whether all are whole engines. Not while a request waits for one. */
+static void decide(struct gateway *g, const struct worker *w) {
+        bool whole = w->type.len == 0 || slice_is(w->type, "regular");
+
+        if (g->options.connector_open && g->request_count == 0 &&
+            pool_count(g->pool, ROLE_PREFILL) + pool_count(g->pool, ROLE_DECODE) == 0)
+                g->connector = connector_find(whole ? "plain" : "pull");
+}
+
 /* Which role is meant. Whole engines have one; where there are two, it must be said. */
 static int find_role(const struct gateway *g, const struct worker *w, bool *ret_prefill, struct error *e) {
         bool split = g->connector->order != ORDER_ONE;
@@ -86,8 +95,10 @@ static int change(struct gateway *g, const struct worker *w, enum change what, b
 
 static int add(struct gateway *g, const struct worker *w, struct error *e) {
         bool prefill = false;
-        int r = find_role(g, w, &prefill, e);
+        int r;
 
+        decide(g, w);
+        r = find_role(g, w, &prefill, e);
         return r < 0 ? r : change(g, w, CHANGE_ADD, prefill, e);
 }
 

@@ -330,6 +330,51 @@ class Life(GatewayCase):
                                       headers).status, status)
             self.assertEqual(self.post(g, chat()).status, 200)
 
+    def test_the_admin_routes_may_have_a_listener_of_their_own(self):
+        ledger, p, d = self.engines(1, 1)
+        admin = free_port()
+        with Gateway(p, d, "--admin-port", str(admin), "--admin-key", "secret", wait_ready=False) as g:
+            wait_until(lambda: answers(g.port, "/ready"), "ready")
+            key = {"Authorization": "Bearer secret"}
+            guarded = ["/instances", "/debug/requests", "/debug/load", "/list_workers", "/workers"]
+            for path in guarded + ["/ui"]:
+                self.assertEqual(http(g.port, "GET", path, headers=key).status, 404, path)
+            for path in ("/instances/add", "/add_worker", "/reset_prefix_cache"):
+                self.assertEqual(http(g.port, "POST", path, {}, key).status, 404, path)
+            for path in guarded:
+                self.assertEqual(http(admin, "GET", path).status, 401, path)
+                self.assertEqual(http(admin, "GET", path, headers=key).status, 200, path)
+            self.assertEqual(http(admin, "GET", "/ui").status, 200)
+            for port in (g.port, admin):
+                for path in ("/health", "/ready", "/metrics", "/healthcheck"):
+                    self.assertEqual(http(port, "GET", path).status, 200)
+            self.assertEqual(http(admin, "POST", CHAT, chat(), key).status, 404)
+            self.assertEqual(http(admin, "GET", "/v1/models", headers=key).status, 404)
+            self.assertEqual(self.post(g, chat()).status, 200)
+            # Two of them at once: the second one says what is in its way, and ends.
+            code, _, said = baton("gateway", "--port", str(free_port()), "--admin-port", str(admin))
+            self.assertEqual((code, f"127.0.0.1:{admin}" in said), (1, True), said)
+            g.stop()
+            self.assertEqual(g.child.returncode, 0)
+        for args, word in ((["--admin-host", "::1"], "--admin-port"),
+                           (["--port", "7000", "--admin-port", "7000"], "two ports")):
+            code, _, said = baton("gateway", *args)
+            self.assertEqual((code, word in said), (2, True), said)
+
+    def test_the_first_worker_tells_whether_it_is_a_whole_engine(self):
+        """Started without instances, as discovery does it."""
+        for kind, whole in (("", True), ("&worker_type=prefill", False)):
+            ledger, p, d = self.engines(1, 1)
+            with Gateway([], [], wait_ready=False) as g:
+                wait_until(lambda: answers(g.port), "it listens")
+                first = (d if whole else p)[0]
+                self.assertEqual(http(g.port, "POST", f"/add_worker?url={first.url}{kind}").status, 200)
+                more = "" if whole else "&worker_type=decode"
+                self.assertEqual(http(g.port, "POST", f"/add_worker?url={d[0].url}{more}").status, 200)
+                wait_until(lambda: answers(g.port, "/ready"), "ready")
+                self.assertEqual([len(p[0].requests) > 0, self.post(g, chat()).status], [False, 200])
+                self.assertEqual(len(p[0].requests) > 0, not whole)
+
     def test_the_key_of_the_environment_goes_where_a_client_sends_none(self):
         for args, env in ((["--api-key", "k1"], {"OPENAI_API_KEY": "k2"}), ([], {"OPENAI_API_KEY": "k1"})):
             ledger, p, d = self.engines(1, 1)

@@ -404,6 +404,41 @@ static void gateways_are_told_the_connector_and_where_they_are(void **state) {
         arena_free(&o.arena);
 }
 
+/* Each rank has two ports of its own; engines add their DP rank to what they are told; the gateway is told where they are. */
+static void ranks_publish_kv_events_and_the_gateway_follows(void **state) {
+        static const char text[] =
+            "model: {path: /m}\nengine: {kind: vllm-ascend}\nplatform: ascend-a3\n"
+            "nodes: {a: {ip: 10.0.0.1, nic: e}, b: {ip: 10.0.0.2, nic: e}, c: {ip: 10.0.0.3, nic: e}}\n"
+            "prefill: {groups: [[a, b]], dp: 4, tp: 8, events_port: 5557}\ndecode: {groups: [[c]], dp: 16}\n"
+            "gateway: {node: a, policy: prefix_aware}\n";
+        static const char *const told[] = {"5557", "5558", "5555", "5556"}; /* ranks 0..3, two on each node */
+        static const char *const rows[] = {"a.0=tcp://10.0.0.1:5557,tcp://10.0.0.1:5558",
+            "a.1=tcp://10.0.0.1:5559,tcp://10.0.0.1:5560", "b.0=tcp://10.0.0.2:5557,tcp://10.0.0.2:5558",
+            "b.1=tcp://10.0.0.2:5559,tcp://10.0.0.2:5560"};
+        struct plan_rank gateway = {0};
+        const char *const *argv;
+        struct outcome o;
+
+        (void)state;
+        plan_text(SLICE_LIT(text), &o);
+        expect_clean(SLICE_LIT(text), &o);
+        for (int i = 0; i < 4; i++) {
+                char endpoint[64];
+
+                snprintf(endpoint, sizeof(endpoint), "\"endpoint\":\"tcp://*:%s\"", told[i]);
+                assert_non_null(strstr(value_of(&o.plan->ranks[i], "--kv-events-config"), endpoint));
+        }
+        assert_null(value_of(&o.plan->ranks[4], "--kv-events-config"));
+        gateway.argv = o.plan->gateway_argv;
+        assert_string_equal(value_of(&gateway, "--tokenizer"), "/m");
+        for (argv = gateway.argv; *argv && strcmp(*argv, "--kv-events"); argv++)
+                ;
+        for (int i = 0; i < 4; i++)
+                assert_string_equal(argv[1 + i], rows[i]);
+        assert_null(argv[5]);
+        arena_free(&o.arena);
+}
+
 /* A mapping is merged into what is derived, quoted text takes its place. */
 static void objects_are_merged_and_texts_replace(void **state) {
         static const char text[] =
@@ -639,6 +674,7 @@ int main(void) {
             cmocka_unit_test(manifests_refuse_what_yaml_cannot_hold),
             cmocka_unit_test(roles_groups_nodes_and_ranks_set_what_they_like),
             cmocka_unit_test(gateways_are_told_the_connector_and_where_they_are),
+            cmocka_unit_test(ranks_publish_kv_events_and_the_gateway_follows),
             cmocka_unit_test(objects_are_merged_and_texts_replace),
             cmocka_unit_test(random_clusters_never_clash),
             cmocka_unit_test(what_init_writes_passes_the_check),

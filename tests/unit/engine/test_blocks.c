@@ -481,6 +481,109 @@ static void exact_prefixes_tell_output_rows_from_prompt_rows(void **state) {
         }
 }
 
+/* What a watch was told to be there. */
+struct told {
+        struct {
+                uint64_t name, parent;
+                bool has_parent, gone;
+                uint32_t tokens[4];
+        } blocks[4096];
+        size_t count, live;
+};
+
+static void told_stored(void *context, const struct hash128 *parent, const struct hash128 *hashes, size_t count,
+    const uint32_t *tokens, struct slice salt) {
+        struct told *t = context;
+
+        for (size_t i = 0; i < count; i++) {
+                assert_true(t->count < 4096);
+                t->blocks[t->count].name = hashes[i].lo;
+                t->blocks[t->count].has_parent = i > 0 || parent;
+                t->blocks[t->count].parent = i > 0 ? hashes[i - 1].lo : parent ? parent->lo : 0;
+                t->blocks[t->count].gone = false;
+                memcpy(t->blocks[t->count++].tokens, tokens + 4 * i, 16);
+                t->live++;
+        }
+}
+
+static void told_removed(void *context, struct hash128 hash) {
+        struct told *t = context;
+        size_t found = 0;
+
+        for (size_t i = 0; i < t->count; i++)
+                if (!t->blocks[i].gone && t->blocks[i].name == hash.lo) {
+                        t->blocks[i].gone = true;
+                        found++;
+                }
+        assert_int_equal(found, 1); /* told once before, and not removed since */
+        t->live--;
+}
+
+static void told_cleared(void *context) {
+        struct told *t = context;
+
+        t->count = t->live = 0;
+}
+
+/* By what was told alone: how many tokens of these are there? */
+static size_t told_depth(const struct told *t, const uint32_t *tokens, size_t count) {
+        uint64_t parent = 0;
+        size_t depth = 0;
+
+        for (bool found = true; found && depth * 4 + 4 < count;) {
+                found = false;
+                for (size_t i = 0; i < t->count && !found; i++)
+                        if (!t->blocks[i].gone && t->blocks[i].has_parent == (depth > 0) &&
+                            (depth == 0 || t->blocks[i].parent == parent) &&
+                            !memcmp(t->blocks[i].tokens, tokens + 4 * depth, 16)) {
+                                parent = t->blocks[i].name;
+                                found = true;
+                        }
+                depth += found;
+        }
+        return depth * 4;
+}
+
+/* With few blocks and many prompts, so that some are always taken away: what was told is what a prompt finds. */
+static void a_watch_knows_what_any_prompt_finds(void **state) {
+        for (enum prefix_caching caching = PREFIX_EXACT; caching <= PREFIX_SHARED; caching++) {
+                static struct told t;
+                const struct blocks_watch watch = {told_stored, told_removed, told_cleared, &t};
+                struct blocks *b = new_blocks(12, 4, caching);
+                struct rng rng;
+                size_t hits = 0;
+
+                t = (struct told){0};
+                blocks_set_watch(b, &watch);
+                rng_seed(&rng, 5);
+                for (int step = 0; step < 600; step++) {
+                        struct holder h, asks;
+                        uint32_t count = 1 + (uint32_t)rng_below(&rng, 40);
+                        size_t found;
+
+                        fill(&h, 100 * (uint32_t)rng_below(&rng, 3), count);
+                        for (uint32_t i = count / 2; i < count; i++) /* ways part in the second half */
+                                h.tokens[i] += (uint32_t)rng_below(&rng, 2);
+                        asks = h;
+                        asks.table = (struct block_table){0};
+                        assert_int_equal(block_table_reserve(&asks.table, 1, 64), 0);
+                        found = find(b, &asks);
+                        assert_int_equal(found, told_depth(&t, asks.tokens, count));
+                        hits += found > 0;
+                        done(b, &asks);
+                        /* As the engine has it: what is there is held, the rest computed; some of it is output. */
+                        h.prompt = 1 + (uint32_t)rng_below(&rng, count);
+                        find(b, &h);
+                        compute(b, &h);
+                        done(b, &h);
+                        if (rng_below(&rng, 100) == 0)
+                                assert_true(blocks_forget(b));
+                }
+                assert_true(hits > 100);
+                blocks_free(b);
+        }
+}
+
 static void keys_make_different_names(void **state) {
         static const uint8_t reference_key[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         static const uint8_t message[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -508,6 +611,7 @@ int main(void) {
             cmocka_unit_test(too_few_blocks_change_nothing),
             cmocka_unit_test(a_block_held_by_a_transfer_outlives_its_sequence),
             cmocka_unit_test(exact_prefixes_tell_output_rows_from_prompt_rows),
+            cmocka_unit_test(a_watch_knows_what_any_prompt_finds),
             cmocka_unit_test(keys_make_different_names),
         };
 

@@ -257,6 +257,75 @@ static void a_prompt_goes_where_its_beginning_went(void **state) {
         pool_free(p);
 }
 
+/* With its own words for it: three blocks of four tokens. */
+static void tell(struct instance *i, const uint32_t *tokens) {
+        static const uint64_t names[3] = {1, 2, 3};
+        const struct event e = {.kind = EVENT_STORED,
+            .counts = true,
+            .hashes = names,
+            .hash_count = 3,
+            .tokens = tokens,
+            .token_count = 12,
+            .block_tokens = 4};
+
+        pool_note_event(i, &e);
+}
+
+/* Events go before guesses where they are complete, and are not looked at where they are not to be had. */
+static void what_an_instance_tells_of_its_cache_goes_before_guesses(void **state) {
+        static const char text[] = "The quick brown fox jumps over the lazy dog, and the dog does not mind it at all.";
+        static const uint32_t tokens[13] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+        const struct pool_options options = {
+            .policy = {policy_find("prefix_aware")}, .seed = 1, .on_change = on_change, .kv_bytes = 1 << 16};
+        const struct kv_prompt ids = {.tokens = tokens, .count = 13};
+        const struct policy_facts facts = {0};
+        uint64_t keys[PREFIX_KEYS_MAX];
+        struct prompt prompt = prompt_of(text, keys);
+        struct arena arena = {0};
+        struct instance *a, *b;
+        struct pool *p;
+
+        assert_int_equal(pool_new(&options, &p), 0);
+        assert_true(pool_wants_events(p, ROLE_PREFILL) && !pool_wants_events(p, ROLE_DECODE));
+        a = healthy(p, ROLE_PREFILL, "a:1");
+        b = healthy(p, ROLE_PREFILL, "b:1");
+        assert_false(pool_knows_blocks(p));
+        pool_tick(p, 1);
+        pool_note_prompt(a, &prompt); /* guessed */
+        tell(b, tokens);
+        assert_true(pool_knows_blocks(p));
+        prompt.tokens = 13;
+        assert_int_equal(pool_find_blocks(p, &ids, &arena, &prompt), 0);
+
+        /* Not connected: what was told is not believed, what was guessed is. */
+        for (int k = 0; k < 4; k++)
+                assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &prompt), a);
+        /* Complete: a, whose events are not followed, is guessed to have all of it; b has told of 12 tokens. Then a is busier
+         * than that is worth. */
+        a->events_state = b->events_state = FOLLOW_LIVE;
+        for (int k = 0; k < 4; k++)
+                assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &prompt), b);
+        /* What a is given now it will have, though it has not told yet; for a while. */
+        pool_note_prompt(a, &prompt);
+        {
+                struct load load = {0};
+
+                pool_take(b, LOAD_LEG, 5, &load);
+                assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &prompt), a);
+                pool_tick(p, 5 * NS_PER_S + 1);
+                assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &prompt), a);
+                pool_tick(p, 10 * NS_PER_S + 2);
+                assert_ptr_equal(pool_pick(p, ROLE_PREFILL, &facts, &prompt), b);
+                pool_give_back(&load);
+        }
+        assert_int_equal(pool_note_prompt(b, &prompt), 12);
+        /* Gone with the instance. */
+        pool_remove(p, b);
+        assert_false(pool_knows_blocks(p));
+        arena_free(&arena);
+        pool_free(p);
+}
+
 /* Others' requests count while they are news; our own are not counted twice. */
 static void what_others_have_with_it_is_load_while_it_is_news(void **state) {
         struct pool *p = new_pool(0);
@@ -521,6 +590,7 @@ int main(void) {
             cmocka_unit_test(overload_makes_it_stand_back_not_fall),
             cmocka_unit_test(load_is_given_back_once),
             cmocka_unit_test(a_prompt_goes_where_its_beginning_went),
+            cmocka_unit_test(what_an_instance_tells_of_its_cache_goes_before_guesses),
             cmocka_unit_test(what_others_have_with_it_is_load_while_it_is_news),
             cmocka_unit_test(a_new_one_grows_to_its_share),
             cmocka_unit_test(kv_that_waits_weighs_less_than_work),
