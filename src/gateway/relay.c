@@ -79,6 +79,8 @@ const char *relay_obstacle(const struct relay *r) {
         if (r->opaque)
                 return "the stream holds what only its own engine can go on with (reasoning, tool calls, several "
                        "choices)";
+        if (r->facts->echo)
+                return "echo";
         if (!r->track || r->prompt_ids.len == 0 || r->ids_sent == 0)
                 return "the engine returned no token ids";
         if (!r->model.ptr) /* chunks of our own, and those of a chat that goes on, need a frame */
@@ -317,8 +319,7 @@ static void write_event(struct relay *r, struct slice event, const struct chunk 
         if (r->track && !r->facts->return_token_ids) {
                 if (!openai_is_null(c->ids))
                         cuts_add(&cuts, c->ids, SLICE_LIT("null"));
-                /* With echo vLLM shows the prompt's ids unasked. */
-                if (!openai_is_null(c->prompt_ids) && !r->facts->echo)
+                if (!openai_is_null(c->prompt_ids))
                         cuts_add(&cuts, c->prompt_ids, SLICE_LIT("null"));
         }
         if (r->id.ptr && c->id.ptr && !slice_eq(r->id, c->id))

@@ -181,7 +181,8 @@ static int fill_source(struct request *r, struct part *p) {
         p->path = f->api == API_CHAT ? "/v1/chat/completions" : "/v1/completions";
         p->prompt_tokens = f->prompts ? facts_estimate(f->prompts[prompt]) : f->prompt_tokens;
         p->relay.many = r->part_count > 1;
-        p->relay.track = f->stream && r->g->options.max_continuations > 0;
+        /* Asked for ids, vLLM echoes a stream's prompt as ids and no more as text. */
+        p->relay.track = f->stream && !f->echo && r->g->options.max_continuations > 0;
         if (pool_wants_prompts(r->g->pool) &&
             facts_prompt(f, splits(r) && f->prompts ? f->prompts[prompt] : f->prompt, &r->arena, &p->prompt) < 0)
                 return -ENOMEM;

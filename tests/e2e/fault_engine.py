@@ -827,14 +827,16 @@ class Answer:
             if chat:
                 c["delta"] = {"content": delta}
             else:
-                c["text"] = (decode(ids) if request.get("echo") and first else "") + delta
+                # As vLLM: asked for ids, it echoes those in the place of the text.
+                echoed = request.get("echo") and first
+                c["text"] = (decode(ids) if echoed and not want_ids else "") + delta
             c.update(logprobs=self.logprobs(request, chat, new, len(decode(out[:done - len(new)]))),
                      finish_reason=finish)
             if not chat or last:
                 c["stop_reason"] = stop_reason
             if not chat:
                 c["prompt_token_ids"] = ids if first and (want_ids or request.get("echo")) else None
-            c["token_ids"] = new if want_ids else None
+            c["token_ids"] = ((ids if request.get("echo") and first else []) + new) if want_ids else None
             first = False
             self.event(self.chunk(request, chat, [c], self.usage(ids, done) if continuous else None))
             if last:

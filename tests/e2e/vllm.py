@@ -52,7 +52,7 @@ class Vllm(Process):
 
 def bodies():
     greedy = {"model": "fake", "temperature": 0}
-    chats = [{}, {"max_completion_tokens": 9}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}, {"stop": ["the"]},
+    chats = [{}, {"max_completion_tokens": 9}, {"n": 2, "temperature": 1, "seed": 7}, {"logprobs": True, "top_logprobs": 2}, {"stop": ["the"]},
              {"return_token_ids": True}, {"max_tokens": 0}, {"temperature": -1}, {"seed": 3, "temperature": 1}]
     texts = [{}, {"echo": True}, {"logprobs": 1}, {"stop": " the"}, {"n": 2, "temperature": 1, "seed": 5}, {"return_token_ids": True},
              {"prompt": [STORY, "The old boat"]}, {"prompt": [5, 6, 7]}, {"min_tokens": 30, "max_tokens": 40}, {"max_tokens": 5000},
@@ -86,16 +86,16 @@ def fold(events):
                     whole.setdefault(key, []).append(value)
         if not e.get("choices"):
             rest.append(e)
-    frames = {(e.get("object"), e.get("model"), tuple(sorted(set(e) - {"usage"}))) for e in events}
+    frames = {(e.get("object"), e.get("model")) for e in events}
     return sorted(frames, key=str), sorted(choices.items()), rest
 
 
 def strip(e):
     """What differs from one time to the next."""
-    for key in ("id", "created", "kv_transfer_params"):
+    for key in ("id", "created", "kv_transfer_params", "system_fingerprint"):
         e.pop(key, None)
-    if e.get("usage"):  # of caches, which are warm for whoever asks second
-        e["usage"].pop("prompt_tokens_details", None)
+    if e.get("usage"):  # of caches, which are warm for whoever asks second; null members are no news
+        e["usage"] = {k: v for k, v in e["usage"].items() if k != "prompt_tokens_details" and v is not None}
     return e
 
 
