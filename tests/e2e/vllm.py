@@ -158,6 +158,7 @@ def main():
     a.add_argument("vllm", help="its program")
     a.add_argument("--pd", action="store_true", help="prefill and decode apart, over NixlConnector")
     o = a.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # vLLM's engines outlive whoever does not end them
     engines, wrong, begun = [], 0, time.monotonic()
     try:
         roles = ["kv_producer", "kv_consumer", "kv_consumer"] if o.pd else [None, None]
