@@ -330,8 +330,8 @@ class AfterTheFirstByte(GatewayCase):
                 return [o for e in es for c in e["choices"] if c.get("logprobs") for o in c["logprobs"]["text_offset"]]
             self.assertEqual(offsets(events), offsets(want))
         # A reset may take away what the gateway has not read yet: then the leg is one that failed before its first byte.
-        if continued is not None:
-            self.assertEqual(g.count("continuations_total") + g.count("retries_total"), continued)
+        # More when the machine is so busy that probes or deadlines are over by themselves.
+        self.assertGreaterEqual(g.count("continuations_total") + g.count("retries_total"), continued)
 
     # A conversation with parts; text; ids; all that makes usage.
     BODIES = [{**chat(stream=True, max_tokens=60),
@@ -354,8 +354,7 @@ class AfterTheFirstByte(GatewayCase):
                     events = stream(g.port, CHAT if "messages" in body else COMPLETIONS, body)
                     continued += 1
                     try:
-                        # Short deadlines may be over by themselves, on a busy machine.
-                        self.check(g, body, events, None if args else continued)
+                        self.check(g, body, events, continued)
                     except AssertionError as e:
                         raise AssertionError(f"{kind} at {at}: {body}: {e}") from e
             self.assert_quiet(g, stranded=1000 if args else 0)
