@@ -292,13 +292,17 @@ static void fail_step(struct engine *g, int code) {
 }
 
 /* The group broke in the middle of a step, and may go on without the rank that is gone: sequences stay as they are, and their
- * rows are computed again. Who had ended, but for drafts that others were to have, is told so. */
+ * rows are computed again. Only whose rows others have or were to have of this step is told so: those that are pushed, and those
+ * that had ended but for drafts. */
 static void keep_step(struct engine *g) {
-        for (size_t i = 0; i < g->job_count; i++)
-                if (g->jobs[i].ending) {
-                        output_free(g->jobs[i].output);
-                        end_request(g, g->jobs[i].request, FINISH_ERROR, "a rank of the expert-parallel group is gone");
-                }
+        for (size_t i = 0; i < g->job_count; i++) {
+                const struct job *j = &g->jobs[i];
+
+                if (j->ending)
+                        output_free(j->output);
+                if (j->ending || (j->request && j->request->push))
+                        end_request(g, j->request, FINISH_ERROR, "a rank of the expert-parallel group is gone");
+        }
 }
 
 /* They lost their blocks, and their KV came from elsewhere: there it is to be made again. */

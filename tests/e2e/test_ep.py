@@ -35,9 +35,9 @@ class Rank(Process):
 class Group:
     """All ranks of one, ready."""
 
-    def __init__(self, size, *args):
+    def __init__(self, size, *args, model=MODEL):
         self.dp_port = free_port()
-        self.ranks = [Rank(i, size, self.dp_port, *args) for i in reversed(range(size))][::-1]
+        self.ranks = [Rank(i, size, self.dp_port, *args, model=model) for i in reversed(range(size))][::-1]
         self.size, self.args = size, args
 
     def ready(self):
