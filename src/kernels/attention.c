@@ -41,12 +41,15 @@ static void gemm_rows(const struct tile *t, struct operands o, size_t rows, cons
         const size_t blocks = ceil_div(rows, t->table->block_rows);
         const float *a = o.a;
 
+        o.ldo = t->lanes;
+
         for (size_t i = 0, row = 0, end; i < blocks; i++, row = end) {
                 end = (i + 1) * rows / blocks;
                 o.a = a + row * o.row_step;
                 o.rows = (unsigned)(end - row);
                 fetch_part(u, &o, i, blocks);
-                t->table->gemm(&o, t->lanes, c + row * t->lanes);
+                o.c = o.out = c + row * t->lanes;
+                t->table->gemm(&o, t->lanes);
         }
 }
 

@@ -86,16 +86,6 @@ INLINE __m256 half_keep_below(__m256 a, int32_t at, const int32_t *limit, float 
 INLINE vf vf_keep_below(vf a, int32_t at, const int32_t *limit, float otherwise) {
         return (vf){half_keep_below(a.l, at, limit, otherwise), half_keep_below(a.h, at, limit + 8, otherwise)};
 }
-INLINE vf vf_from_i32(const int32_t *p) {
-        return (vf){_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)p)),
-            _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(p + 8)))};
-}
-INLINE vf vf_from_sum_i32(const int32_t *p, const int32_t *q) {
-        __m256i l = _mm256_add_epi32(_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)q));
-        __m256i h = _mm256_add_epi32(
-            _mm256_loadu_si256((const __m256i *)(p + 8)), _mm256_loadu_si256((const __m256i *)(q + 8)));
-        return (vf){_mm256_cvtepi32_ps(l), _mm256_cvtepi32_ps(h)};
-}
 INLINE vf vf_f16(const void *p) {
         return (vf){_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1))};
 }
@@ -154,6 +144,12 @@ INLINE void vi_store(int32_t *p, vi a) {
 INLINE vi vi_set(int32_t x) {
         __m256i v = _mm256_set1_epi32(x);
         return (vi){v, v};
+}
+INLINE vi vi_add(vi a, vi b) {
+        return (vi){_mm256_add_epi32(a.l, b.l), _mm256_add_epi32(a.h, b.h)};
+}
+INLINE vf vf_from_vi(vi a) {
+        return (vf){_mm256_cvtepi32_ps(a.l), _mm256_cvtepi32_ps(a.h)};
 }
 INLINE vi vi_dot_pairs(vi sum, vi x, vi w) {
         return (vi){

@@ -67,11 +67,11 @@ INLINE vf vf_keep_below(vf a, int32_t at, const int32_t *limit, float otherwise)
         __mmask16 keep = _mm512_cmpgt_epi32_mask(_mm512_loadu_si512(limit), _mm512_set1_epi32(at));
         return _mm512_mask_mov_ps(_mm512_set1_ps(otherwise), keep, a);
 }
-INLINE vf vf_from_i32(const int32_t *p) {
-        return _mm512_cvtepi32_ps(_mm512_loadu_si512(p));
+INLINE vf vf_from_vi(vi a) {
+        return _mm512_cvtepi32_ps(a);
 }
-INLINE vf vf_from_sum_i32(const int32_t *p, const int32_t *q) {
-        return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_loadu_si512(p), _mm512_loadu_si512(q)));
+INLINE vi vi_add(vi a, vi b) {
+        return _mm512_add_epi32(a, b);
 }
 INLINE void vf_to_i16(vf a, int16_t *p) {
         _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));

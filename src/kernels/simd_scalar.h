@@ -92,16 +92,6 @@ INLINE vf vf_keep_below(vf a, int32_t at, const int32_t *limit, float otherwise)
         FOR_LANES(i) if (at >= limit[i]) a.v[i] = otherwise;
         return a;
 }
-INLINE vf vf_from_i32(const int32_t *p) {
-        vf r;
-        FOR_LANES(i) r.v[i] = (float)p[i];
-        return r;
-}
-INLINE vf vf_from_sum_i32(const int32_t *p, const int32_t *q) { /* p + q, wrapping */
-        vf r;
-        FOR_LANES(i) r.v[i] = (float)(int32_t)((uint32_t)p[i] + (uint32_t)q[i]);
-        return r;
-}
 INLINE vf vf_f16(const void *p) {
         uint16_t h[LANES];
         vf r;
@@ -136,8 +126,8 @@ INLINE void vf_fp8_pair(const void *p, vf ret_first[2], vf ret_second[2]) {
                         ret_second[half].v[i] = fp8_e4m3_to_float(h[half * 32 + 2 * i + 1]);
                 }
 }
-INLINE void vf_to_i16(vf a, int16_t *p) { /* integral values in [-128, 127] */
-        FOR_LANES(i) p[i] = (int16_t)a.v[i];
+INLINE void vf_to_i16(vf a, int16_t *p) { /* values in [-128, 127], rounded to integers, halves to even */
+        FOR_LANES(i) p[i] = (int16_t)rintf(a.v[i]);
 }
 INLINE vi vi_load(const int32_t *p) {
         vi r;
@@ -150,6 +140,15 @@ INLINE void vi_store(int32_t *p, vi a) {
 INLINE vi vi_set(int32_t x) {
         vi r;
         FOR_LANES(i) r.v[i] = x;
+        return r;
+}
+INLINE vi vi_add(vi a, vi b) { /* wrapping */
+        FOR_LANES(i) a.v[i] = (int32_t)((uint32_t)a.v[i] + (uint32_t)b.v[i]);
+        return a;
+}
+INLINE vf vf_from_vi(vi a) {
+        vf r;
+        FOR_LANES(i) r.v[i] = (float)a.v[i];
         return r;
 }
 /* sum + the products of two pairs of int16 in each lane. */

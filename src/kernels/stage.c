@@ -9,6 +9,8 @@
 /* Expanded weights of one pass, [k][32] words: 32 KiB, so that they and a block of activations stay in L1 or close. */
 #define PASS_UNITS 256
 static_assert(PASS_UNITS >= FP8_BLOCK_K_MAX, "the columns of one fp8 scale fit");
+/* The same of int8 weights, which need no expanding: they come from L2 as fast as they are used. */
+#define PASS_UNITS_INT8 256
 /* Activations of so many words are packed by the caller: less than what waking the workers for it costs. */
 #define PACK_ALONE_WORDS 16384
 /* Weights of one task at least, if there are enough for everybody: memory is read fastest in long runs. */
@@ -19,9 +21,9 @@ static_assert(PASS_UNITS >= FP8_BLOCK_K_MAX, "the columns of one fp8 scale fit")
 /* A worker's scratch. */
 struct bench {
         alignas(64) uint32_t expanded[PASS_UNITS * PANEL];
-        alignas(64) float tile[2][TILE_ROWS * PANEL];
-        alignas(64) int32_t sums[TILE_ROWS * PANEL];
-        alignas(64) uint8_t row[]; /* one converted row: 2 * K_MAX bytes and a pair more */
+        alignas(64) float tile[2][TILE_ROWS * PANEL];    /* results that do not go to y as they are */
+        alignas(64) uint32_t partial[TILE_ROWS * PANEL]; /* sums between two passes */
+        alignas(64) uint8_t row[];                       /* one converted row: 2 * K_MAX bytes and a pair more */
 };
 static_assert(sizeof(struct bench) + ((size_t)1 << 19) + 64 <= SCRATCH_WORKER_BYTES, "a row of 2^18 bf16 fits");
 
@@ -193,13 +195,21 @@ void stage_prepare(struct compute *c, struct stage *s, bool later) {
         step_begin(&s->tasks, tasks);
 }
 
-/* Blocks [from, to) of the activations times one panel. */
+/* The rows of a task, in blocks and by number. */
+struct task_rows {
+        size_t from, to; /* blocks */
+        size_t row, rows;
+};
+
+/* Rows of activations times one panel. */
 struct product {
         const struct compute *c;
         const struct part *p;
         size_t panel;
         bool last; /* no panel of this task follows */
-        size_t from, to;
+        struct task_rows rows;
+        float *out; /* row r's results go to out[r * ldo + lane] */
+        size_t ldo;
         struct bench *bench;
 };
 
@@ -209,44 +219,54 @@ struct pass {
         const struct product *pr;
         struct operands o;
         size_t unit;
-        size_t block, offset; /* offset: of the block's first row in the tile */
-        size_t share;         /* bytes to fetch per block */
+        bool last;
+        size_t block, row; /* the next block; the current one's first row among the product's */
+        size_t share;      /* bytes to fetch per block */
 };
 
 static struct pass pass_begin(const struct product *pr, size_t unit, size_t count, const void *b) {
         const struct linear *l = &pr->p->l;
         const size_t each = word_columns(pr->c, pr->p->a->form);
-        const bool ends = unit + count >= pr->p->a->units;
-        struct pass p = {
-            .pr = pr, .unit = unit, .block = pr->from, .o = {.row_step = 1, .b = b, .k = count, .next = b}};
+        const size_t blocks = pr->rows.to - pr->rows.from;
+        struct pass p = {.pr = pr,
+            .unit = unit,
+            .last = unit + count >= pr->p->a->units,
+            .block = pr->rows.from,
+            .o = {.row_step = 1, .b = b, .k = count, .next = b}};
 
-        if (pr->to - pr->from == 1 && b != pr->bench->expanded) {
+        if (blocks == 1 && b != pr->bench->expanded) {
                 /* The weights are read here, once: a steady distance ahead of the sums. */
                 p.o.next = (const char *)b + PREFETCH_BYTES;
                 p.o.ahead = PANEL * 4;
                 return p;
         }
-        if (ends && pr->last)
+        if (p.last && pr->last)
                 return p;
         /* Passes are of the same size, and the next panel begins where this one ends. */
-        p.o.next = linear_panel(l, pr->panel, ends ? l->k : (unit + count) * each);
-        p.share = ceil_div(panel_offset(l->type, count * each), pr->to - pr->from);
+        p.o.next = linear_panel(l, pr->panel, p.last ? l->k : (unit + count) * each);
+        p.share = ceil_div(panel_offset(l->type, count * each), blocks);
         p.o.ahead = ceil_div(p.share, count);
         return p;
 }
 
 static bool pass_step(struct pass *p) {
-        const struct activations *a = p->pr->p->a;
+        const struct product *pr = p->pr;
+        const struct activations *a = pr->p->a;
+        uint32_t *partial;
 
-        if (p->block > p->pr->from) {
-                p->offset += p->o.rows * PANEL;
+        if (p->block > pr->rows.from) {
+                p->row += p->o.rows;
                 p->o.next += p->share;
         }
-        if (p->block == p->pr->to)
+        if (p->block == pr->rows.to)
                 return false;
         p->o.rows = block_rows(a, p->block);
         p->o.step = p->o.rows;
-        p->o.a = (const char *)a->packed + (block_first(a, p->block) * a->units + p->unit * p->o.rows) * 4;
+        p->o.a = (const char *)a->packed + ((pr->rows.row + p->row) * a->units + p->unit * p->o.rows) * 4;
+        partial = pr->bench->partial + p->row * PANEL;
+        p->o.c = p->unit > 0 ? partial : NULL;
+        p->o.out = p->last ? (void *)(pr->out + p->row * pr->ldo) : partial;
+        p->o.ldo = p->last ? pr->ldo : PANEL;
         p->block++;
         return true;
 }
@@ -258,7 +278,15 @@ static size_t pass_columns(const struct linear *l, size_t k, size_t most) {
         return l->k - k < most ? l->k - k : most;
 }
 
-static void run_pass(struct pass *p, size_t k, void (*gemm)(const struct pass *p, float *tile), float *tile) {
+static void gemm_f32(const struct kernel_table *t, const struct operands *o) {
+        t->gemm(o, PANEL);
+}
+
+static void gemm_bf16(const struct kernel_table *t, const struct operands *o) {
+        t->gemm_bf16(o);
+}
+
+static void run_pass(struct pass *p, size_t k, void (*gemm)(const struct kernel_table *t, const struct operands *o)) {
         const struct linear *l = &p->pr->p->l;
 
         if (l->type == WEIGHT_FP8) {
@@ -266,18 +294,10 @@ static void run_pass(struct pass *p, size_t k, void (*gemm)(const struct pass *p
                 p->o.lane_scales = l->lane_scales;
         }
         while (pass_step(p))
-                gemm(p, tile + p->offset);
+                gemm(p->pr->c->table, &p->o);
 }
 
-static void gemm_f32(const struct pass *p, float *tile) {
-        p->pr->c->table->gemm(&p->o, PANEL, tile);
-}
-
-static void gemm_bf16(const struct pass *p, float *tile) {
-        p->pr->c->table->gemm_bf16(&p->o, tile);
-}
-
-static void product_f32(const struct product *pr, float *tile) {
+static void product_f32(const struct product *pr) {
         const struct kernel_table *t = pr->c->table;
         const struct linear *l = &pr->p->l;
 
@@ -291,11 +311,11 @@ static void product_f32(const struct product *pr, float *tile) {
                         b = pr->bench->expanded;
                 }
                 p = pass_begin(pr, k, columns, b);
-                run_pass(&p, k, gemm_f32, tile);
+                run_pass(&p, k, gemm_f32);
         }
 }
 
-static void product_bf16(const struct product *pr, float *tile) {
+static void product_bf16(const struct product *pr) {
         const struct linear *l = &pr->p->l;
 
         for (size_t k = 0, columns; k < l->k; k += columns) {
@@ -308,34 +328,37 @@ static void product_bf16(const struct product *pr, float *tile) {
                         b = pr->bench->expanded;
                 }
                 p = pass_begin(pr, k / 2, ceil_div(columns, 2), b);
-                run_pass(&p, k, gemm_bf16, tile);
+                run_pass(&p, k, gemm_bf16);
         }
 }
 
-static void product_int8(const struct product *pr, size_t row, size_t tile_rows, float *tile) {
+static void product_int8(const struct product *pr) {
+        static const int32_t zeros[PANEL];
         const struct kernel_table *t = pr->c->table;
         const struct linear *l = &pr->p->l;
         const struct activations *a = pr->p->a;
-        int32_t *sums = pr->bench->sums;
+        const size_t first = pr->panel * PANEL, most = t->expand_int8 ? PASS_UNITS : PASS_UNITS_INT8;
+        struct int8_ends ends = {.begin = t->expand_int8 ? zeros : l->sums + first,
+            .bias = l->type == WEIGHT_INT8_STATIC ? l->bias + first : NULL,
+            .scale = l->scales + first};
 
-        for (size_t r = 0; r < tile_rows; r++)
-                if (t->expand_int8)
-                        memset(sums + r * PANEL, 0, PANEL * sizeof(*sums));
-                else
-                        memcpy(sums + r * PANEL, l->sums + pr->panel * PANEL, PANEL * sizeof(*sums));
         for (size_t u = 0, count; u < a->units; u += count) {
                 const void *b = linear_panel(l, pr->panel, u * word_columns(pr->c, a->form));
+                struct pass p;
 
-                count = a->units - u < PASS_UNITS ? a->units - u : PASS_UNITS;
-                if (t->expand_int8 && tile_rows > 1) {
+                count = a->units - u < most ? a->units - u : most;
+                if (t->expand_int8 && pr->rows.rows > 1) {
                         t->expand_int8(b, count, pr->bench->expanded);
                         b = pr->bench->expanded;
                 }
-                for (struct pass p = pass_begin(pr, u, count, b); pass_step(&p);)
-                        (tile_rows == 1 && t->row_int8 ? t->row_int8 : t->gemm_int8)(&p.o, sums + p.offset);
+                p = pass_begin(pr, u, count, b);
+                p.o.ends = &ends;
+                ends.complete = p.last;
+                while (pass_step(&p)) {
+                        ends.row_scale = a->row_scale ? a->row_scale + pr->rows.row + p.row : NULL;
+                        (pr->rows.rows == 1 && t->row_int8 ? t->row_int8 : t->gemm_int8)(&p.o);
+                }
         }
-        t->int8_to_float(sums, (unsigned)tile_rows, l->type == WEIGHT_INT8_STATIC ? l->bias + pr->panel * PANEL : NULL,
-            a->row_scale ? a->row_scale + row : NULL, l->scales + pr->panel * PANEL, tile);
 }
 
 /* Few rows: weights are used as they stream by, and two panels at once when the rows are very few. */
@@ -370,33 +393,42 @@ static void store_tile(const struct part *p, const float *tile, size_t panel, si
                 memcpy(p->y + (row + r) * p->ldy + panel * PANEL, tile + r * PANEL, columns * sizeof(float));
 }
 
-/* The rows of a task, in blocks and by number. */
-struct task_rows {
-        size_t from, to; /* blocks */
-        size_t row, rows;
-};
+/* With fewer rows a block's sums would wait for y's lines to come from memory: they are stored in one sweep at the end. */
+#define DIRECT_ROWS 64
+
+/* Do results of this panel go to y as they are? */
+static bool is_stored_direct(const struct part *p, size_t panel) {
+        return p->epilogue == EPILOGUE_STORE && p->a->rows >= DIRECT_ROWS && (panel + 1) * PANEL <= p->l.n;
+}
+
+static void product_of_many(struct product pr) {
+        const struct part *p = pr.p;
+
+        if (is_stored_direct(p, pr.panel)) {
+                pr.out = p->y + pr.rows.row * p->ldy + pr.panel * PANEL;
+                pr.ldo = p->ldy;
+        }
+        if (p->a->form == FORM_F32)
+                product_f32(&pr);
+        else if (p->a->form == FORM_BF16)
+                product_bf16(&pr);
+        else
+                product_int8(&pr);
+}
 
 /* One or two panels. */
 static void run_panels(
     struct compute *c, const struct part *p, size_t panel, unsigned panels, struct task_rows t, struct bench *bench) {
-        const struct activations *a = p->a;
+        const bool few = p->a->rows <= c->table->few_rows && !form_is_int8(p->a->form);
 
-        if (!form_is_int8(a->form))
+        if (few) {
                 for (unsigned i = 0; i < panels; i++)
                         memset(bench->tile[i], 0, t.rows * PANEL * sizeof(float));
-        if (a->rows <= c->table->few_rows && !form_is_int8(a->form)) {
                 product_of_few(c, p, panel, panels, bench->tile[0], bench->tile[1]);
         } else {
-                for (unsigned i = 0; i < panels; i++) {
-                        struct product pr = {c, p, panel + i, i + 1 == panels, t.from, t.to, bench};
-
-                        if (a->form == FORM_F32)
-                                product_f32(&pr, bench->tile[i]);
-                        else if (a->form == FORM_BF16)
-                                product_bf16(&pr, bench->tile[i]);
-                        else
-                                product_int8(&pr, t.row, t.rows, bench->tile[i]);
-                }
+                for (unsigned i = 0; i < panels; i++)
+                        product_of_many(
+                            (struct product){c, p, panel + i, i + 1 == panels, t, bench->tile[i], PANEL, bench});
         }
         if (p->epilogue == EPILOGUE_SWIGLU) {
                 size_t width = p->l.n / 2, column = panel / 2 * PANEL;
@@ -406,7 +438,8 @@ static void run_panels(
                 return;
         }
         for (unsigned i = 0; i < panels; i++)
-                store_tile(p, bench->tile[i], panel + i, t.row, t.rows);
+                if (few || !is_stored_direct(p, panel + i))
+                        store_tile(p, bench->tile[i], panel + i, t.row, t.rows);
 }
 
 static void run_task(struct compute *c, const struct part *p, size_t task, struct bench *bench) {

@@ -7,15 +7,28 @@
 
 /* A block of rows of activations and the weights they meet, both in 32-bit words: a float, two bf16 or four int8. */
 struct operands {
-        const void *a; /* word k of row r at a[k * step + r * row_step] */
+        const void *a; /* word k of row r at a[k * step + r * row_step]; of pairs and quads at a[k * rows + r] */
         size_t step, row_step;
         const void *b; /* [k][lanes] words */
         size_t k;
         unsigned rows;
+        const void *c; /* the sums begin at c[rows][lanes], or at 0 when it is NULL */
+        void *out;     /* and go to out[r * ldo + lane] */
+        size_t ldo;
         const float *scale; /* fp8: one, or with lane_scales 32; NULL for all else */
         bool lane_scales;
+        const struct int8_ends *ends; /* int8, else NULL */
         const char *next; /* meanwhile `ahead` bytes per k are asked for from here on: the weights of later calls */
         size_t ahead;
+};
+
+/* What int8 sums begin at when there is no c, and how they become floats when they are complete: (sum + bias) * row_scale
+ * * scale, in this order; bias and row_scale may be NULL. */
+struct int8_ends {
+        const int32_t *begin;           /* [32] */
+        bool complete;                  /* with this call: `out` takes floats, else int32 */
+        const int32_t *bias;            /* [32] */
+        const float *row_scale, *scale; /* [rows], [32] */
 };
 
 /* Few rows of activations and one or two panels, whose weights are decoded on their way from memory. */
@@ -30,28 +43,28 @@ struct few_operands {
 };
 #define FEW_ROWS_PAIRED 2
 
-/* Sums are chained through c: c[r][lane] += a[r][k] b[k][lane] for ascending k, fused. With a scale the chain begins at 0,
- * and c[r][lane] += scale * sum at its end, fused: such a call spans the columns of one fp8 scale. */
+/* Sums are chained from c to out: a[r][k] b[k][lane] is added for ascending k, fused. With a scale the chain begins at 0, and
+ * scale * sum is added to c at its end, fused: such a call spans the columns of one fp8 scale. */
 struct kernel_table {
         unsigned block_rows;      /* rows that one gemm call takes at most */
         unsigned block_rows_int8; /* the same of gemm_int8 */
         unsigned few_rows;        /* rows that few and few_bf16 take at most: more gain by decoding first */
 
-        void (*gemm)(const struct operands *o, unsigned lanes, float *c);
+        void (*gemm)(const struct operands *o, unsigned lanes);
         void (*few[WEIGHT_FP8 + 1])(const struct few_operands *o);
         /* b[k][32] = the panel's weights as floats, fp8 in the unit that gemm expects of them. NULL for f32. */
         void (*expand[WEIGHT_FP8 + 1])(const void *panel, size_t k, float *b);
 
         /* Dot products of bf16 pairs; NULL where the CPU has none. */
-        void (*gemm_bf16)(const struct operands *o, float *c);
+        void (*gemm_bf16)(const struct operands *o);
         void (*few_bf16[WEIGHT_FP8 + 1])(const struct few_operands *o);
         void (*expand_fp8_bf16)(const void *panel, size_t pairs, uint32_t *b);
 
         /* int8 weights, exact sums. Activations are words of two int16, and weights are expanded to such words first (or
          * taken from the panel for one row, row_int8); or, where expand_int8 is NULL, words of four unsigned bytes: the
          * activations plus 128, their sums beginning at -128 times the sum of the weights. */
-        void (*gemm_int8)(const struct operands *o, int32_t *c);
-        void (*row_int8)(const struct operands *o, int32_t *c);
+        void (*gemm_int8)(const struct operands *o);
+        void (*row_int8)(const struct operands *o);
         void (*expand_int8)(const void *panel, size_t words, uint32_t *b);
 
         /* A row of activations in the form that products want, padded with zeros: bf16 to a pair, int8 to four. */
@@ -59,9 +72,6 @@ struct kernel_table {
         float (*row_largest)(const float *x, size_t k); /* max |x| */
         void (*row_to_int8)(const float *x, size_t k, float scale, void *ret_row);
         void (*row_to_int8_static)(const float *x, size_t k, float scale_inv, float offset, void *ret_row);
-        /* out = (c + bias) * row_scale * scale; bias and row_scale may be NULL. */
-        void (*int8_to_float)(const int32_t *c, unsigned rows, const int32_t *bias, const float *row_scale,
-            const float *scale, float *out);
         /* out[r][i] = silu(gate[r][i]) * up[r][i] for i < width <= 32 */
         void (*swiglu)(const float *gate, const float *up, size_t rows, size_t width, float *out, size_t ldo);
 

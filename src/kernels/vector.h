@@ -11,8 +11,11 @@
 /* ---- products --------------------------------------------------------------------------------------------------- */
 
 INLINE void prefetch_next(const struct operands *o, size_t i, unsigned lines) {
-        for (unsigned line = 0; line < lines; line++)
-                simd_prefetch(o->next + i * o->ahead + line * 64);
+        const char *at = o->next + i * o->ahead;
+
+        simd_prefetch(at);
+        if (lines > 1 && o->ahead > 64)
+                simd_prefetch(at + 64);
 }
 
 INLINE void load_scale(const float *scale, bool lane_scales, vf ret_scale[2]) {
@@ -22,17 +25,22 @@ INLINE void load_scale(const float *scale, bool lane_scales, vf ret_scale[2]) {
         }
 }
 
-INLINE void gemm_block(
-    const struct operands *operands, float *c, const unsigned rows, const unsigned wide, const bool scaled) {
+/* Where the chain of a lane begins. */
+INLINE vf sum_begin(const float *c, size_t at) {
+        return c ? vf_load(c + at) : vf_set(0);
+}
+
+INLINE void gemm_block(const struct operands *operands, const unsigned rows, const unsigned wide, const bool scaled) {
         const struct operands o = *operands; /* nothing written below may change it */
-        const float *a = o.a, *b = o.b;
+        const float *a = o.a, *b = o.b, *c = o.c;
+        float *out = o.out;
         vf sum[BLOCK_ROWS][2];
 
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++)
 #pragma GCC unroll 2
                 for (unsigned v = 0; v < wide; v++)
-                        sum[r][v] = scaled ? vf_set(0) : vf_load(c + (r * wide + v) * LANES);
+                        sum[r][v] = scaled ? vf_set(0) : sum_begin(c, (r * wide + v) * LANES);
         for (size_t i = 0; i < o.k; i++) {
                 vf w[2];
 
@@ -57,13 +65,13 @@ INLINE void gemm_block(
                 for (unsigned r = 0; r < rows; r++)
 #pragma GCC unroll 2
                         for (unsigned v = 0; v < wide; v++)
-                                sum[r][v] = vf_fma(sum[r][v], scale[v], vf_load(c + (r * wide + v) * LANES));
+                                sum[r][v] = vf_fma(sum[r][v], scale[v], sum_begin(c, (r * wide + v) * LANES));
         }
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++)
 #pragma GCC unroll 2
                 for (unsigned v = 0; v < wide; v++)
-                        vf_store(c + (r * wide + v) * LANES, sum[r][v]);
+                        vf_store(out + r * o.ldo + v * LANES, sum[r][v]);
 }
 
 /* The number of rows must be a constant for the sums to live in registers. */
@@ -89,11 +97,11 @@ INLINE void gemm_block(
         }
 
 #define MIN_ROWS(n)    ((n) < BLOCK_ROWS ? (n) : BLOCK_ROWS)
-#define GEMM_WIDE(n)   gemm_block(o, c, MIN_ROWS(n), 2, false)
-#define GEMM_SCALED(n) gemm_block(o, c, MIN_ROWS(n), 2, true)
-#define GEMM_HALF(n)   gemm_block(o, c, MIN_ROWS(n), 1, false)
+#define GEMM_WIDE(n)   gemm_block(o, MIN_ROWS(n), 2, false)
+#define GEMM_SCALED(n) gemm_block(o, MIN_ROWS(n), 2, true)
+#define GEMM_HALF(n)   gemm_block(o, MIN_ROWS(n), 1, false)
 
-static void gemm(const struct operands *o, unsigned lanes, float *c) {
+static void gemm(const struct operands *o, unsigned lanes) {
         if (lanes != PANEL) {
                 ROWS_SWITCH(o->rows, GEMM_HALF)
         } else if (o->scale) {
@@ -270,15 +278,36 @@ FLOAT_TYPE(fp8, WEIGHT_FP8)
 #define vi_dot vi_dot_pairs
 #endif
 
-INLINE void int8_block(const struct operands *operands, int32_t *c, const unsigned rows) {
+INLINE vi int8_begin(const struct operands *o, unsigned r, unsigned half) {
+        const int32_t *c = o->c;
+
+        return vi_load(c ? c + r * PANEL + half * LANES : o->ends->begin + half * LANES);
+}
+
+INLINE void int8_end(const struct operands *o, unsigned r, unsigned half, vi sum) {
+        const struct int8_ends *e = o->ends;
+        const size_t at = r * o->ldo + half * LANES;
+        vf v;
+
+        if (!e->complete) {
+                vi_store((int32_t *)o->out + at, sum);
+                return;
+        }
+        v = vf_from_vi(e->bias ? vi_add(sum, vi_load(e->bias + half * LANES)) : sum);
+        if (e->row_scale)
+                v = vf_mul(v, vf_set(e->row_scale[r]));
+        vf_store((float *)o->out + at, vf_mul(v, vf_load(e->scale + half * LANES)));
+}
+
+INLINE void int8_block(const struct operands *operands, const unsigned rows) {
         const struct operands o = *operands;
         const int32_t *a = o.a, *b = o.b;
         vi sum[BLOCK_ROWS_INT8][2];
 
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++) {
-                sum[r][0] = vi_load(c + r * PANEL);
-                sum[r][1] = vi_load(c + r * PANEL + LANES);
+                sum[r][0] = int8_begin(&o, r, 0);
+                sum[r][1] = int8_begin(&o, r, 1);
         }
         for (size_t i = 0; i < o.k; i++) {
                 vi w0 = vi_load(b + i * PANEL), w1 = vi_load(b + i * PANEL + LANES);
@@ -286,7 +315,7 @@ INLINE void int8_block(const struct operands *operands, int32_t *c, const unsign
                 prefetch_next(&o, i, 2);
 #pragma GCC unroll 16
                 for (unsigned r = 0; r < rows; r++) {
-                        vi x = vi_set(a[i * o.step + r * o.row_step]);
+                        vi x = vi_set(a[i * rows + r]);
 
                         sum[r][0] = vi_dot(sum[r][0], x, w0);
                         sum[r][1] = vi_dot(sum[r][1], x, w1);
@@ -294,22 +323,22 @@ INLINE void int8_block(const struct operands *operands, int32_t *c, const unsign
         }
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++) {
-                vi_store(c + r * PANEL, sum[r][0]);
-                vi_store(c + r * PANEL + LANES, sum[r][1]);
+                int8_end(&o, r, 0, sum[r][0]);
+                int8_end(&o, r, 1, sum[r][1]);
         }
 }
 
-static void gemm_int8(const struct operands *o, int32_t *c) {
-#define INT8_BLOCK(n) int8_block(o, c, (n) < BLOCK_ROWS_INT8 ? (n) : BLOCK_ROWS_INT8)
+static void gemm_int8(const struct operands *o) {
+#define INT8_BLOCK(n) int8_block(o, (n) < BLOCK_ROWS_INT8 ? (n) : BLOCK_ROWS_INT8)
         ROWS_SWITCH(o->rows, INT8_BLOCK)
 }
 
 #if !defined(INT8_AS_BYTES)
 
 /* The weights are the panel itself: quads. k counts words of two. */
-static void row_int8(const struct operands *o, int32_t *c) {
+static void row_int8(const struct operands *o) {
         const int32_t *x = o->a;
-        vi sum[2] = {vi_load(c), vi_load(c + LANES)};
+        vi sum[2] = {int8_begin(o, 0, 0), int8_begin(o, 0, 1)};
 
         for (size_t i = 0; i < o->k / 2; i++) {
                 const char *at = (const char *)o->b + i * PANEL * 4;
@@ -324,8 +353,8 @@ static void row_int8(const struct operands *o, int32_t *c) {
                         sum[half] = vi_dot_pairs(sum[half], vi_set(x[2 * i + 1]), second);
                 }
         }
-        vi_store(c, sum[0]);
-        vi_store(c + LANES, sum[1]);
+        int8_end(o, 0, 0, sum[0]);
+        int8_end(o, 0, 1, sum[1]);
 }
 
 static void expand_int8(const void *panel, size_t words, uint32_t *b) {
@@ -422,29 +451,49 @@ static __attribute__((unused)) void row_to_bf16(const float *x, size_t k, uint16
 }
 
 static float row_largest(const float *x, size_t k) {
-        vf largest = vf_set(0);
+        vf largest[4] = {vf_set(0), vf_set(0), vf_set(0), vf_set(0)}; /* four chains hide the latency */
+        size_t i = 0;
 
-        for (size_t i = 0; i < k; i += LANES)
-                largest = vf_max(vf_abs(load_up_to(x + i, k - i)), largest);
-        return lanes_largest(largest);
+        for (; i + 4 * LANES <= k; i += 4 * LANES)
+#pragma GCC unroll 4
+                for (unsigned j = 0; j < 4; j++)
+                        largest[j] = vf_max(vf_abs(vf_load(x + i + j * LANES)), largest[j]);
+        for (; i < k; i += LANES)
+                largest[0] = vf_max(vf_abs(load_up_to(x + i, k - i)), largest[0]);
+        largest[0] = vf_max(vf_max(largest[0], largest[1]), vf_max(largest[2], largest[3]));
+        return lanes_largest(largest[0]);
 }
 
 /* Activation i and those after it, of n in all, as int16 or as unsigned bytes plus 128. */
 INLINE void store_int8(vf v, size_t i, size_t n, void *row) {
-        v = vf_min(vf_max(vf_round(v), vf_set(-128)), vf_set(127));
 #if defined(INT8_AS_BYTES)
-        uint8_t part[LANES];
+        uint8_t part[LANES], *to = (uint8_t *)row + i;
+#define TO_INT8 vf_to_u8
 #else
-        int16_t part[LANES];
+        int16_t part[LANES], *to = (int16_t *)row + i;
+#define TO_INT8 vf_to_i16
 #endif
 
-        n = n - i < LANES ? n - i : LANES;
-#if defined(INT8_AS_BYTES)
-        vf_to_u8(v, part);
-#else
-        vf_to_i16(v, part);
-#endif
-        memcpy((char *)row + i * sizeof(*part), part, n * sizeof(*part));
+        v = vf_min(vf_max(v, vf_set(-128)), vf_set(127));
+        if (n - i >= LANES) {
+                TO_INT8(v, to);
+                return;
+        }
+        TO_INT8(v, part);
+        memcpy(to, part, (n - i) * sizeof(*part));
+}
+
+/* x / s, rounded once, without the division's cost: `inverse` is 1 / s rounded, and two corrections of the quotient by its
+ * exact remainder give the correctly rounded one (Markstein) where nothing overflows or underflows: for s within the bounds
+ * below and |x| of at most a few hundred s. A quotient so small that its remainder underflows is one that rounds to 0. */
+#define SCALE_SAFE_MIN 0x1p-60f
+#define SCALE_SAFE_MAX 0x1p+60f
+
+INLINE vf divide_by_scale(vf x, vf s, vf inverse) {
+        vf minus = vf_sub(vf_set(0), s), q = vf_mul(x, inverse);
+
+        q = vf_fma(vf_fma(minus, q, x), inverse, q);
+        return vf_fma(vf_fma(minus, q, x), inverse, q);
 }
 
 INLINE void pad_int8(size_t k, void *row) {
@@ -457,7 +506,13 @@ INLINE void pad_int8(size_t k, void *row) {
 }
 
 static void row_to_int8(const float *x, size_t k, float scale, void *ret_row) {
-        for (size_t i = 0; i < k; i += LANES) {
+        const vf s = vf_set(scale), inverse = vf_set(1 / scale);
+        size_t i = 0;
+
+        if (scale >= SCALE_SAFE_MIN && scale <= SCALE_SAFE_MAX)
+                for (; i + LANES <= k; i += LANES)
+                        store_int8(divide_by_scale(vf_load(x + i), s, inverse), i, k, ret_row);
+        for (; i < k; i += LANES) {
                 vf v = load_up_to(x + i, k - i);
 
                 store_int8(scale > 0 ? vf_div(v, vf_set(scale)) : vf_set(0), i, k, ret_row);
@@ -475,19 +530,6 @@ static void row_to_int8_static(const float *x, size_t k, float scale_inv, float 
 }
 
 /* ---- after a product ---------------------------------------------------------------------------------------------- */
-
-static void int8_to_float(
-    const int32_t *c, unsigned rows, const int32_t *bias, const float *row_scale, const float *scale, float *out) {
-        for (unsigned r = 0; r < rows; r++)
-                for (unsigned i = 0; i < PANEL; i += LANES) {
-                        const int32_t *at = c + r * PANEL + i;
-                        vf v = bias ? vf_from_sum_i32(at, bias + i) : vf_from_i32(at);
-
-                        if (row_scale)
-                                v = vf_mul(v, vf_set(row_scale[r]));
-                        vf_store(out + r * PANEL + i, vf_mul(v, vf_load(scale + i)));
-                }
-}
 
 /* e^x within 2 ulp; 0 below -87.3, e^88.3 above. Range reduction by ln 2 in two parts and a polynomial of degree 6 for
  * [-ln 2 / 2, ln 2 / 2] (the coefficients are those of the Cephes library). A NaN stays one. */
@@ -634,6 +676,6 @@ static void add_row(const float *x, size_t n, float *y) {
         TABLE_INT8.block_rows_int8 = BLOCK_ROWS_INT8, .gemm_int8 = gemm_int8, .block_rows = BLOCK_ROWS, .gemm = gemm,  \
         .few_rows = FEW_ROWS, .few = {few_f32, few_f16, few_bf16, few_fp8},                                            \
         .expand = {NULL, expand_f16, expand_bf16, expand_fp8}, .row_largest = row_largest, .row_to_int8 = row_to_int8, \
-        .row_to_int8_static = row_to_int8_static, .int8_to_float = int8_to_float, .swiglu = swiglu,                    \
-        .softmax = softmax, .scale_rows = scale_rows, .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row,        \
-        .rope = rope_row, .add = add_row, .to_bf16 = to_bf16, .from_bf16 = from_bf16, .round_bf16 = round_to_bf16
+        .row_to_int8_static = row_to_int8_static, .swiglu = swiglu, .softmax = softmax, .scale_rows = scale_rows,      \
+        .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row, .rope = rope_row, .add = add_row,                    \
+        .to_bf16 = to_bf16, .from_bf16 = from_bf16, .round_bf16 = round_to_bf16

@@ -5,7 +5,7 @@
 #define BLOCK_ROWS_INT8 12
 #define INT8_AS_BYTES
 
-/* Integral values in [-128, 127], plus 128. */
+/* Values in [-128, 127], rounded to integers, plus 128. */
 INLINE void vf_to_u8(vf a, uint8_t *p) {
         __m512i n = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(128));
         _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(n));
@@ -21,15 +21,17 @@ INLINE vf dot(vf sum, uint32_t x, __m512i w) {
         return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32((int)x), (__m512bh)w);
 }
 
-INLINE void bf16_block(const struct operands *operands, float *c, const unsigned rows, const bool scaled) {
+INLINE void bf16_block(const struct operands *operands, const unsigned rows, const bool scaled) {
         const struct operands o = *operands;
         const uint32_t *a = o.a, *b = o.b;
+        const float *c = o.c;
+        float *out = o.out;
         vf sum[BLOCK_ROWS][2];
 
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++) {
-                sum[r][0] = scaled ? vf_set(0) : vf_load(c + r * PANEL);
-                sum[r][1] = scaled ? vf_set(0) : vf_load(c + r * PANEL + LANES);
+                sum[r][0] = scaled ? vf_set(0) : sum_begin(c, r * PANEL);
+                sum[r][1] = scaled ? vf_set(0) : sum_begin(c, r * PANEL + LANES);
         }
         for (size_t i = 0; i < o.k; i++) {
                 __m512i w0 = _mm512_loadu_si512(b + i * PANEL), w1 = _mm512_loadu_si512(b + i * PANEL + LANES);
@@ -37,7 +39,7 @@ INLINE void bf16_block(const struct operands *operands, float *c, const unsigned
                 prefetch_next(&o, i, 2);
 #pragma GCC unroll 16
                 for (unsigned r = 0; r < rows; r++) {
-                        uint32_t x = a[i * o.step + r * o.row_step];
+                        uint32_t x = a[i * rows + r];
 
                         sum[r][0] = dot(sum[r][0], x, w0);
                         sum[r][1] = dot(sum[r][1], x, w1);
@@ -49,20 +51,20 @@ INLINE void bf16_block(const struct operands *operands, float *c, const unsigned
                 load_scale(o.scale, o.lane_scales, scale);
 #pragma GCC unroll 16
                 for (unsigned r = 0; r < rows; r++) {
-                        sum[r][0] = vf_fma(sum[r][0], scale[0], vf_load(c + r * PANEL));
-                        sum[r][1] = vf_fma(sum[r][1], scale[1], vf_load(c + r * PANEL + LANES));
+                        sum[r][0] = vf_fma(sum[r][0], scale[0], sum_begin(c, r * PANEL));
+                        sum[r][1] = vf_fma(sum[r][1], scale[1], sum_begin(c, r * PANEL + LANES));
                 }
         }
 #pragma GCC unroll 16
         for (unsigned r = 0; r < rows; r++) {
-                vf_store(c + r * PANEL, sum[r][0]);
-                vf_store(c + r * PANEL + LANES, sum[r][1]);
+                vf_store(out + r * o.ldo, sum[r][0]);
+                vf_store(out + r * o.ldo + LANES, sum[r][1]);
         }
 }
 
-static void gemm_bf16(const struct operands *o, float *c) {
-#define BF16_BLOCK(n)  bf16_block(o, c, n, false)
-#define BF16_SCALED(n) bf16_block(o, c, n, true)
+static void gemm_bf16(const struct operands *o) {
+#define BF16_BLOCK(n)  bf16_block(o, n, false)
+#define BF16_SCALED(n) bf16_block(o, n, true)
         if (o->scale) {
                 ROWS_SWITCH(o->rows, BF16_SCALED)
         } else {

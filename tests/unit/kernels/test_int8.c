@@ -79,6 +79,51 @@ static void static_layers_give_the_vectors(void **state) {
         close_vectors(&v);
 }
 
+/* Quotients beside the halves where rounding turns, for scales of every size: what a plain division gives. */
+static void dynamic_activations_are_divided_exactly(void **state) {
+        enum { K = 48, SCALES = 3000 };
+        static const float sizes[] = {
+            1, 0x1p-20f, 0x1p+20f, 0x1p-61f, 0x1p-59f, 0x1p+59f, 0x1p+61f, 0x1p-120f, 0x1p+110f, 0x1p-135f};
+        int8_t *identity = alloc(K * K);
+        float ones[K], x[K], y[K];
+        struct weight_source s = {
+            .type = WEIGHT_INT8_DYNAMIC, .n = K, .k = K, .row_stride = K, .data = identity, .row_scale = ones};
+
+        memset(identity, 0, K * K);
+        for (size_t i = 0; i < K; i++) {
+                identity[i * K + i] = 1;
+                ones[i] = 1;
+        }
+        for (enum isa isa = ISA_SCALAR; isa <= best(); isa++) {
+                struct compute *c = new_compute(isa, 1, ACTIVATION_F32);
+                struct packed p = pack(c, &s);
+                struct rng r;
+
+                rng_seed(&r, 7);
+                for (size_t round = 0; round < SCALES; round++) {
+                        float largest = (float)(1 + rng_unit(&r)) * sizes[round % 10], scale = largest / 127;
+
+                        x[0] = largest;
+                        for (size_t i = 1; i < K; i++) {
+                                float half = (float)rng_below(&r, 127) + 0.5f;
+
+                                x[i] = half * scale;
+                                for (uint64_t steps = rng_below(&r, 3); steps > 0; steps--)
+                                        x[i] = nextafterf(x[i], i % 2 ? largest : 0);
+                                x[i] *= i % 4 < 2 ? 1 : -1;
+                        }
+                        linear_run(c, &p.l, x, K, 1, y, K);
+                        for (size_t i = 0; i < K; i++)
+                                if (y[i] != rintf(x[i] / scale) * scale)
+                                        fail_msg("%s: %a / %a is not %a", isa_name(isa), (double)x[i], (double)scale,
+                                            (double)(y[i] / scale));
+                }
+                free(p.memory);
+                compute_free(c);
+        }
+        free(identity);
+}
+
 /* Extreme values on both sides: what saturates in the byte products of AVX2. */
 static void sums_are_exact_at_the_extremes(void **state) {
         struct vectors v = open_vectors();
@@ -170,6 +215,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(dynamic_layers_give_the_vectors),
             cmocka_unit_test(static_layers_give_the_vectors),
+            cmocka_unit_test(dynamic_activations_are_divided_exactly),
             cmocka_unit_test(sums_are_exact_at_the_extremes),
             cmocka_unit_test(the_longest_row_of_extremes_is_exact),
             cmocka_unit_test(broken_activations_stay_within_bounds),
