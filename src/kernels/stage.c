@@ -14,7 +14,7 @@ static_assert(PASS_UNITS >= FP8_BLOCK_K_MAX, "the columns of one fp8 scale fit")
 /* Activations of so many words are packed by the caller: less than what waking the workers for it costs. */
 #define PACK_ALONE_WORDS 16384
 /* Weights of one task at least, if there are enough for everybody: memory is read fastest in long runs. */
-#define TASK_BYTES ((size_t)128 << 10)
+#define TASK_BYTES ((size_t)256 << 10)
 /* Tasks per worker at least, so that an uneven start or a late worker evens out. */
 #define TASKS_PER_WORKER 4
 
@@ -361,6 +361,21 @@ static void product_int8(const struct product *pr) {
         }
 }
 
+/* Columns of few rows from k on: until the end of an fp8 scale, or until what is fetched ahead lies in another panel. */
+static size_t few_columns(const struct linear *l, size_t k) {
+        const size_t tail = 2 * PREFETCH_BYTES / panel_offset(l->type, 2);
+
+        return pass_columns(l, k, l->k > tail && k < (l->k - tail) / 2 * 2 ? (l->k - tail) / 2 * 2 - k : l->k);
+}
+
+/* How far ahead of column k weights are fetched: past the end of a panel lies, of two read at once, the other one; the next to
+ * be read comes after that. */
+static size_t few_ahead(const struct linear *l, size_t k, unsigned panels) {
+        const size_t bytes = panel_offset(l->type, l->k), ahead = PREFETCH_BYTES;
+
+        return panel_offset(l->type, k) + ahead < bytes ? ahead : ahead + (panels - 1) * bytes;
+}
+
 /* Few rows: weights are used as they stream by, and two panels at once when the rows are very few. */
 static void product_of_few(
     const struct compute *c, const struct part *p, size_t panel, unsigned panels, float *tile0, float *tile1) {
@@ -368,13 +383,14 @@ static void product_of_few(
         const bool pairs = p->a->form == FORM_BF16;
         struct few_operands o = {.rows = (unsigned)p->a->rows, .lane_scales = l->lane_scales, .c = {tile0, tile1}};
 
-        if (panels == 2 && o.rows > FEW_ROWS_PAIRED) {
+        if (panels == 2 && o.rows > c->table->few_rows_paired) {
                 product_of_few(c, p, panel, 1, tile0, NULL);
                 product_of_few(c, p, panel + 1, 1, tile1, NULL);
                 return;
         }
         for (size_t k = 0, columns; k < l->k; k += columns) {
-                columns = pass_columns(l, k, l->k);
+                columns = few_columns(l, k);
+                o.ahead = few_ahead(l, k, panels);
                 o.x = (const char *)p->a->packed + (pairs ? k / 2 : k) * o.rows * 4;
                 o.k = pairs ? ceil_div(columns, 2) : columns;
                 for (unsigned i = 0; i < panels; i++) {

@@ -35,13 +35,13 @@ struct int8_ends {
 struct few_operands {
         const void *x; /* [k][rows] floats, or words of two bf16 */
         unsigned rows;
-        const void *panel[2]; /* [1] may be NULL, and is with more than FEW_ROWS_PAIRED rows */
+        const void *panel[2]; /* [1] may be NULL, and is with more than few_rows_paired rows */
         size_t k;
+        size_t ahead;          /* meanwhile the weights so many bytes on are asked for */
         const float *scale[2]; /* as above, by panel */
         bool lane_scales;
         float *c[2]; /* [rows][32] */
 };
-#define FEW_ROWS_PAIRED 2
 
 /* Sums are chained from c to out: a[r][k] b[k][lane] is added for ascending k, fused. With a scale the chain begins at 0, and
  * scale * sum is added to c at its end, fused: such a call spans the columns of one fp8 scale. */
@@ -49,6 +49,8 @@ struct kernel_table {
         unsigned block_rows;      /* rows that one gemm call takes at most */
         unsigned block_rows_int8; /* the same of gemm_int8 */
         unsigned few_rows;        /* rows that few and few_bf16 take at most: more gain by decoding first */
+        unsigned
+            few_rows_paired; /* rows that they take at most with two panels at once: more do not fit the registers */
 
         void (*gemm)(const struct operands *o, unsigned lanes);
         void (*few[WEIGHT_FP8 + 1])(const struct few_operands *o);

@@ -142,9 +142,13 @@ INLINE struct group load_group(enum weight_type type, const char *panel, size_t 
         return g;
 }
 
-INLINE void prefetch_ahead(const void *p, size_t bytes) {
+INLINE void prefetch_at(const char *p, size_t bytes) {
         for (size_t line = 0; line < bytes; line += 64)
-                simd_prefetch((const char *)p + PREFETCH_BYTES + line);
+                simd_prefetch(p + line);
+}
+
+INLINE void prefetch_ahead(const void *p, size_t bytes) {
+        prefetch_at((const char *)p + PREFETCH_BYTES, bytes);
 }
 
 /* The sums of few rows: [panel][row][half]. */
@@ -195,7 +199,7 @@ INLINE void few_add(const float *x, const vf w[2], const unsigned rows, vf sum[]
 
 INLINE void few_panels(
     enum weight_type type, const unsigned panels, const unsigned rows, const struct few_operands *o) {
-        const size_t k = o->k, each = group_size(type), bytes = panel_offset(type, each);
+        const size_t k = o->k, ahead = o->ahead, each = group_size(type), bytes = panel_offset(type, each);
         const char *panel[2] = {o->panel[0], o->panel[1]};
         const float *x = o->x;
         FEW_SUMS;
@@ -206,7 +210,7 @@ INLINE void few_panels(
                 for (unsigned p = 0; p < panels; p++) {
                         struct group g = load_group(type, panel[p], i);
 
-                        prefetch_ahead(panel[p] + i * bytes, bytes);
+                        prefetch_at(panel[p] + i * bytes + ahead, bytes);
 #pragma GCC unroll 2
                         for (unsigned j = 0; j < each; j++)
                                 few_add(x + (i * each + j) * rows, g.w[j], rows, sum[p]);
@@ -227,13 +231,21 @@ INLINE void few_panels(
                 if (n <= FEW_ROWS)                                                                                     \
                         function(type, 1, n < FEW_ROWS ? n : FEW_ROWS, o);                                             \
                 break;
+#define FEW_CASE_PAIRED(n, function, type)                                                                             \
+        case n:                                                                                                        \
+                if (n <= FEW_ROWS_PAIRED)                                                                              \
+                        function(type, 2, n < FEW_ROWS_PAIRED ? n : FEW_ROWS_PAIRED, o);                               \
+                return;
 /* The numbers of panels and rows as constants. */
 #define FEW_SWITCH(function, type)                                                                                     \
         if (o->panel[1]) {                                                                                             \
-                if (o->rows == 1)                                                                                      \
-                        function(type, 2, 1, o);                                                                       \
-                else                                                                                                   \
-                        function(type, 2, 2, o);                                                                       \
+                switch (o->rows) {                                                                                     \
+                        FEW_CASE_PAIRED(1, function, type)                                                             \
+                        FEW_CASE_PAIRED(2, function, type)                                                             \
+                        FEW_CASE_PAIRED(3, function, type)                                                             \
+                        FEW_CASE_PAIRED(4, function, type)                                                             \
+                        FEW_CASE_PAIRED(5, function, type)                                                             \
+                }                                                                                                      \
                 return;                                                                                                \
         }                                                                                                              \
         switch (o->rows) {                                                                                             \
@@ -674,7 +686,7 @@ static void add_row(const float *x, size_t n, float *y) {
 #endif
 #define TABLE_COMMON                                                                                                   \
         TABLE_INT8.block_rows_int8 = BLOCK_ROWS_INT8, .gemm_int8 = gemm_int8, .block_rows = BLOCK_ROWS, .gemm = gemm,  \
-        .few_rows = FEW_ROWS, .few = {few_f32, few_f16, few_bf16, few_fp8},                                            \
+        .few_rows = FEW_ROWS, .few_rows_paired = FEW_ROWS_PAIRED, .few = {few_f32, few_f16, few_bf16, few_fp8},        \
         .expand = {NULL, expand_f16, expand_bf16, expand_fp8}, .row_largest = row_largest, .row_to_int8 = row_to_int8, \
         .row_to_int8_static = row_to_int8_static, .swiglu = swiglu, .softmax = softmax, .scale_rows = scale_rows,      \
         .merge = merge, .finish = finish, .rmsnorm = rmsnorm_row, .rope = rope_row, .add = add_row,                    \

@@ -5,6 +5,7 @@
 #define BLOCK_ROWS      3 /* 3 x 32 sums fill twelve of sixteen registers */
 #define BLOCK_ROWS_INT8 2 /* a product and an addition need one register more than a fused one */
 #define FEW_ROWS        2
+#define FEW_ROWS_PAIRED 2
 #include "kernels/vector.h"
 
 const struct kernel_table kernels_avx2 = {TABLE_COMMON};

@@ -2,6 +2,7 @@
 #include "kernels/simd_avx512.h"
 #define BLOCK_ROWS      12
 #define FEW_ROWS        6
+#define FEW_ROWS_PAIRED 4
 #define BLOCK_ROWS_INT8 12
 #define INT8_AS_BYTES
 
@@ -74,7 +75,7 @@ static void gemm_bf16(const struct operands *o) {
 
 INLINE void dot_panels(
     enum weight_type type, const unsigned panels, const unsigned rows, const struct few_operands *o) {
-        const size_t k = o->k, bytes = panel_offset(type, 2);
+        const size_t k = o->k, ahead = o->ahead, bytes = panel_offset(type, 2);
         const char *panel[2] = {o->panel[0], o->panel[1]};
         const uint32_t *x = o->x;
         FEW_SUMS;
@@ -86,7 +87,7 @@ INLINE void dot_panels(
                         const char *at = panel[p] + i * bytes;
                         __m512i w[2];
 
-                        prefetch_ahead(at, bytes);
+                        prefetch_at(at + ahead, bytes);
                         if (type == WEIGHT_FP8) {
                                 fp8_to_bf16(at, w);
                         } else {

@@ -34,7 +34,7 @@ static double limit_seconds(double work, const struct yardstick *y) {
         return y ? work * seconds_of(y->run, y->context, 1) / y->work : 0;
 }
 
-static double cpu_seconds(void) { /* of all our threads; waiting ones spin */
+double cpu_seconds(void) {
         struct rusage u;
 
         getrusage(RUSAGE_SELF, &u);

@@ -53,6 +53,7 @@ struct work {
 };
 
 void die(const char *what, const struct error *e);
+double cpu_seconds(void); /* of all our threads so far; waiting ones spin */
 /* Medians of rounds of at least `least` seconds, each beside a run of the yardsticks. */
 struct figure measure(const struct machine *m, void (*run)(void *), void *context, struct work w, double least);
 /* Measure the machine with `threads` workers of `c`: fills m->read and m->peak. Prints a line. */
