@@ -208,6 +208,7 @@ static void prepare_requests(struct group *g) {
                 }
                 pack(d, l);
                 g->jobs[i] = (struct link_job){.fd = g->links[i],
+                    .near = g->near[i],
                     .out = (const char *)l->out,
                     .out_bytes = l->out_bytes,
                     .in = (char *)l->head_in,
@@ -291,6 +292,7 @@ static int exchange_answers(struct group *g) {
                 for (size_t i = 0; i < l->head_in[1]; i++)
                         memcpy(l->answer + i * d->hidden, d->y + (size_t)l->rows[i] * d->hidden, row_bytes);
                 g->jobs[r] = (struct link_job){.fd = g->links[r],
+                    .near = g->near[r],
                     .out = (const char *)l->answer,
                     .out_bytes = l->head_in[1] * row_bytes,
                     .in = (char *)l->back,

@@ -59,9 +59,10 @@ int group_new(const struct group_options *options, struct group **ret_group, str
                 g->options.silence_ms = GROUP_SILENCE_MS;
         g->listener = -1;
         g->links = malloc(options->size * sizeof(*g->links));
+        g->near = calloc(options->size, sizeof(struct near_link *));
         g->jobs = calloc(options->size, sizeof(*g->jobs));
         g->said = calloc(options->size, sizeof(*g->said));
-        r = members_new(g) == 0 && moves_new(g) == 0 && g->links && g->jobs && g->said &&
+        r = members_new(g) == 0 && moves_new(g) == 0 && g->links && g->near && g->jobs && g->said &&
                     options->size <= GROUP_SIZE_MAX
                 ? make_facts(g)
                 : -ENOMEM;
@@ -84,6 +85,7 @@ static void drop_link(struct group *g, uint32_t rank) {
 
 /* The epoch, or an attempt at one, is over. */
 static void drop_links(struct group *g) {
+        group_drop_near(g);
         for (uint32_t i = 0; g->links && i < g->options.size; i++)
                 drop_link(g, i);
         g->formed = false;
@@ -109,6 +111,7 @@ void group_free(struct group *g) {
         members_free(g);
         buf_free(&g->facts);
         free(g->links);
+        free(g->near);
         free(g->jobs);
         free(g->said);
         free(g);
@@ -191,6 +194,7 @@ static void begin_epoch(struct group *g) {
         g->why[0] = '\0';
         g->told = 0;
         g->hold_until = 0;
+        group_settle_near(g);
         pthread_mutex_lock(&g->shown);
         g->shown_epoch = g->epoch;
         pthread_mutex_unlock(&g->shown);
@@ -235,7 +239,7 @@ static int welcome(struct group *g, int fd, uint64_t until, struct error *e) {
         struct newcomer *come;
         uint32_t kind;
         uint64_t rank, port;
-        char why[256];
+        char why[256], offer[NEAR_OFFER_MAX];
         int r = links_receive(fd, &kind, &body, until);
 
         if (r < 0 || kind != JOIN || !number_of(buf_slice(&body), "rank", GROUP_SIZE_MAX, &rank) ||
@@ -245,6 +249,7 @@ static int welcome(struct group *g, int fd, uint64_t until, struct error *e) {
                 return 0;
         }
         compare(g, buf_slice(&body), why);
+        snprintf(offer, sizeof(offer), "%.*s", SLICE_ARG(value_of(buf_slice(&body), SLICE_LIT("near"))));
         buf_free(&body);
         if (!why[0] && (rank == 0 || rank >= g->options.size))
                 snprintf(why, sizeof(why), "there is no rank %llu in a group of %u", (unsigned long long)rank,
@@ -261,6 +266,7 @@ static int welcome(struct group *g, int fd, uint64_t until, struct error *e) {
                 return 0;
         }
         come->port = (uint16_t)port;
+        memcpy(come->offer, offer, sizeof(offer));
         return (int)rank;
 }
 
@@ -384,6 +390,7 @@ static int make_table(struct group *g, const bool *there, struct buf *table) {
         int r = 0;
 
         buf_printf(table, "epoch=%llu\n", (unsigned long long)g->epoch + 1);
+        group_offer_near(g, table, "near0");
         for (uint32_t i = 1; r == 0 && i < g->options.size; i++) {
                 node[i] = UINT32_MAX; /* not there: on no node */
                 if (!there[i])
@@ -391,7 +398,8 @@ static int make_table(struct group *g, const bool *there, struct buf *table) {
                 r = links_peer(g->links[i], hosts[i]);
                 if (r < 0)
                         break;
-                buf_printf(table, "%u=%s %u\n", i, hosts[i], g->come[i].port);
+                buf_printf(table, "%u=%s %u\nnear%u=%s\n", i, hosts[i], g->come[i].port, i, g->come[i].offer);
+                group_open_near(g, i, slice_str(g->come[i].offer));
                 node[i] = is_near(g, i, hosts[i]) ? 0 : i;
                 for (uint32_t k = 1; k < i && node[i] == i; k++)
                         if (there[k] && strcmp(hosts[k], hosts[i]) == 0)
@@ -497,6 +505,7 @@ static int join(struct group *g, uint64_t until) {
                 return r;
         g->links[0] = r;
         buf_printf(&body, "rank=%u\nsize=%u\nport=%u\n", o->rank, o->size, g->port);
+        group_offer_near(g, &body, "near");
         buf_add(&body, buf_slice(&g->facts));
         r = buf_ok(&body) ? send_to(g, 0, JOIN, buf_slice(&body)) : -ENOMEM;
         buf_reset(&body);
@@ -570,6 +579,11 @@ static int meet(struct group *g, struct slice table, struct error *e) {
                         r = connect_below(g, i, table);
         while (r == 0 && !all_linked(g, there))
                 r = accept_above(g);
+        for (uint32_t i = 0; r == 0 && i < g->options.size; i++) {
+                snprintf(key, sizeof(key), "near%u", i);
+                if (there[i] && i != g->options.rank)
+                        group_open_near(g, i, value_of(table, slice_str(key)));
+        }
         if (r == 0)
                 r = members_settle(g, &next, there, say_busy, e);
         if (r == 0)
@@ -649,7 +663,7 @@ int group_form(struct group *g, unsigned ms, struct error *e) {
 int group_exchange(struct group *g, bool once) {
         char text[160];
         size_t at = 0;
-        int r = links_exchange(g->jobs, g->options.size, g->options.silence_ms, once, &at);
+        int r = links_exchange(g->jobs, g->options.size, g->inbox, g->options.silence_ms, once, &at);
 
         if (r == 0)
                 return 0;
@@ -682,19 +696,27 @@ void group_sleep(struct group *g, int fd) {
                 p[n++] = (struct pollfd){g->door >= 0 ? g->door : g->listener, POLLIN, 0};
         if (g->door >= 0)
                 ms = (int)INTRODUCE_MS;
-        while (poll(p, n, ms) < 0 && errno == EINTR)
+        if (g->inbox)
+                inbox_doze(g->inbox); /* what is written from here on is told on a socket */
+        while (!group_near_calls(g) && poll(p, n, ms) < 0 && errno == EINTR)
                 ;
+        if (g->inbox)
+                inbox_rouse(g->inbox);
 }
 
 bool group_is_called(struct group *g) {
         struct pollfd p[GROUP_SIZE_MAX];
+        size_t n = 0;
 
-        return has_guest(g) || moves_has_word(g) || poll(p, list_links(g, p), 0) > 0;
+        for (uint32_t i = 0; i < g->options.size; i++)
+                if (g->links[i] >= 0 && !g->near[i]) /* a near rank's socket may have but a wake in it */
+                        p[n++] = (struct pollfd){g->links[i], POLLIN, 0};
+        return has_guest(g) || moves_has_word(g) || group_near_calls(g) || (n > 0 && poll(p, n, 0) > 0);
 }
 
 void group_clear_jobs(struct group *g) {
         for (uint32_t i = 0; i < g->options.size; i++)
-                g->jobs[i] = (struct link_job){.fd = g->links[i]};
+                g->jobs[i] = (struct link_job){.fd = g->links[i], .near = g->near[i]};
 }
 
 static int check_said(struct group *g, const struct step_message *mine) {
@@ -720,6 +742,7 @@ static int exchange_messages(struct group *g, const struct step_message *mine) {
 
         for (uint32_t i = 0; i < g->options.size; i++)
                 g->jobs[i] = (struct link_job){.fd = g->links[i],
+                    .near = g->near[i],
                     .out = (const char *)mine,
                     .out_bytes = sizeof(*mine),
                     .in = (char *)&g->said[i],

@@ -27,6 +27,7 @@ struct group_options {
         uint16_t port;                 /* rank 0's */
         const struct comm_fact *facts; /* what must be equal on all ranks; borrowed */
         size_t fact_count;
+        bool sockets_only;                 /* TCP between ranks of one host, too */
         unsigned silence_ms;               /* a peer that is waited for is lost after it; 0: GROUP_SILENCE_MS */
         const struct placement *placement; /* at the start, copied; what the model was loaded with */
         /* EPLB: experts may move, which needs model_options.movable_experts and as many slots on every rank. */

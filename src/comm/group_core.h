@@ -11,6 +11,8 @@ struct group {
         bool formed;
         uint64_t epoch, step;
         int *links;                /* [size], -1: none; own: -1 */
+        struct inbox *inbox;       /* of this epoch; NULL: none could be made, or nobody is near */
+        struct near_link **near;   /* [size], NULL: bytes go by the socket */
         struct buf facts;          /* "name=value\n" each, as ranks send them */
         struct link_job *jobs;     /* [size] */
         struct step_message *said; /* [size], of the step at hand */
@@ -57,6 +59,7 @@ struct step_message {
 /* What a rank has said of itself when it joined. */
 struct newcomer {
         uint16_t port;
+        char offer[NEAR_OFFER_MAX]; /* its inbox (near.h), or "" */
         struct buf holds; /* u32 [layers][slots of the rank]: experts */
 };
 
@@ -64,6 +67,18 @@ struct newcomer {
 int group_exchange(struct group *g, bool once);
 /* A job without bytes for every rank, -1 for those who are not there. */
 void group_clear_jobs(struct group *g);
+
+/* ---- group_near.c: memory instead of sockets between ranks of one host ------------------------------------------------------ */
+
+/* Make this epoch's inbox and append "NAME=OFFER\n" to what is said to others; nothing where there is none to offer. */
+void group_offer_near(struct group *g, struct buf *said, const char *name);
+/* Map the inbox that a rank offers; without it, or when it is of another host, its bytes go by the socket. */
+void group_open_near(struct group *g, uint32_t rank, struct slice offer);
+/* All have opened what they can: keep what is open from both sides. */
+void group_settle_near(struct group *g);
+void group_drop_near(struct group *g);
+/* Has one of them begun to write, or gone? */
+bool group_near_calls(const struct group *g);
 
 /* ---- members.c: who is there, and who holds what -------------------------------------------------------------------------- */
 

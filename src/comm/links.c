@@ -7,9 +7,11 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* Of the messages that form a group: facts and addresses of ranks. */
@@ -208,75 +210,179 @@ int links_receive(int fd, uint32_t *ret_kind, struct buf *body, uint64_t until) 
 
 /* ---- many at once ------------------------------------------------------------------------------------------------------ */
 
+static bool is_done(const struct link_job *j) {
+        return j->fd < 0 || (j->out_bytes == 0 && j->in_bytes == 0);
+}
+
+/* One send: bytes that left, 0 when none can, or a negative errno. */
+static ssize_t send_some(const struct link_job *j) {
+        struct iovec pieces[2] = {{(char *)(uintptr_t)j->out, j->out_bytes}, {(char *)(uintptr_t)j->more, j->more_bytes}};
+        struct msghdr message = {.msg_iov = pieces, .msg_iovlen = j->more_bytes ? 2 : 1};
+        ssize_t n = j->near ? near_write(j->near, j->fd, j->out, j->out_bytes) : sendmsg(j->fd, &message, MSG_NOSIGNAL);
+
+        if (n >= 0 || j->near)
+                return n;
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+}
+
+static ssize_t receive_some(const struct link_job *j) {
+        ssize_t n = j->near ? near_read(j->near, j->fd, j->in, j->in_bytes) : recv(j->fd, j->in, j->in_bytes, 0);
+
+        if (j->near || n > 0)
+                return n;
+        if (n == 0)
+                return -ECONNRESET;
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+}
+
+static void pass_out(struct link_job *j, size_t bytes) {
+        size_t first = bytes < j->out_bytes ? bytes : j->out_bytes;
+
+        j->out += first;
+        j->out_bytes -= first;
+        if (j->out_bytes > 0)
+                return;
+        j->out = j->more + (bytes - first);
+        j->out_bytes = j->more_bytes - (bytes - first);
+        j->more_bytes = 0;
+}
+
 /* What goes without waiting. Bytes moved, or a negative errno. */
 static ssize_t move_some(struct link_job *j) {
         ssize_t moved = 0, n = 0;
 
-        while (j->out_bytes && (n = send(j->fd, j->out, j->out_bytes, MSG_NOSIGNAL)) > 0) {
-                j->out += n;
-                j->out_bytes -= (size_t)n;
+        while (j->out_bytes && (n = send_some(j)) > 0) {
+                pass_out(j, (size_t)n);
                 moved += n;
         }
-        if (j->out_bytes && n < 0 && errno != EAGAIN && errno != EINTR)
-                return -errno;
-        while (j->in_bytes && (n = recv(j->fd, j->in, j->in_bytes, 0)) > 0) {
+        while (n >= 0 && j->in_bytes && (n = receive_some(j)) > 0) {
                 j->in += n;
                 j->in_bytes -= (size_t)n;
                 moved += n;
                 while (j->in_bytes == 0 && j->arrived)
                         j->arrived(j);
         }
-        if (j->in_bytes && n == 0)
-                return -ECONNRESET;
-        if (j->in_bytes && n < 0 && errno != EAGAIN && errno != EINTR)
-                return -errno;
-        return moved;
+        return n < 0 ? n : moved;
 }
 
-static size_t list_waiting(const struct link_job *jobs, size_t count, struct pollfd *p) {
+/* All jobs of one exchange, and what the last look at them gave. */
+struct exchange {
+        struct link_job *jobs;
+        size_t count;
+        struct inbox *inbox;
+        uint64_t until;
+        bool moved, done;
+        size_t at; /* the job that failed */
+};
+
+static int look(struct exchange *x) {
+        x->moved = false;
+        x->done = true;
+        for (size_t i = 0; i < x->count; i++) {
+                ssize_t moved = x->jobs[i].fd < 0 ? 0 : move_some(&x->jobs[i]);
+
+                if (moved < 0) {
+                        x->at = i;
+                        return (int)moved;
+                }
+                x->moved |= moved > 0;
+                x->done &= is_done(&x->jobs[i]);
+        }
+        return 0;
+}
+
+/* Near links are listened to even when nothing is awaited on them: whichever peer makes a change first sends the only byte. */
+static size_t list_waiting(const struct exchange *x, struct pollfd *p) {
         size_t n = 0;
 
-        for (size_t i = 0; i < count; i++)
-                if (jobs[i].fd >= 0 && (jobs[i].out_bytes || jobs[i].in_bytes))
-                        p[n++] = (struct pollfd){jobs[i].fd,
-                            (short)((jobs[i].out_bytes ? POLLOUT : 0) | (jobs[i].in_bytes ? POLLIN : 0)), 0};
+        for (size_t i = 0; i < x->count; i++) {
+                const struct link_job *j = &x->jobs[i];
+
+                if (j->fd >= 0 && j->near)
+                        p[n++] = (struct pollfd){j->fd, POLLIN, 0};
+                else if (!is_done(j))
+                        p[n++] = (struct pollfd){
+                            j->fd, (short)((j->out_bytes ? POLLOUT : 0) | (j->in_bytes ? POLLIN : 0)), 0};
+        }
         return n;
 }
 
-static size_t first_waiting(const struct link_job *jobs, size_t count) {
-        for (size_t i = 0; i < count; i++)
-                if (jobs[i].fd >= 0 && (jobs[i].out_bytes || jobs[i].in_bytes))
+static size_t first_waiting(const struct exchange *x) {
+        for (size_t i = 0; i < x->count; i++)
+                if (!is_done(&x->jobs[i]))
                         return i;
         return 0;
 }
 
-int links_exchange(struct link_job *jobs, size_t count, unsigned silence_ms, bool once, size_t *ret_at) {
-        uint64_t until = links_now() + silence_ms;
+/* A near peer's socket has ended. All that it wrote before is there to be read; if that was all, it is missed the next time. */
+static int take_last_words(struct exchange *x, size_t gone) {
+        int r = look(x);
+
+        if (r == 0 && x->done)
+                return 0;
+        x->at = gone;
+        return -ECONNRESET;
+}
+
+static int sleep_for(struct exchange *x) {
         struct pollfd p[JOBS_MAX];
+        size_t n = list_waiting(x, p), gone = SIZE_MAX;
+        uint64_t now = links_now();
 
-        for (;;) {
-                size_t n;
-                bool any = false;
-
-                for (size_t i = 0; i < count; i++) {
-                        ssize_t moved = jobs[i].fd < 0 ? 0 : move_some(&jobs[i]);
-
-                        if (moved < 0) {
-                                *ret_at = i;
-                                return (int)moved;
-                        }
-                        any |= moved > 0;
-                }
-                n = list_waiting(jobs, count, p);
-                if (n == 0 || once)
-                        return 0;
-                if (any)
-                        until = links_now() + silence_ms;
-                if (links_now() >= until) {
-                        *ret_at = first_waiting(jobs, count);
-                        return -ETIMEDOUT;
-                }
-                if (poll(p, n, (int)(until - links_now())) < 0 && errno != EINTR)
-                        return -errno;
+        if (poll(p, n, now < x->until ? (int)(x->until - now) : 0) < 0)
+                return errno == EINTR ? 0 : -errno;
+        for (size_t i = 0, at = 0; i < x->count && at < n; i++) {
+                if (x->jobs[i].fd != p[at].fd)
+                        continue;
+                if (p[at++].revents && x->jobs[i].near && near_drain(x->jobs[i].fd) < 0)
+                        gone = i;
         }
+        return gone == SIZE_MAX ? 0 : take_last_words(x, gone);
+}
+
+/* Nothing moves just now. Look for a while, letting others have the core; then sleep. */
+static int await_change(struct exchange *x) {
+        uint64_t end;
+        int r = 0;
+
+        if (!x->inbox)
+                return sleep_for(x);
+        end = clock_mono_ns() + inbox_spin_us(x->inbox) * NS_PER_US;
+        while (r == 0 && !x->moved && clock_mono_ns() < end) {
+                sched_yield();
+                r = look(x);
+        }
+        if (r < 0 || x->moved)
+                return r;
+        inbox_doze(x->inbox);
+        r = look(x); /* what changes from here on is told */
+        if (r == 0 && !x->moved)
+                r = sleep_for(x);
+        inbox_rouse(x->inbox);
+        return r;
+}
+
+int links_exchange(
+    struct link_job *jobs, size_t count, struct inbox *inbox, unsigned silence_ms, bool once, size_t *ret_at) {
+        struct exchange x = {.jobs = jobs, .count = count, .inbox = inbox, .until = links_now() + silence_ms};
+        int r = look(&x);
+
+        while (r == 0 && !x.done && !once) {
+                if (!x.moved && links_now() >= x.until) {
+                        x.at = first_waiting(&x);
+                        r = -ETIMEDOUT;
+                        break;
+                }
+                r = x.moved ? 0 : await_change(&x);
+                if (x.moved)
+                        x.until = links_now() + silence_ms;
+                if (r == 0)
+                        r = look(&x);
+        }
+        *ret_at = x.at;
+        return r;
+}
+
+bool links_near_calls(const struct near_link *near, int fd) {
+        return near_has_bytes(near) || near_drain(fd) < 0 || near_has_bytes(near);
 }

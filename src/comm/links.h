@@ -2,6 +2,7 @@
 #pragma once
 #include "base/buf.h"
 #include "base/error.h"
+#include "comm/near.h"
 #include <stdint.h>
 
 uint64_t links_now(void); /* ms */
@@ -20,11 +21,12 @@ int links_own(int fd, char ret_host[64]); /* of this end */
 int links_send(int fd, uint32_t kind, struct slice body, uint64_t until);
 int links_receive(int fd, uint32_t *ret_kind, struct buf *body, uint64_t until);
 
-/* One peer's part in an exchange: all of `out` goes, all of `in` comes. */
+/* One peer's part in an exchange: all of `out` and then `more` goes, all of `in` comes. */
 struct link_job {
-        int fd; /* -1: none */
-        const char *out;
-        size_t out_bytes;
+        int fd;                 /* -1: none */
+        struct near_link *near; /* NULL: bytes go by the socket */
+        const char *out, *more;
+        size_t out_bytes, more_bytes;
         char *in;
         size_t in_bytes;
         void (*arrived)(
@@ -32,5 +34,9 @@ struct link_job {
         void *context;
 };
 /* Send and receive on all jobs at once, until all are done or nothing moves for `silence_ms`. 0, or a negative errno with
- * *ret_at the job that failed (-ETIMEDOUT, -ECONNRESET, …). `once`: only what goes without waiting; 0 then, too. */
-int links_exchange(struct link_job *jobs, size_t count, unsigned silence_ms, bool once, size_t *ret_at);
+ * *ret_at the job that failed (-ETIMEDOUT, -ECONNRESET, …). `once`: only what goes without waiting; 0 then, too. `inbox` is that
+ * of the near links; NULL when there are none. */
+int links_exchange(
+    struct link_job *jobs, size_t count, struct inbox *inbox, unsigned silence_ms, bool once, size_t *ret_at);
+/* Has the peer of a near link begun to write, or gone? Does not wait. */
+bool links_near_calls(const struct near_link *near, int fd);
