@@ -46,6 +46,7 @@ static const struct serve_options defaults = {.host = "0.0.0.0", /* as vLLM */
     .dtype = "auto",
     .policy = "fcfs",
     .kv_dtype = "auto",
+    .all2all_dtype = "auto",
     .isa = "auto",
     .w8a8_mix = "auto",
     .max_model_len = -1,

@@ -12,7 +12,7 @@ struct serve_options {
         const char *generation_config, *chat_format, *reasoning_parser, *tool_parser, *speculative, *additional, *isa,
             *log_level;
         const char *kv_transfer, *kv_events, *response_role, *origins, *template_kwargs, *override_generation;
-        const char *config_file, *tls_ciphers, *chat_template, *tokenizer, *w8a8_mix, *compilation;
+        const char *config_file, *tls_ciphers, *chat_template, *tokenizer, *w8a8_mix, *compilation, *all2all_dtype;
         struct option_list api_key, served_names, capture_sizes;
         int64_t port, max_model_len, max_num_seqs, max_num_batched_tokens, max_queued, long_prefill, block_size,
             kv_bytes, kv_blocks;

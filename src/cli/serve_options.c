@@ -115,6 +115,8 @@ static const struct option options[] = {
     {"eplb-window-size", 0, OPTION_INT, AT(eplb_window), "STEPS", NULL, .min = 1, .max = 1000000},
     {"eplb-step-interval", 0, OPTION_INT, AT(eplb_interval), "STEPS", NULL, .min = 0, .max = INT32_MAX},
     {"eplb-log-balancedness", 0, OPTION_FLAG, AT(eplb_tell), NULL, NULL},
+    {"all2all-dtype", 0, OPTION_STRING, AT(all2all_dtype), NULL, "how tokens travel to experts (auto: no bit is lost)",
+        .choices = "auto|float32|bfloat16|int8"},
     {"distributed-timeout-seconds", 0, OPTION_INT, AT(dp_silence), "SECONDS", "a rank that says nothing is lost (30)",
         .min = 1, .max = 86400},
     {"pipeline-parallel-size", 0, OPTION_INT, AT(pipeline_parallel), "N", NULL, .min = 1, .max = 1024},

@@ -37,6 +37,13 @@ static int check(int64_t size, int64_t rank, struct error *e) {
         return 0;
 }
 
+static enum group_payload payload_of(const char *name) {
+        return !strcmp(name, "float32")    ? GROUP_PAYLOAD_F32
+               : !strcmp(name, "bfloat16") ? GROUP_PAYLOAD_BF16
+               : !strcmp(name, "int8")     ? GROUP_PAYLOAD_INT8
+                                           : GROUP_PAYLOAD_EXACT;
+}
+
 int serve_read_parallel(const struct serve_options *o, struct engine_group *ret_group, struct error *e) {
         const char *host = o->dp_address ? o->dp_address : getenv("VLLM_DP_MASTER_IP");
         int64_t size = 1, rank = -1, port = 0;
@@ -54,6 +61,7 @@ int serve_read_parallel(const struct serve_options *o, struct engine_group *ret_
             .size = (uint32_t)size,
             .host = host && *host ? host : "127.0.0.1",
             .port = (uint16_t)port,
-            .silence_ms = (unsigned)o->dp_silence * 1000};
+            .silence_ms = (unsigned)o->dp_silence * 1000,
+            .payload = payload_of(o->all2all_dtype)};
         return 0;
 }

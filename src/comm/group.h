@@ -13,6 +13,8 @@
  * follows the load while steps go on: all exchange their loads at a step, rank 0 spreads the experts anew, and layer by layer
  * every rank fetches what it lacks beside its steps; at the first step at whose beginning all have it, all switch.
  *
+ * What ranks say to one another goes over TCP, and between ranks of one host, once all are there, through memory (near.h).
+ *
  * One thread, the engine's, but where "any thread" is said. Every wait has a deadline. */
 #pragma once
 #include "base/buf.h"
@@ -21,12 +23,23 @@
 
 struct group;
 
+/* How tokens travel to experts, and the experts' outputs back. */
+enum group_payload {
+        /* No bit is lost: int8 where all experts of a layer quantise their rows so, bfloat16 with ACTIVATION_BF16, else float32;
+         * back float32. */
+        GROUP_PAYLOAD_EXACT,
+        GROUP_PAYLOAD_F32,
+        GROUP_PAYLOAD_BF16, /* but int8 where that is exact; back bfloat16 */
+        GROUP_PAYLOAD_INT8, /* whatever the experts are; back bfloat16 */
+};
+
 struct group_options {
         uint32_t rank, size;           /* size at least 2 */
         const char *host;              /* rank 0's address, or a name */
         uint16_t port;                 /* rank 0's */
         const struct comm_fact *facts; /* what must be equal on all ranks; borrowed */
         size_t fact_count;
+        enum group_payload payload;        /* equal on all ranks */
         bool sockets_only;                 /* TCP between ranks of one host, too */
         unsigned silence_ms;               /* a peer that is waited for is lost after it; 0: GROUP_SILENCE_MS */
         const struct placement *placement; /* at the start, copied; what the model was loaded with */
@@ -73,8 +86,8 @@ int group_agree(struct group *g, bool work, uint32_t rows, bool *ret_any, uint32
 void group_break(struct group *g, const char *why);
 
 /* The experts of all ranks, for model_set_experts(): equal, bit for bit, to all experts in one process, however many ranks there
- * are. Between two group_agree()s each rank runs it equally often, with at most the rows that were agreed on. Returns what
- * breaks the group. */
+ * are; with a payload that rounds, equal on any number of ranks from 2 on. Between two group_agree()s each rank runs it equally
+ * often, with at most the rows that were agreed on. Returns what breaks the group. */
 struct experts_interface group_experts(struct group *g, struct model *m, struct compute *compute);
 
 /* ---- looking in ----------------------------------------------------------------------------------------------------------- */

@@ -216,7 +216,8 @@ static bool is_done(const struct link_job *j) {
 
 /* One send: bytes that left, 0 when none can, or a negative errno. */
 static ssize_t send_some(const struct link_job *j) {
-        struct iovec pieces[2] = {{(char *)(uintptr_t)j->out, j->out_bytes}, {(char *)(uintptr_t)j->more, j->more_bytes}};
+        struct iovec pieces[2] = {
+            {(char *)(uintptr_t)j->out, j->out_bytes}, {(char *)(uintptr_t)j->more, j->more_bytes}};
         struct msghdr message = {.msg_iov = pieces, .msg_iovlen = j->more_bytes ? 2 : 1};
         ssize_t n = j->near ? near_write(j->near, j->fd, j->out, j->out_bytes) : sendmsg(j->fd, &message, MSG_NOSIGNAL);
 

@@ -72,7 +72,7 @@ struct engine {
         struct comm_fact facts[2];
         uint32_t kept;       /* prompts whose KV is held for others, or being pushed */
         struct group *group; /* NULL: alone */
-        struct comm_fact group_facts[6];
+        struct comm_fact group_facts[7];
         struct placement placement; /* of the group's options, when they bring none */
         char draft_text[12], slot_text[12];
         int wake_fd; /* with a group: an eventfd beside mailbox.work, which cannot be waited for with sockets */

@@ -144,6 +144,10 @@ void wake_engine(struct engine *g) {
 
 /* What must be equal on all ranks, for a step to be the same everywhere. */
 static size_t tell_group_facts(struct engine *g, const struct placement *p) {
+        static const char *const payloads[] = {[GROUP_PAYLOAD_EXACT] = "auto",
+            [GROUP_PAYLOAD_F32] = "float32",
+            [GROUP_PAYLOAD_BF16] = "bfloat16",
+            [GROUP_PAYLOAD_INT8] = "int8"};
         const struct engine_options *o = &g->options;
 
         snprintf(g->draft_text, sizeof(g->draft_text), "%u", o->draft_tokens);
@@ -155,7 +159,8 @@ static size_t tell_group_facts(struct engine *g, const struct placement *p) {
         g->group_facts[3] = (struct comm_fact){"num_redundant_experts", g->slot_text};
         g->group_facts[4] = (struct comm_fact){"enable-eplb", o->group->balance ? "true" : "false"};
         g->group_facts[5] = (struct comm_fact){"expert-placement-strategy", placement_strategy_name(p->strategy)};
-        return 6;
+        g->group_facts[6] = (struct comm_fact){"all2all_dtype", payloads[o->group->payload]};
+        return 7;
 }
 
 static int join_group(struct engine *g, struct error *e) {
@@ -166,6 +171,8 @@ static int join_group(struct engine *g, struct error *e) {
             .host = o->host,
             .port = o->port,
             .silence_ms = o->silence_ms,
+            .payload = o->payload,
+            .sockets_only = o->sockets_only,
             .facts = g->group_facts,
             .balance = o->balance,
             .window_steps = o->window_steps,

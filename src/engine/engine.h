@@ -40,6 +40,8 @@ struct engine_group {
         bool balance;                      /* as in group.h, these */
         uint32_t window_steps, interval_steps;
         bool tell_balance;
+        enum group_payload payload;
+        bool sockets_only;
 };
 
 struct engine_options {

@@ -142,9 +142,32 @@ struct expert_call {
         const uint32_t *rows; /* [m] rows of x */
         size_t m;
         float *y; /* [m][ldy] */
+        /* Rows of x are what rows_decode() makes of ROW_INT8, and these their scales, by number: for experts that
+         * take_int8_rows(). NULL: rows are activations. */
+        const float *scales;
 };
 void experts_run(
     struct compute *c, const struct expert_call *calls, size_t count, const float *x, size_t ldx, size_t ldy);
+
+/* Would the expert quantise its rows as ROW_INT8 does? Then it may as well be given such rows: the result is the same. */
+bool takes_int8_rows(const struct mlp *expert);
+
+/* ---- rows on their way to another process ----------------------------------------------------------------------- */
+
+enum row_type {
+        ROW_F32,
+        ROW_BF16, /* rounded to nearest even */
+        ROW_INT8, /* a float, the row's scale, and codes: those that dynamic int8 weights make of their activations */
+};
+
+/* Bytes of an encoded row, a multiple of 4 but for ROW_BF16, where it is one of 2. */
+size_t row_type_bytes(enum row_type type, size_t n);
+/* x[m][n] into m encoded rows, one after the other, at any address that is a multiple of 4. */
+void rows_encode(struct compute *c, enum row_type type, const float *x, size_t ldx, size_t m, size_t n, void *ret_rows);
+/* Back into x[m][n]. ROW_INT8: with `scales` x becomes the codes as floats and scales[m] their scales; without, their
+ * products. The bytes may be anything. */
+void rows_decode(
+    struct compute *c, enum row_type type, const void *rows, size_t m, size_t n, float *x, size_t ldx, float *scales);
 
 /* ---- attention over the paged latent cache ---------------------------------------------------------------------- */
 

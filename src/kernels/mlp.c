@@ -45,12 +45,18 @@ static void add_call(struct mlp_region *r, const struct expert_call *call, size_
         const float *first = call->rows ? x : x + from * ldx;
 
         prepare_activations(r->c, &r->up.a[i], &p->gate_up, first, ldx, call->rows ? call->rows + from : NULL, rows);
+        assert(!call->scales || (call->rows && takes_int8_rows(p)));
+        r->up.a[i].scales = call->scales;
         prepare_activations(r->c, &r->down.a[i], &p->down, between, p->width, NULL, rows);
         r->up.parts[i] = (struct part){
             .l = p->gate_up, .a = &r->up.a[i], .epilogue = EPILOGUE_SWIGLU, .y = between, .ldy = p->width};
         r->down.parts[i] = (struct part){
             .l = p->down, .a = &r->down.a[i], .epilogue = EPILOGUE_STORE, .y = call->y + from * ldy, .ldy = ldy};
         r->up.a_count = r->up.part_count = r->down.a_count = r->down.part_count = i + 1;
+}
+
+bool takes_int8_rows(const struct mlp *expert) {
+        return expert->gate_up.type == WEIGHT_INT8_DYNAMIC;
 }
 
 /* As many calls, or rows of a call, from (*call, *row) on as fit in the scratch. Returns false when none is left. */

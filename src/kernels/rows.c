@@ -23,6 +23,9 @@ struct rows_job {
         const struct kv_layer *kv;
         const uint32_t *blocks;
         size_t first;
+        char *encoded;        /* rows_encode, rows_decode */
+        size_t encoded_bytes; /* of a row */
+        float *scales;
         void (*row)(const struct rows_job *job, size_t row);
         struct step pieces;
 };
@@ -132,6 +135,104 @@ void kv_write(struct compute *c, const struct kv_layer *kv, const uint32_t *bloc
             .blocks = blocks,
             .first = first,
             .row = write_row};
+
+        rows_run(c, &job);
+}
+
+/* ---- rows for another process --------------------------------------------------------------------------------------- */
+
+size_t row_type_bytes(enum row_type type, size_t n) {
+        switch (type) {
+        case ROW_F32:
+                return n * sizeof(float);
+        case ROW_BF16:
+                return n * sizeof(uint16_t);
+        case ROW_INT8:
+                return sizeof(float) + (n + 3) / 4 * 4;
+        }
+        return 0;
+}
+
+/* So many codes are taken out of the form that products want at once. */
+#define CODES 256
+
+static void encode_int8(const struct kernel_table *t, const float *x, size_t n, char *to) {
+        const float scale = t->row_largest(x, n) / 127;
+        int8_t *codes = (int8_t *)to + sizeof(scale);
+        int16_t words[CODES];
+
+        memcpy(to, &scale, sizeof(scale));
+        for (size_t i = 0; i < n; i += CODES) {
+                const size_t count = n - i < CODES ? n - i : CODES;
+
+                t->row_to_int8(x + i, count, scale, words);
+                for (size_t j = 0; j < count; j++)
+                        codes[i + j] = (int8_t)(t->expand_int8 ? words[j] : ((const uint8_t *)words)[j] ^ 0x80);
+        }
+        for (size_t i = n; i % 4; i++)
+                codes[i] = 0;
+}
+
+static void encode_row_bf16(const struct rows_job *j, size_t r) {
+        j->c->table->to_bf16(j->x + r * j->ldx, j->n, (uint16_t *)(j->encoded + r * j->encoded_bytes));
+}
+
+static void encode_row_int8(const struct rows_job *j, size_t r) {
+        encode_int8(j->c->table, j->x + r * j->ldx, j->n, j->encoded + r * j->encoded_bytes);
+}
+
+static void encode_row_f32(const struct rows_job *j, size_t r) {
+        memcpy(j->encoded + r * j->encoded_bytes, j->x + r * j->ldx, j->encoded_bytes);
+}
+
+void rows_encode(
+    struct compute *c, enum row_type type, const float *x, size_t ldx, size_t m, size_t n, void *ret_rows) {
+        struct rows_job job = {.m = m,
+            .n = n,
+            .x = x,
+            .ldx = ldx,
+            .encoded = ret_rows,
+            .encoded_bytes = row_type_bytes(type, n),
+            .row = type == ROW_INT8   ? encode_row_int8
+                   : type == ROW_BF16 ? encode_row_bf16
+                                      : encode_row_f32};
+
+        rows_run(c, &job);
+}
+
+static void decode_row_bf16(const struct rows_job *j, size_t r) {
+        j->c->table->from_bf16((const uint16_t *)(j->encoded + r * j->encoded_bytes), j->n, j->y + r * j->ldy);
+}
+
+static void decode_row_int8(const struct rows_job *j, size_t r) {
+        const char *from = j->encoded + r * j->encoded_bytes;
+        const int8_t *codes = (const int8_t *)from + sizeof(float);
+        float *y = j->y + r * j->ldy, scale, factor;
+
+        memcpy(&scale, from, sizeof(scale));
+        factor = j->scales ? 1 : scale;
+        for (size_t i = 0; i < j->n; i++)
+                y[i] = (float)codes[i] * factor;
+        if (j->scales)
+                j->scales[r] = scale;
+}
+
+static void decode_row_f32(const struct rows_job *j, size_t r) {
+        memcpy(j->y + r * j->ldy, j->encoded + r * j->encoded_bytes, j->encoded_bytes);
+}
+
+void rows_decode(
+    struct compute *c, enum row_type type, const void *rows, size_t m, size_t n, float *x, size_t ldx, float *scales) {
+        struct rows_job job = {.m = m,
+            .n = n,
+            .y = x,
+            .ldy = ldx,
+            .encoded = (char *)(uintptr_t)rows,
+            .encoded_bytes = row_type_bytes(type, n),
+            .scales = scales,
+            .row = type == ROW_INT8   ? decode_row_int8
+                   : type == ROW_BF16 ? decode_row_bf16
+                                      : decode_row_f32};
 
         rows_run(c, &job);
 }

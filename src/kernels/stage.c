@@ -117,10 +117,11 @@ static void pack_block(const struct compute *c, const struct activations *a, siz
                         t->row_to_bf16(x, a->k, (uint16_t *)converted);
                         break;
                 case FORM_INT8_DYNAMIC: {
-                        float scale = t->row_largest(x, a->k) / 127;
+                        const size_t row = a->index ? a->index[first + r] : first + r;
+                        float scale = a->scales ? a->scales[row] : t->row_largest(x, a->k) / 127;
 
                         a->row_scale[first + r] = scale;
-                        t->row_to_int8(x, a->k, scale, converted);
+                        t->row_to_int8(x, a->k, a->scales ? 1 : scale, converted);
                         break;
                 }
                 case FORM_INT8_STATIC:

@@ -18,6 +18,7 @@ struct activations {
         size_t rows, k;
         enum form form;
         float scale_inv, offset; /* FORM_INT8_STATIC */
+        const float *scales;     /* FORM_INT8_DYNAMIC: of the rows of x, which are codes already; NULL: they are not */
 
         size_t units;       /* 32-bit words per row */
         size_t blocks;      /* rows are spread evenly over so many */

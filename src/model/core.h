@@ -29,6 +29,7 @@ struct layer {
         const float *gate_bias; /* [experts] or NULL */
         struct mlp *experts;    /* [experts]; width 0: not held here */
         struct held *held;      /* [experts]: where they lie; bytes 0: not held here */
+        bool experts_take_int8; /* model_experts_take_int8() */
 };
 
 /* Packed weights, one after the other. */

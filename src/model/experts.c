@@ -133,3 +133,7 @@ const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert)
 
         return l->moe && l->experts[expert].width ? &l->experts[expert] : NULL;
 }
+
+bool model_experts_take_int8(const struct model *m, uint32_t layer) {
+        return m->layers[layer].experts_take_int8;
+}

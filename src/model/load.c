@@ -263,6 +263,23 @@ void loader_layer(struct loader *l, uint32_t number) {
         snprintf(l->prefix, sizeof(l->prefix), "model.layers.%u.", number);
 }
 
+/* Ranks must agree on it, so all experts count, not those held here. */
+static int check_experts_input(struct loader *l, struct layer *to) {
+        char name[192];
+        int r = 0;
+
+        to->experts_take_int8 = true;
+        for (uint32_t i = 0; r == 0 && to->experts_take_int8 && i < l->m->config.experts; i++) {
+                enum ascend_kind kind = ASCEND_FLOAT;
+
+                snprintf(name, sizeof(name), "%smlp.experts.%u.gate_proj", l->prefix, i);
+                if (weights_find(&l->w, name, ".weight"))
+                        r = ascend_kind_of(&l->w, name, &kind, l->e);
+                to->experts_take_int8 = kind == ASCEND_DYNAMIC || (kind == ASCEND_MIX && !l->w.static_quantization);
+        }
+        return r;
+}
+
 static int load_experts(struct loader *l, struct layer *to) {
         const struct model *m = l->m;
         const struct model_config *c = &m->config;
@@ -277,6 +294,8 @@ static int load_experts(struct loader *l, struct layer *to) {
         if (r == 0 && to->has_shared)
                 r = load_cut_mlp(
                     l, "mlp.shared_experts", (size_t)c->shared_experts * c->expert_width, true, &to->dense);
+        if (r == 0)
+                r = check_experts_input(l, to);
         for (uint32_t i = 0; r == 0 && i < m->own_count; i++) {
                 uint32_t expert = m->own[(size_t)(to - m->layers) * m->own_count + i];
 

@@ -101,6 +101,8 @@ int model_cache_digest(const struct model_config *config, char ret_digest[33]);
 void model_set_experts(struct model *m, const struct experts_interface *experts); /* NULL: the local ones */
 void model_set_reduce(struct model *m, const struct reduce_interface *reduce);
 const struct mlp *model_expert(struct model *m, uint32_t layer, uint32_t expert); /* NULL: not held here */
+/* Do all routed experts of the layer, wherever they live, take_int8_rows() (kernels.h)? */
+bool model_experts_take_int8(const struct model *m, uint32_t layer);
 
 /* ---- moving experts --------------------------------------------------------------------------------------------- */
 

@@ -66,7 +66,8 @@ static void *need(void *p) {
 /* ---- a rank ------------------------------------------------------------------------------------------------------------- */
 
 static void open_group(struct work *w, const struct subject *s, unsigned rank) {
-        struct group_options o = {.rank = rank, .size = s->ranks, .host = "127.0.0.1", .port = s->port, .sockets_only = s->sockets_only};
+        struct group_options o = {
+            .rank = rank, .size = s->ranks, .host = "127.0.0.1", .port = s->port, .sockets_only = s->sockets_only};
         struct experts_interface experts;
         struct error e;
 
@@ -78,8 +79,7 @@ static void open_group(struct work *w, const struct subject *s, unsigned rank) {
 
 static void open_work(struct work *w, const struct subject *s, unsigned rank) {
         unsigned own = threads / s->ranks;
-        struct compute_options c = {
-            .isa = ISA_BEST, .threads = own ? own : 1, .spin_us = 50, .activation = activation};
+        struct compute_options c = {.isa = ISA_BEST, .threads = own ? own : 1, .spin_us = 50, .activation = activation};
         struct model_options m = {.dir = dir, .shard = {.ep_rank = rank, .ep_size = s->ranks}};
         struct error e;
 
@@ -212,8 +212,8 @@ static void print_case(const struct subject *s, unsigned i) {
         for (unsigned r = 0; r < rounds; r++)
                 shares[r] = board->step[0][r] / board->step[i][r];
         printf("| %s | %u x %u | %.2f ms | %.1f tokens/s | %.3f |", s->name, s->ranks,
-            threads / s->ranks ? threads / s->ranks : 1, median(board->step[i]) * 1e3,
-            batch / median(board->step[i]), median(shares));
+            threads / s->ranks ? threads / s->ranks : 1, median(board->step[i]) * 1e3, batch / median(board->step[i]),
+            median(shares));
         if (s->ranks > 1)
                 printf(" %.1f us |\n", median(board->agreement[i]) * 1e6);
         else
