@@ -102,12 +102,11 @@ static int check_options(struct serve *s, struct error *e) {
                     "--pipeline-parallel-size must be 1: this engine does not spread layers over processes (ranks "
                     "share "
                     "experts: --data-parallel-size with --enable-expert-parallel)");
-        if (o->tensor_parallel > 1)
-                log_info(&s->log,
-                    "--tensor-parallel-size %lld: the threads of a rank share the heads and columns of every layer in "
-                    "one "
-                    "memory; on a CPU that is all of it (--threads says how many)",
-                    (long long)o->tensor_parallel);
+        if (o->threads && o->threads < o->tensor_parallel)
+                return error_set(e, -EINVAL,
+                    "--tensor-parallel-size %lld with --threads %lld: each tensor-parallel rank is a group of threads "
+                    "and needs one at least",
+                    (long long)o->tensor_parallel, (long long)o->threads);
         if (o->config_file)
                 return error_set(
                     e, -EINVAL, "--config: files of options are not read; give what is in %s here", o->config_file);
@@ -202,11 +201,18 @@ static int make_compute(struct serve *s, struct error *e) {
             {"avx512_bf16", ISA_AVX512_BF16}};
         struct compute_options c = {.threads = (unsigned)(s->o.threads ? s->o.threads : os_cpu_count()),
             .spin_us = 50,
+            .groups = (unsigned)s->o.tensor_parallel,
             .activation = !strcmp(s->o.dtype, "bfloat16") ? ACTIVATION_BF16 : ACTIVATION_F32};
 
         for (size_t i = 0; i < sizeof(sets) / sizeof(*sets); i++)
                 if (!strcmp(s->o.isa, sets[i].name))
                         c.isa = sets[i].isa;
+        if (s->config.heads % c.groups)
+                return error_set(e, -EINVAL,
+                    "--tensor-parallel-size %u: the model's %u attention heads do not divide by it", c.groups,
+                    s->config.heads);
+        if (c.threads < c.groups)
+                c.threads = c.groups;
         return compute_new(&c, &s->compute, e);
 }
 
@@ -230,14 +236,22 @@ static int load_model(struct serve *s, struct error *e) {
         int r = make_compute(s, e);
 
         m.compute = s->compute;
+        if (r == 0 && s->o.tensor_parallel > 1)
+                log_info(&s->log, "tensor parallel: %u groups of threads share every layer%s",
+                    compute_groups(s->compute),
+                    compute_is_bound(s->compute) ? ", each on a memory node of its own"
+                                                 : "; the machine has one memory node, none is bound to cores");
         if (shares_experts(s)) {
                 m.shard.ep_rank = s->group.rank;
                 m.shard.ep_size = s->group.size;
                 m.shard.placement = s->group.placement;
                 m.movable_experts = s->group.balance;
         }
-        if (r == 0)
-                r = model_load(&m, &s->model, e);
+        if (r < 0)
+                return r;
+        compute_bind(s->compute); /* memory is of the node whose thread first writes to it */
+        r = model_load(&m, &s->model, e);
+        compute_unbind(s->compute);
         if (r < 0)
                 return r;
         log_info(&s->log, "loaded %s: %s, %u layers, %.1f MiB of weights in %.1f s; %s, %u threads", s->dir,

@@ -446,6 +446,7 @@ void *engine_thread(void *engine) {
         struct engine *g = engine;
         bool stuck = false;
 
+        compute_bind(g->options.compute);
         while (wait_for_work(g, stuck)) {
                 if (g->group && !group_is_formed(g->group)) {
                         regroup(g);

@@ -58,6 +58,20 @@ static size_t scratch_bytes(const struct compute *c) {
         return SCRATCH_SHARED_BYTES + workers_count(c->workers) * SCRATCH_WORKER_BYTES;
 }
 
+#define CPUS_MAX 4096
+
+static void divide(struct compute *c, const struct compute_options *o) {
+        struct os_cpu *cpus = NULL;
+        size_t count = o->cpu_count;
+
+        if (o->groups < 2)
+                return;
+        if (!o->cpus && (cpus = calloc(CPUS_MAX, sizeof(*cpus))))
+                count = os_cpus(cpus, CPUS_MAX);
+        workers_divide(c->workers, o->groups, o->cpus ? o->cpus : cpus, count);
+        free(cpus);
+}
+
 int compute_new(const struct compute_options *options, struct compute **ret_compute, struct error *e) {
         enum isa best = best_isa(), isa = options->isa == ISA_BEST ? best : options->isa;
         long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
@@ -67,6 +81,10 @@ int compute_new(const struct compute_options *options, struct compute **ret_comp
         if (isa > best)
                 return error_set(
                     e, -ENOTSUP, "this CPU has no %s instructions, its best is %s", isa_name(isa), isa_name(best));
+        if (options->groups > WORKER_GROUPS_MAX ||
+            (options->groups > 1 && options->threads && options->groups > options->threads))
+                return error_set(e, -EINVAL, "%u thread groups of %u threads; each needs one, and there are at most %d",
+                    options->groups, options->threads, WORKER_GROUPS_MAX);
         c = calloc(1, sizeof(*c));
         if (!c)
                 return error_set(e, -ENOMEM, "no memory for the compute object");
@@ -77,6 +95,7 @@ int compute_new(const struct compute_options *options, struct compute **ret_comp
         r = workers_new(options->threads, options->spin_us, &c->workers, e);
         if (r < 0)
                 goto fail;
+        divide(c, options);
         c->scratch =
             mmap(NULL, scratch_bytes(c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (c->scratch == MAP_FAILED) {
@@ -113,6 +132,22 @@ unsigned compute_threads(const struct compute *c) {
 
 enum activation compute_activation(const struct compute *c) {
         return c->activation;
+}
+
+unsigned compute_groups(const struct compute *c) {
+        return workers_groups(c->workers);
+}
+
+bool compute_is_bound(const struct compute *c) {
+        return workers_are_bound(c->workers);
+}
+
+void compute_bind(struct compute *c) {
+        workers_bind(c->workers);
+}
+
+void compute_unbind(struct compute *c) {
+        workers_unbind(c->workers);
 }
 
 void compute_run(struct compute *c, void (*task)(void *context, unsigned worker, unsigned workers), void *context) {

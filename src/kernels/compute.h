@@ -24,6 +24,11 @@ void *scratch_take(struct compute *c, size_t bytes);
 static inline void scratch_reset(struct compute *c) {
         c->used = 0;
 }
+/* Thread groups: panel `p` of a weight is packed by, and read first of all by, the group whose share it lies in. Where a share
+ * begins: at an even panel, since an MLP's gate and up are pairs. group == groups: the end. */
+static inline size_t group_panel(size_t panels, size_t group, size_t groups) {
+        return group == groups ? panels : panels / 2 * group / groups * 2;
+}
 static inline size_t scratch_left(const struct compute *c) {
         return SCRATCH_SHARED_BYTES - c->used;
 }

@@ -20,6 +20,7 @@
  * it are used by one thread at a time; the pool's workers are inside. Functions that return nothing cannot fail. */
 #pragma once
 #include "base/error.h"
+#include "os/os.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -38,6 +39,12 @@ struct compute_options {
          * worker wakes in time or not decides speed only: what it does not take the others do. */
         unsigned spin_us;
         enum activation activation;
+        /* Thread groups (tensor parallelism within a process), 0: one. Each packs, holds in the memory of its node and reads
+         * first of all its share of every weight's rows; who is through helps the others. At most as many as threads, and 16.
+         * Only where the cores are of several memory nodes are groups bound to them. */
+        unsigned groups;
+        const struct os_cpu *cpus; /* NULL: those of this process; for tests */
+        size_t cpu_count;
 };
 
 /* Opaque; owns the workers and a scratch area of fixed size (address space until it is touched): nothing that runs later
@@ -50,6 +57,12 @@ enum isa compute_isa(const struct compute *c);
 const char *isa_name(enum isa isa);
 unsigned compute_threads(const struct compute *c);
 enum activation compute_activation(const struct compute *c);
+unsigned compute_groups(const struct compute *c);
+/* Are groups bound to memory nodes? */
+bool compute_is_bound(const struct compute *c);
+/* The calling thread uses it from here on, or no longer: binds it with group 0 to that one's node, or frees it again. */
+void compute_bind(struct compute *c);
+void compute_unbind(struct compute *c);
 
 /* Run task(context, worker, workers) on the caller, as worker 0, and on the workers that come before it is through: the
  * task takes pieces from a counter of its own until none is left. Returns when all that came are done. */

@@ -120,9 +120,10 @@ struct packing {
         const struct weight_source *s;
         const struct linear *l;
         size_t first_panel, stride;
-        struct step panels;       /* of the source */
-        _Atomic size_t bad_row;   /* 1 + a row with a NaN weight, or 0 */
-        _Atomic size_t bad_scale; /* 1 + a row with an impossible scale, or 0 */
+        struct compute *c;
+        _Atomic size_t next[WORKER_GROUPS_MAX]; /* by group: panels of the source in its share that were taken */
+        _Atomic size_t bad_row;                 /* 1 + a row with a NaN weight, or 0 */
+        _Atomic size_t bad_scale;               /* 1 + a row with an impossible scale, or 0 */
 };
 
 /* Columns are copied in strips so that what is written scattered stays in the first-level cache. */
@@ -207,10 +208,20 @@ static void pack_int8_extras(struct packing *p, size_t row, size_t rows, size_t 
         }
 }
 
+/* A group's workers pack its share: who first touches memory decides of which node it is. */
+static bool take_panel(struct packing *p, unsigned worker, size_t *ret_panel) {
+        const unsigned group = workers_group_of(p->c->workers, worker), groups = compute_groups(p->c);
+        const size_t from = group_panel(p->l->panels, group, groups) / p->stride;
+        const size_t end = group_panel(p->l->panels, group + 1, groups) / p->stride;
+
+        *ret_panel = from + atomic_fetch_add_explicit(&p->next[group], 1, memory_order_relaxed);
+        return *ret_panel < end;
+}
+
 static void pack_task(void *context, unsigned worker, unsigned workers) {
         struct packing *p = context;
 
-        for (size_t i; step_take(&p->panels, &i);) {
+        for (size_t i; take_panel(p, worker, &i);) {
                 size_t row = i * PANEL, rows = p->s->n - row < PANEL ? p->s->n - row : PANEL;
                 size_t panel = p->first_panel + i * p->stride;
                 char *to = (char *)linear_panel(p->l, panel, 0);
@@ -228,11 +239,10 @@ static void pack_task(void *context, unsigned worker, unsigned workers) {
 
 static int pack_into(struct compute *c, const struct weight_source *s, const struct linear *l, size_t first_panel,
     size_t stride, struct error *e) {
-        struct packing p = {.s = s, .l = l, .first_panel = first_panel, .stride = stride};
+        struct packing p = {.s = s, .l = l, .first_panel = first_panel, .stride = stride, .c = c};
         size_t row;
 
-        step_begin(&p.panels, ceil_div(s->n, PANEL));
-        workers_share(c->workers, pack_task, &p);
+        (compute_groups(c) > 1 ? workers_run : workers_share)(c->workers, pack_task, &p);
         if ((row = atomic_load(&p.bad_row)) > 0)
                 return error_set(e, -EINVAL, "row %zu of an fp8 weight holds a NaN: the file is damaged", row - 1);
         if ((row = atomic_load(&p.bad_scale)) > 0)
@@ -319,15 +329,28 @@ struct head_packing {
         const float *data;
         size_t head_stride, row_stride, col_stride;
         const struct head_linear *l;
-        struct step panels; /* over all heads */
+        struct compute *c;
+        _Atomic size_t next[WORKER_GROUPS_MAX]; /* by group: panels of its share of each head that were taken */
 };
+
+static bool take_head_panel(struct head_packing *p, unsigned worker, size_t *ret_panel) {
+        const unsigned group = workers_group_of(p->c->workers, worker), groups = compute_groups(p->c);
+        const size_t panels = ceil_div(p->l->n, PANEL), from = group_panel(panels, group, groups);
+        const size_t each = group_panel(panels, group + 1, groups) - from;
+        const size_t at = atomic_fetch_add_explicit(&p->next[group], 1, memory_order_relaxed);
+
+        if (at >= each * p->l->heads)
+                return false;
+        *ret_panel = at / each * panels + from + at % each;
+        return true;
+}
 
 static void head_pack_task(void *context, unsigned worker, unsigned workers) {
         struct head_packing *p = context;
         const struct head_linear *l = p->l;
         const size_t per_head = ceil_div(l->n, PANEL), group = l->type == WEIGHT_BF16 ? 2 : 1;
 
-        for (size_t i; step_take(&p->panels, &i);) {
+        for (size_t i; take_head_panel(p, worker, &i);) {
                 size_t row = i % per_head * PANEL;
                 const float *from = p->data + i / per_head * p->head_stride + row * p->row_stride;
                 char *to = (char *)l->packed + i * panel_offset(l->type, l->k);
@@ -349,8 +372,12 @@ int head_linear_pack(struct compute *c, enum weight_type type, const float *data
     size_t col_stride, unsigned heads, size_t n, size_t k, void *memory, struct head_linear *ret_linear,
     struct error *e) {
         struct head_linear l = {.heads = heads, .n = n, .k = k, .packed = memory, .type = type};
-        struct head_packing p = {
-            .data = data, .head_stride = head_stride, .row_stride = row_stride, .col_stride = col_stride, .l = &l};
+        struct head_packing p = {.data = data,
+            .head_stride = head_stride,
+            .row_stride = row_stride,
+            .col_stride = col_stride,
+            .l = &l,
+            .c = c};
 
         if (type != WEIGHT_F32 && type != WEIGHT_BF16)
                 return error_set(e, -EINVAL, "products per head are kept as f32 or bf16 only");
@@ -358,8 +385,7 @@ int head_linear_pack(struct compute *c, enum weight_type type, const float *data
                 return error_set(e, -EINVAL, "%u heads of %zu x %zu", heads, n, k);
         assert((uintptr_t)memory % 64 == 0);
         l.head_stride = ceil_div(n, PANEL) * panel_offset(type, k);
-        step_begin(&p.panels, ceil_div(n, PANEL) * heads);
-        workers_share(c->workers, head_pack_task, &p);
+        (compute_groups(c) > 1 ? workers_run : workers_share)(c->workers, head_pack_task, &p);
         *ret_linear = l;
         return 0;
 }

@@ -166,7 +166,7 @@ static size_t unit_panels(const struct linear *l, enum epilogue epilogue, size_t
 }
 
 void stage_prepare(struct compute *c, struct stage *s, bool later) {
-        const size_t threads = compute_threads(c);
+        const size_t threads = compute_threads(c), groups = compute_groups(c);
         size_t words = 0, blocks = 0, tasks = 0;
 
         for (size_t i = 0; i < s->a_count; i++) {
@@ -188,12 +188,14 @@ void stage_prepare(struct compute *c, struct stage *s, bool later) {
                 p->chunks = chunk_count(c, p->a);
                 p->unit_panels =
                     unit_panels(&p->l, p->epilogue, TASKS_PER_WORKER * threads / s->part_count / p->chunks + 1);
-                p->units = ceil_div(p->l.panels, p->unit_panels);
+                p->units = ceil_div(ceil_div(p->l.panels, p->unit_panels), groups) * groups;
                 p->first_task = tasks;
                 tasks += p->units * p->chunks;
         }
         step_begin(&s->packing, blocks);
         step_begin(&s->tasks, tasks);
+        for (size_t g = 0; groups > 1 && g < groups; g++)
+                atomic_store_explicit(&s->shares[g].next, 0, memory_order_relaxed);
 }
 
 /* The rows of a task, in blocks and by number. */
@@ -459,10 +461,23 @@ static void run_panels(
                         store_tile(p, bench->tile[i], panel + i, t.row, t.rows);
 }
 
+/* The first panel of a unit of a group's share. */
+static size_t unit_begin(const struct compute *c, const struct part *p, size_t group, size_t unit) {
+        const size_t groups = compute_groups(c), each = p->units / groups;
+        size_t from, share;
+
+        if (groups == 1)
+                return unit * p->unit_panels < p->l.panels ? unit * p->unit_panels : p->l.panels;
+        from = group_panel(p->l.panels, group, groups);
+        share = group_panel(p->l.panels, group + 1, groups) - from;
+        return from + (unit == each ? share : share / 2 * unit / each * 2);
+}
+
 static void run_task(struct compute *c, const struct part *p, size_t task, struct bench *bench) {
         const struct activations *a = p->a;
-        const size_t chunk = task / p->units, first = task % p->units * p->unit_panels;
-        const size_t end = first + p->unit_panels < p->l.panels ? first + p->unit_panels : p->l.panels;
+        const size_t groups = compute_groups(c), each = p->units / groups, group = task % groups;
+        const size_t chunk = task / groups / each, unit = task / groups % each;
+        const size_t first = unit_begin(c, p, group, unit), end = unit_begin(c, p, group, unit + 1);
         struct task_rows t = {.from = chunk * a->blocks / p->chunks, .to = (chunk + 1) * a->blocks / p->chunks};
 
         t.row = block_first(a, t.from);
@@ -476,13 +491,36 @@ static const struct part *find_part(const struct stage *s, size_t task) {
         return &s->parts[entry_of(&s->parts->first_task, sizeof(*s->parts), s->part_count, task)];
 }
 
+/* With groups a task's number is that in its group's share times their number, plus the group's: a worker takes those of its own
+ * group, whose weights are near, and then what other groups have left. */
+static bool take_task(struct compute *c, struct stage *s, unsigned worker, size_t *ret_task) {
+        const size_t groups = compute_groups(c), each = s->tasks.total / groups;
+        const size_t own = workers_group_of(c->workers, worker);
+
+        if (groups == 1)
+                return step_take(&s->tasks, ret_task);
+        for (size_t i = 0; i < groups; i++) {
+                const size_t group = (own + i) % groups;
+                size_t at;
+
+                if (atomic_load_explicit(&s->shares[group].next, memory_order_relaxed) >= each)
+                        continue;
+                at = atomic_fetch_add_explicit(&s->shares[group].next, 1, memory_order_relaxed);
+                if (at < each) {
+                        *ret_task = at * groups + group;
+                        return true;
+                }
+        }
+        return false;
+}
+
 void stage_work(struct compute *c, struct stage *s, unsigned worker) {
         struct bench *bench = scratch_worker(c, worker);
 
         for (size_t i; step_take(&s->packing, &i); step_done(c->workers, &s->packing))
                 pack_nth_block(c, s, i, bench);
         step_wait(c->workers, &s->packing);
-        for (size_t i; step_take(&s->tasks, &i); step_done(c->workers, &s->tasks)) {
+        for (size_t i; take_task(c, s, worker, &i); step_done(c->workers, &s->tasks)) {
                 const struct part *p = find_part(s, i);
 
                 run_task(c, p, i - p->first_task, bench);

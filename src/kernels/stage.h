@@ -39,8 +39,8 @@ struct part {
         float *y;
         size_t ldy;
 
-        size_t unit_panels;   /* panels per task */
-        size_t units, chunks; /* tasks: chunks of rows, each times units of panels */
+        size_t unit_panels;   /* panels per task, without thread groups */
+        size_t units, chunks; /* tasks: chunks of rows, each times units of panels; with groups units are a multiple */
         size_t first_task;
 };
 
@@ -52,6 +52,10 @@ struct stage {
 
         struct step packing; /* blocks of activations, none when they are packed already */
         struct step tasks;
+        struct {
+                _Atomic size_t next;
+                char apart[64 - sizeof(size_t)]; /* counters of different nodes */
+        } shares[WORKER_GROUPS_MAX];             /* with thread groups, instead of tasks.next: each group's */
 };
 
 /* The form in which a linear wants its rows. */

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +36,9 @@ struct workers {
         void *context;
         _Atomic bool stop;
         unsigned threads, spin_us, started;
+        unsigned groups;
+        cpu_set_t *all, *mine; /* the cores of all groups and of group 0; NULL: not bound */
+        size_t set_bytes;
         struct worker {
                 struct workers *all;
                 unsigned index;
@@ -150,6 +154,7 @@ int workers_new(unsigned threads, unsigned spin_us, struct workers **ret_workers
                 return error_set(e, -ENOMEM, "no memory for the workers");
         memset(p, 0, sizeof(*p));
         p->threads = threads;
+        p->groups = 1;
         p->spin_us = spin_us;
         p->region = REGION_CLOSED;
         p->each = calloc(threads, sizeof(*p->each));
@@ -175,11 +180,96 @@ void workers_free(struct workers *p) {
         for (unsigned i = 1; i < p->started; i++)
                 pthread_join(p->each[i].thread, NULL);
         free(p->each);
+        free(p->all);
+        free(p->mine);
         free(p);
 }
 
 unsigned workers_count(const struct workers *p) {
         return p->threads;
+}
+
+/* ---- groups ------------------------------------------------------------------------------------------------------ */
+
+unsigned workers_groups(const struct workers *p) {
+        return p->groups;
+}
+
+unsigned workers_group_of(const struct workers *p, unsigned worker) {
+        return (unsigned)((size_t)worker * p->groups / p->threads);
+}
+
+size_t workers_cpus_of(
+    const struct os_cpu *cpus, size_t count, unsigned groups, unsigned group, unsigned *ret_numbers) {
+        size_t nodes = 0, at = 0, n = 0, first, end;
+
+        for (size_t i = 0; i < count; i++)
+                nodes += i == 0 || cpus[i].node != cpus[i - 1].node;
+        if (nodes < 2)
+                return 0;
+        first = group * nodes / groups;
+        end = (group + 1) * nodes / groups;
+        if (end == first)
+                end++;
+        for (size_t i = 0; i < count; i++) {
+                at += i > 0 && cpus[i].node != cpus[i - 1].node;
+                if (at >= first && at < end)
+                        ret_numbers[n++] = cpus[i].number;
+        }
+        return n;
+}
+
+/* A set of cores that may have numbers beyond CPU_SETSIZE. */
+static cpu_set_t *set_of(const unsigned *numbers, size_t count, size_t bytes) {
+        cpu_set_t *set = calloc(1, bytes);
+
+        for (size_t i = 0; set && i < count; i++)
+                CPU_SET_S(numbers[i], bytes, set);
+        return set;
+}
+
+static void bind_group(struct workers *p, unsigned group, const struct os_cpu *cpus, size_t count, unsigned *numbers) {
+        size_t n = workers_cpus_of(cpus, count, p->groups, group, numbers);
+        cpu_set_t *set = n ? set_of(numbers, n, p->set_bytes) : NULL;
+
+        for (unsigned w = 1; set && w < p->threads; w++)
+                if (workers_group_of(p, w) == group) /* where it is refused they run anywhere, only slower */
+                        (void)pthread_setaffinity_np(p->each[w].thread, p->set_bytes, set);
+        if (group == 0)
+                p->mine = set;
+        else
+                free(set);
+}
+
+void workers_divide(struct workers *p, unsigned groups, const struct os_cpu *cpus, size_t count) {
+        unsigned *numbers = calloc(count ? count : 1, sizeof(*numbers)), most = 0;
+
+        assert(groups >= 1 && groups <= p->threads && groups <= WORKER_GROUPS_MAX);
+        p->groups = groups;
+        for (size_t i = 0; numbers && i < count; i++) {
+                numbers[i] = cpus[i].number;
+                most = numbers[i] > most ? numbers[i] : most;
+        }
+        p->set_bytes = CPU_ALLOC_SIZE(most + 1);
+        if (numbers && groups > 1)
+                p->all = set_of(numbers, count, p->set_bytes);
+        for (unsigned g = 0; p->all && g < groups; g++)
+                bind_group(p, g, cpus, count, numbers);
+        free(numbers);
+}
+
+bool workers_are_bound(const struct workers *p) {
+        return p->mine != NULL;
+}
+
+void workers_bind(const struct workers *p) {
+        if (p->mine)
+                (void)pthread_setaffinity_np(pthread_self(), p->set_bytes, p->mine);
+}
+
+void workers_unbind(const struct workers *p) {
+        if (p->mine)
+                (void)pthread_setaffinity_np(pthread_self(), p->set_bytes, p->all);
 }
 
 /* ---- regions ----------------------------------------------------------------------------------------------------- */

@@ -6,13 +6,15 @@
  * idle engine no CPU. */
 #pragma once
 #include "base/error.h"
+#include "os/os.h"
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 /* More threads than this on one compute is a mistake, not a machine. */
-#define WORKERS_MAX 1024
+#define WORKERS_MAX       1024
+#define WORKER_GROUPS_MAX 16
 
 struct workers;
 
@@ -22,6 +24,20 @@ typedef void workers_task(void *context, unsigned worker, unsigned workers);
 int workers_new(unsigned threads, unsigned spin_us, struct workers **ret_workers, struct error *e);
 void workers_free(struct workers *p); /* NULL is fine; no region may be running */
 unsigned workers_count(const struct workers *p);
+
+/* Divide the workers into groups of neighbours, as even as can be: groups <= threads, at most WORKER_GROUPS_MAX. Where `cpus` are
+ * of several memory nodes each group is bound to the cores of its nodes; the caller, of group 0, binds itself with
+ * workers_bind(). Before the first region. */
+void workers_divide(struct workers *p, unsigned groups, const struct os_cpu *cpus, size_t count);
+unsigned workers_groups(const struct workers *p);
+unsigned workers_group_of(const struct workers *p, unsigned worker);
+/* The calling thread runs regions from here on, or no longer. Nothing where groups are not bound. */
+void workers_bind(const struct workers *p);
+void workers_unbind(const struct workers *p);
+bool workers_are_bound(const struct workers *p);
+/* The cores of a group: those of its nodes when there are as many nodes as groups or more, else those of the node that it shares
+ * with other groups. Pure; returns their count in `ret` [count], 0 when all are of one node. */
+size_t workers_cpus_of(const struct os_cpu *cpus, size_t count, unsigned groups, unsigned group, unsigned *ret_numbers);
 
 /* Run the task on the caller, as worker 0, and on the workers that come before the caller is through with it. Returns
  * when all that came have returned; what they wrote is visible to the caller. */

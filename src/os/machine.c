@@ -4,6 +4,7 @@
  * /proc/self/cgroup may name a path that its mount does not show; then only the mount's root is there to be read, which is
  * the container's own cgroup. */
 #include "os/machine.h"
+#include <dirent.h>
 #include <errno.h>
 #include <limits.h>
 #include <math.h>
@@ -243,6 +244,67 @@ size_t os_cpu_list(unsigned *ret_cpus, size_t max) {
                 if (CPU_ISSET_S(i, sizeof(set), set))
                         ret_cpus[n++] = i;
         return n;
+}
+
+/* Is a number in a list such as "0-3,8"? */
+static bool list_has(struct slice list, unsigned number) {
+        struct slice range;
+
+        while (slice_split(&list, ',', &range)) {
+                struct slice first = SLICE_NONE, last;
+                uint64_t from, to;
+
+                slice_split(&range, '-', &first);
+                last = range.len ? range : first;
+                if (slice_to_u64(first, &from) == 0 && slice_to_u64(last, &to) == 0 && number >= from && number <= to)
+                        return true;
+        }
+        return false;
+}
+
+static int by_node(const void *a, const void *b) {
+        const struct os_cpu *x = a, *y = b;
+
+        return x->node != y->node ? (x->node > y->node) - (x->node < y->node)
+                                  : (x->number > y->number) - (x->number < y->number);
+}
+
+void machine_cpu_nodes(const char *root, struct os_cpu *cpus, size_t count) {
+        char path[PATH_MAX], text[TEXT_MAX];
+        struct dirent *at;
+        DIR *dir;
+
+        for (size_t i = 0; i < count; i++)
+                cpus[i].node = 0;
+        snprintf(path, sizeof(path), "%s/sys/devices/system/node", root);
+        dir = opendir(path);
+        while (dir && (at = readdir(dir))) {
+                char name[320];
+                unsigned node;
+                int end = 0;
+
+                if (sscanf(at->d_name, "node%5u%n", &node, &end) != 1 || at->d_name[end])
+                        continue;
+                snprintf(name, sizeof(name), "%s/cpulist", at->d_name);
+                if (!read_small(path, name, text, sizeof(text)))
+                        continue;
+                for (size_t i = 0; i < count; i++)
+                        if (list_has(slice_trim(slice_str(text)), cpus[i].number))
+                                cpus[i].node = node;
+        }
+        if (dir)
+                closedir(dir);
+        qsort(cpus, count, sizeof(*cpus), by_node);
+}
+
+size_t os_cpus(struct os_cpu *ret_cpus, size_t max) {
+        unsigned list[CPUS_MAX];
+        size_t count = os_cpu_list(list, max < CPUS_MAX ? max : CPUS_MAX);
+
+        for (size_t i = 0; i < count; i++)
+                ret_cpus[i].number = list[i];
+        machine_cpu_nodes("", ret_cpus, count);
+        return count;
 }
 
 unsigned os_cpu_count(void) {

@@ -14,6 +14,13 @@
 unsigned os_cpu_count(void);
 /* The numbers of the cores in the affinity mask, at most `max`. Returns how many were written; 0 when they cannot be known. */
 size_t os_cpu_list(unsigned *ret_cpus, size_t max);
+/* A core that this process may use, and the memory node that it is next to. */
+struct os_cpu {
+        unsigned number, node;
+};
+/* The cores of the affinity mask by node, then by number, at most `max`; all of node 0 where the kernel tells of no nodes.
+ * Returns how many were written; 0 when they cannot be known. */
+size_t os_cpus(struct os_cpu *ret_cpus, size_t max);
 /* "AMD EPYC …" of /proc/cpuinfo into `ret_text`; "unknown" when there is none. */
 void os_cpu_model(char *ret_text, size_t size);
 /* Bytes that may still be taken without pushing anybody out: MemAvailable, cut by what the limits of the cgroups (v1 or v2,

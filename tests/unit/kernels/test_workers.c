@@ -1,5 +1,6 @@
 /* Workers: regions and steps, with and without spinning. */
 #include "kernels/workers.h"
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -31,6 +32,91 @@ static void count_workers(void *context, unsigned worker, unsigned workers) {
 
         assert_int_equal(workers, workers_count(t->all));
         t->seen[worker]++;
+}
+
+/* Two nodes of three and two cores, as os_cpus() gives them. */
+static const struct os_cpu two_nodes[] = {{0, 0}, {1, 0}, {8, 0}, {4, 1}, {5, 1}};
+
+static void check_cpus(unsigned groups, unsigned group, const unsigned *wanted, size_t count) {
+        unsigned numbers[5];
+
+        assert_int_equal(workers_cpus_of(two_nodes, 5, groups, group, numbers), count);
+        assert_memory_equal(numbers, wanted, count * sizeof(*numbers));
+}
+
+static void groups_take_the_cores_of_their_nodes(void **state) {
+        static const unsigned first[] = {0, 1, 8}, second[] = {4, 5}, all[] = {0, 1, 8, 4, 5};
+        static const struct os_cpu one_node[] = {{0, 3}, {1, 3}};
+        unsigned numbers[5];
+
+        check_cpus(1, 0, all, 5);
+        check_cpus(2, 0, first, 3);
+        check_cpus(2, 1, second, 2);
+        check_cpus(3, 0, first, 3); /* nodes are shared by neighbours */
+        check_cpus(3, 1, first, 3);
+        check_cpus(3, 2, second, 2);
+        check_cpus(4, 1, first, 3);
+        check_cpus(4, 2, second, 2);
+        assert_int_equal(workers_cpus_of(one_node, 2, 2, 0, numbers), 0);
+        assert_int_equal(workers_cpus_of(NULL, 0, 2, 0, numbers), 0);
+}
+
+struct places {
+        struct workers *all;
+        cpu_set_t seen[4];
+};
+
+static void note_place(void *context, unsigned worker, unsigned workers) {
+        struct places *p = context;
+
+        assert_int_equal(sched_getaffinity(0, sizeof(p->seen[worker]), &p->seen[worker]), 0);
+}
+
+/* A real core, said to be of one node, and the others of another. */
+static void workers_of_a_group_stay_on_its_node(void **state) {
+        struct places p = {.all = new_workers(4, 0)};
+        struct os_cpu cpus[4096];
+        size_t count = os_cpus(cpus, 4096);
+        cpu_set_t before, after;
+
+        if (count < 2) {
+                workers_free(p.all);
+                skip();
+        }
+        for (size_t i = 0; i < count; i++)
+                cpus[i].node = i > 0;
+        assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
+        workers_divide(p.all, 2, cpus, count);
+        assert_true(workers_are_bound(p.all));
+        workers_bind(p.all);
+        workers_run(p.all, note_place, &p);
+        workers_unbind(p.all);
+        assert_int_equal(sched_getaffinity(0, sizeof(after), &after), 0);
+        assert_true(CPU_EQUAL(&before, &after));
+        for (unsigned w = 0; w < 4; w++) {
+                assert_int_equal(workers_group_of(p.all, w), w / 2);
+                assert_int_equal(CPU_COUNT(&p.seen[w]), w < 2 ? 1 : count - 1);
+                assert_int_equal(CPU_ISSET(cpus[0].number, &p.seen[w]) != 0, w < 2);
+        }
+        workers_free(p.all);
+}
+
+static void without_nodes_nobody_is_bound(void **state) {
+        struct places p = {.all = new_workers(3, 0)};
+        struct os_cpu cpus[4096];
+        size_t count = os_cpus(cpus, 4096);
+        cpu_set_t before;
+
+        for (size_t i = 0; i < count; i++)
+                cpus[i].node = 0;
+        assert_int_equal(sched_getaffinity(0, sizeof(before), &before), 0);
+        workers_divide(p.all, 3, cpus, count);
+        assert_false(workers_are_bound(p.all));
+        workers_bind(p.all);
+        workers_run(p.all, note_place, &p);
+        for (unsigned w = 0; w < 3; w++)
+                assert_true(CPU_EQUAL(&before, &p.seen[w]));
+        workers_free(p.all);
 }
 
 static void every_worker_runs_each_region_once(void **state) {
@@ -173,6 +259,9 @@ static void zero_threads_means_every_usable_core(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(every_worker_runs_each_region_once),
+            cmocka_unit_test(groups_take_the_cores_of_their_nodes),
+            cmocka_unit_test(workers_of_a_group_stay_on_its_node),
+            cmocka_unit_test(without_nodes_nobody_is_bound),
             cmocka_unit_test(what_a_step_wrote_is_read_after_it),
             cmocka_unit_test(each_task_is_done_once_however_late_workers_come),
             cmocka_unit_test(an_empty_step_is_finished),

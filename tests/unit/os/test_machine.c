@@ -47,6 +47,39 @@ static void a_machine_without_cgroups_is_whole(void **state) {
         assert_true(machine_memory_available(root) == 8 * GIB);
 }
 
+static void cores_lie_by_their_nodes(void **state) {
+        const char *root = MACHINE("nodes", {"sys/devices/system/node/node0/cpulist", "0-1,8\n"},
+            {"sys/devices/system/node/node1/cpulist", "2-7,10-4095\n"}, {"sys/devices/system/node/node2/cpulist", "\n"},
+            {"sys/devices/system/node/nodes_of_another_kind/cpulist", "0-99\n"},
+            {"sys/devices/system/node/possible", "0-1\n"});
+        static const unsigned numbers[] = {0, 1, 2, 8, 10}, nodes[] = {0, 0, 0, 1, 1}, order[] = {0, 1, 8, 2, 10};
+        struct os_cpu cpus[5];
+
+        for (int i = 0; i < 5; i++)
+                cpus[i].number = numbers[i];
+        machine_cpu_nodes(root, cpus, 5);
+        for (int i = 0; i < 5; i++) {
+                assert_int_equal(cpus[i].number, order[i]);
+                assert_int_equal(cpus[i].node, nodes[i]);
+        }
+        machine_cpu_nodes(MACHINE("no-nodes", {"proc/meminfo", MEMINFO}), cpus, 5);
+        for (int i = 0; i < 5; i++) {
+                assert_int_equal(cpus[i].number, numbers[i]);
+                assert_int_equal(cpus[i].node, 0);
+        }
+}
+
+static void the_cores_are_those_of_the_affinity_mask(void **state) {
+        struct os_cpu cpus[4096];
+        size_t count = os_cpus(cpus, 4096);
+        cpu_set_t set;
+
+        assert_int_equal(sched_getaffinity(0, sizeof(set), &set), 0);
+        assert_int_equal(count, CPU_COUNT(&set));
+        for (size_t i = 0; i < count; i++)
+                assert_true(CPU_ISSET(cpus[i].number, &set));
+}
+
 static void the_smallest_quota_of_all_levels_counts(void **state) {
         const char *root = MACHINE("v2", {"proc/meminfo", MEMINFO}, {"proc/self/cgroup", "0::/a.slice/b.scope\n"},
             {"sys/fs/cgroup/cgroup.controllers", "cpu memory\n"}, {"sys/fs/cgroup/a.slice/cpu.max", "150000 100000\n"},
@@ -198,6 +231,8 @@ static void the_limit_of_open_files_is_raised(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(a_machine_without_cgroups_is_whole),
+            cmocka_unit_test(cores_lie_by_their_nodes),
+            cmocka_unit_test(the_cores_are_those_of_the_affinity_mask),
             cmocka_unit_test(the_smallest_quota_of_all_levels_counts),
             cmocka_unit_test(limits_of_different_levels_are_not_mixed),
             cmocka_unit_test(a_container_sees_its_limits_at_the_mounts_root),
