@@ -60,7 +60,7 @@ struct step_message {
 struct newcomer {
         uint16_t port;
         char offer[NEAR_OFFER_MAX]; /* its inbox (near.h), or "" */
-        struct buf holds; /* u32 [layers][slots of the rank]: experts */
+        struct buf holds;           /* u32 [layers][slots of the rank]: experts */
 };
 
 /* Exchange on g->jobs. A failure breaks the group. */

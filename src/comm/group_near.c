@@ -46,8 +46,8 @@ void group_settle_near(struct group *g) {
                 group_drop_near(g);
         else if ((kept + 1) * (g->compute ? compute_threads(g->compute) : 1) <= os_cpu_count())
                 inbox_set_spin(g->inbox, SPIN_US);
-        log_info(g->options.log, "rank %u exchanges tokens with %u ranks through memory, with %u over TCP", g->options.rank,
-            kept, g->present_count - 1 - kept);
+        log_info(g->options.log, "rank %u exchanges tokens with %u ranks through memory, with %u over TCP",
+            g->options.rank, kept, g->present_count - 1 - kept);
 }
 
 bool group_near_calls(const struct group *g) {

@@ -17,6 +17,10 @@ struct shape {
         enum placement_strategy strategy;
         bool balance;
         uint32_t interval_steps;
+        enum activation activation;
+        enum group_payload payload;
+        bool sockets_only;
+        unsigned groups; /* of threads, one each; 0: a thread */
 };
 
 struct rank {
@@ -112,7 +116,8 @@ static inline uint32_t layers_of(const char *dir, bool mtp, uint32_t *ret_expert
 }
 
 static inline void rank_open_as(struct rank *r, const struct shape *s, uint32_t rank, uint16_t port) {
-        struct compute_options c = {.isa = ISA_BEST, .threads = 1};
+        struct compute_options c = {
+            .isa = ISA_BEST, .threads = s->groups ? s->groups : 1, .activation = s->activation, .groups = s->groups};
         struct model_options m = {
             .load_mtp = s->drafts > 0, .movable_experts = s->balance, .shard = {.ep_rank = rank, .ep_size = s->size}};
         uint32_t size = s->size, drafts = s->drafts, experts, layers;
@@ -139,7 +144,9 @@ static inline void rank_open_as(struct rank *r, const struct shape *s, uint32_t 
             .port = port,
             .placement = m.shard.placement,
             .balance = s->balance,
-            .interval_steps = s->interval_steps};
+            .interval_steps = s->interval_steps,
+            .payload = s->payload,
+            .sockets_only = s->sockets_only};
         r->options = (struct engine_options){.model = r->model,
             .compute = r->compute,
             .max_model_len = 256,
