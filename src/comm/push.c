@@ -291,7 +291,7 @@ static void on_read(uv_stream_t *stream, ssize_t bytes, const uv_buf_t *unused) 
         if (bytes < 0) {
                 if (w->push)
                         push_fail(w->push, (int)bytes == UV_EOF ? -ECONNRESET : (int)bytes, "%s",
-                            (int)bytes == UV_EOF ? "it wants it no more" : uv_strerror((int)bytes));
+                            (int)bytes == UV_EOF ? "it has closed the connection" : uv_strerror((int)bytes));
                 writer_close(w);
                 return;
         }

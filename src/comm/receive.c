@@ -36,6 +36,7 @@ static void receipt_end(struct comm_receipt *x, int result, const char *format, 
 }
 
 void receipt_asked(struct comm_receipt *x, bool drop) {
+        struct reader *writer = x->writer;
         struct comm *c = x->comm;
 
         if (!x->begun) {
@@ -44,8 +45,14 @@ void receipt_asked(struct comm_receipt *x, bool drop) {
                 list_push_back(&c->receipts, &x->link);
                 comm_need_ticks(c);
         }
-        if (drop)
-                receipt_end(x, -ECANCELED, "it was given up");
+        if (!drop)
+                return;
+        if (writer) { /* so that it need not take this for a failure */
+                reader_refuse(writer, x->tag, -ECANCELED, "it is wanted no more");
+                if (writer->closing) /* that ended it */
+                        return;
+        }
+        receipt_end(x, -ECANCELED, "it was given up");
 }
 
 void receipt_cut(struct comm_receipt *x, int error) {

@@ -3,7 +3,8 @@
  *
  *   bench_handoff [SECONDS]
  *
- * One line per case: tokens, MiB, GiB/s of the median fetch, its ratio to memcpy's, microseconds from asking to the event. */
+ * One line per case: tokens, MiB, GiB/s of the median fetch, its ratio to memcpy's, microseconds from asking to the event. For
+ * pushes: microseconds from the last layer of the last chunk being there to the event, the rest having gone before. */
 #include "base/clock.h"
 #include "comm/comm.h"
 #include <signal.h>
@@ -190,6 +191,122 @@ static pid_t start_producer(struct producer *p, enum comm_way way) {
         return child;
 }
 
+/* ---- push ---------------------------------------------------------------------------------------------------------------- */
+
+#define CHUNK 512u /* tokens that are computed together */
+
+struct push_command {
+        uint32_t tokens;
+        uint16_t port;
+        uint64_t id;
+};
+
+/* Layer by layer and chunk by chunk as a model would, with a pause before the last layer of the last chunk, which is what is left to
+ * be handed over when the prompt is computed. */
+static void push_prompt(struct side *s, const struct push_command *c, const uint32_t *blocks, int answers) {
+        const struct timespec pause = {.tv_nsec = 300000000};
+        struct comm_source to = {.host = SLICE_LIT("127.0.0.1"), .port = c->port, .engine_id = SLICE_LIT("d")};
+        uint32_t last = (c->tokens - 1) / CHUNK * CHUNK;
+        struct comm_push *push;
+        uint64_t begun;
+        char name[32];
+
+        snprintf(name, sizeof(name), "%llu", (unsigned long long)c->id);
+        to.id = slice_str(name);
+        if (comm_push(s->comm, &to, 0, c->tokens, NULL, &push) < 0 || comm_push_blocks(push, blocks, BLOCKS) < 0)
+                abort();
+        comm_push_open(push);
+        for (uint32_t first = 0; first < c->tokens; first += CHUNK)
+                for (uint32_t layer = 0; layer + (first == last) < LAYERS; layer++)
+                        comm_push_rows(push, layer, first, first == last ? c->tokens : first + CHUNK);
+        nanosleep(&pause, NULL);
+        begun = clock_mono_ns();
+        comm_push_rows(push, LAYERS - 1, last, c->tokens);
+        if (write(answers, &begun, sizeof(begun)) != sizeof(begun))
+                abort();
+        comm_event_free(next_event(s));
+}
+
+static void produce_pushes(int commands, int answers, enum comm_way way) {
+        struct side s = {.lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
+        struct comm_options o = {
+            .pool = pool_of(BLOCK_TOKENS), .engine_id = "p", .way = way, .wake = on_wake, .wake_context = &s};
+        uint32_t blocks[BLOCKS];
+        struct push_command c;
+        struct error e;
+
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (uint32_t i = 0; i < BLOCKS; i++)
+                blocks[i] = (i * 37) % BLOCKS;
+        if (comm_new(&o, &s.comm, &e) < 0)
+                abort();
+        while (read(commands, &c, sizeof(c)) == sizeof(c))
+                push_prompt(&s, &c, blocks, answers);
+        comm_free(s.comm);
+}
+
+static void run_push_case(const char *what, enum comm_way way, double seconds) {
+        int commands[2], answers[2];
+        struct side s = {.lock = PTHREAD_MUTEX_INITIALIZER, .woken = PTHREAD_COND_INITIALIZER};
+        struct comm_options o = {
+            .engine_id = "d", .host = "127.0.0.1", .way = way, .wake = on_wake, .wake_context = &s};
+        uint32_t blocks[BLOCKS];
+        struct push_command c = {0};
+        struct error e;
+        pid_t child;
+
+        if (pipe(commands) < 0 || pipe(answers) < 0 || (child = fork()) < 0)
+                abort();
+        if (child == 0) {
+                close(commands[1]);
+                produce_pushes(commands[0], answers[1], way);
+                exit(0);
+        }
+        close(commands[0]);
+        close(answers[1]);
+        o.pool = pool_of(BLOCK_TOKENS);
+        for (uint32_t i = 0; i < BLOCKS; i++)
+                blocks[i] = i;
+        if (comm_new(&o, &s.comm, &e) < 0)
+                abort();
+        c.port = comm_port(s.comm);
+        for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++) {
+                uint64_t until = clock_mono_ns() + (uint64_t)(seconds * NS_PER_S), begun, ended;
+                static double times[ROUNDS_MAX];
+                size_t n = 0;
+
+                do {
+                        struct comm_receipt *receipt;
+                        struct comm_event *event;
+                        char name[32];
+
+                        c.tokens = lengths[i];
+                        c.id++;
+                        snprintf(name, sizeof(name), "%llu", (unsigned long long)c.id);
+                        if (comm_expect(s.comm, slice_str(name), blocks, BLOCKS, 0, c.tokens, NULL, &receipt) < 0 ||
+                            write(commands[1], &c, sizeof(c)) != sizeof(c))
+                                abort();
+                        event = next_event(&s);
+                        ended = clock_mono_ns();
+                        if (event->result < 0 || read(answers[0], &begun, sizeof(begun)) != sizeof(begun)) {
+                                fprintf(stderr, "bench_handoff: %s\n", event->text);
+                                abort();
+                        }
+                        times[n++] = (double)(ended - begun);
+                        comm_event_free(event);
+                } while (n < ROUNDS_MAX && clock_mono_ns() < until);
+                printf("%-34s %6u tokens %8.2f MiB   after the last layer %10.0f us\n", what, c.tokens,
+                    (double)c.tokens * LAYERS * ROW / (1 << 20), median(times, n) / 1000);
+        }
+        comm_free(s.comm);
+        munmap(o.pool.base, (size_t)o.pool.blocks * LAYERS * BLOCK_TOKENS * ROW);
+        close(commands[1]);
+        close(answers[0]);
+        waitpid(child, NULL, 0);
+}
+
+/* ---- pull ---------------------------------------------------------------------------------------------------------------- */
+
 static void run_case(const char *what, uint32_t block_tokens, enum comm_way way, double seconds) {
         struct producer p;
         pid_t child = start_producer(&p, way);
@@ -230,5 +347,7 @@ int main(int argc, char **argv) {
         run_case("by UCX, without RDMA", BLOCK_TOKENS, COMM_WAY_UCX, seconds);
         run_case("out of memory, blocks 64 to 16", 16, COMM_WAY_BEST, seconds);
         run_case("over TCP, blocks 64 to 16", 16, COMM_WAY_STREAM, seconds);
+        run_push_case("pushed, out of memory", COMM_WAY_BEST, 3 * seconds);
+        run_push_case("pushed, over TCP", COMM_WAY_STREAM, 3 * seconds);
         return 0;
 }

@@ -27,7 +27,7 @@ perftest "ucx_perftest, TCP" tcp,self ucp_get 21338 500
 perftest "ucx_perftest, TCP, messages" tcp,self ucp_am_bw 21339 2000
 
 # Time to the first token, of 40 prompts of about 1,500 tokens, each its own: one engine, the same behind the gateway, and a
-# prefiller and a decoder behind the gateway. All on this machine, so that the way of the request is what differs.
+# prefiller and a decoder behind the gateway, in both orders. All on this machine, so that the way of the request is what differs.
 make -s build
 baton=build/baton
 dir=$(mktemp -d /tmp/baton-handoff-XXXXXX)
@@ -56,6 +56,10 @@ gateway 21401 --worker-urls http://127.0.0.1:21400
 serve 21402 --kv-transfer-config '{"kv_connector":"NixlConnector","kv_role":"kv_producer","kv_port":21405}'
 serve 21403 --kv-transfer-config '{"kv_connector":"NixlConnector","kv_role":"kv_consumer"}'
 gateway 21404 --prefill http://127.0.0.1:21402 --decode http://127.0.0.1:21403
+serve 21406 --kv-transfer-config '{"kv_connector":"MooncakeLayerwiseConnector","kv_role":"kv_producer"}'
+serve 21407 --kv-transfer-config '{"kv_connector":"MooncakeLayerwiseConnector","kv_role":"kv_consumer","kv_port":21408}'
+gateway 21409 --connector push --prefill http://127.0.0.1:21406 --decode http://127.0.0.1:21407
 first_token "one engine" 21400
 first_token "one engine, gateway" 21401
 first_token "prefiller, decoder, gateway" 21404
+first_token "the same, pushed" 21409

@@ -13,7 +13,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 return 0;
         if ((size_t)n > size)
                 abort();
-        for (uint32_t i = 0; m.kind == WIRE_BLOCKS && i < m.table_count; i++)
+        for (uint32_t i = 0; (m.kind == WIRE_BLOCKS || m.kind == WIRE_ROWS) && i < m.table_count; i++)
                 (void)wire_block(&m, i);
         wire_write(&b, &m);
         if (!buf_ok(&b) || wire_read(buf_slice(&b), WIRE_ANSWER_MAX, &again) != (int)b.len || again.kind != m.kind)
