@@ -257,12 +257,14 @@ class Launch(TestCase):
             self.gone(pids)
 
     def test_ctrl_c_while_starting_leaves_nothing(self):
-        with Cluster() as c, Process([BATON, "up", c.file]) as p:
-            wait_until(lambda: c.status()[1], "the supervisor answers")
-            pids = [pid for pid in c.pids() if pid]
-            p.signal(signal.SIGINT)
-            p.wait()
-            self.gone(pids)
+        with Cluster(text=FILE.replace("{{kind: embedded,", "{{kind: embedded, binary: {dir}/mute,")) as c:
+            c.script("mute", "exec sleep 600")  # starting is all it ever does
+            with Process([BATON, "up", c.file]) as p:
+                wait_until(lambda: c.status()[1], "the supervisor answers")
+                pids = [pid for pid in c.pids() if pid]
+                p.signal(signal.SIGINT)
+                self.assertEqual(p.wait(), 1, p.output())
+                self.gone(pids)
 
     def test_a_killed_supervisor_takes_its_children_along_and_the_next_one_starts(self):
         with Cluster() as c:
