@@ -518,7 +518,7 @@ static int join(struct group *g, uint64_t until) {
 }
 
 static int connect_below(struct group *g, uint32_t rank, struct slice table) {
-        char key[12], host[64], hello[64];
+        char key[16], host[64], hello[64];
         struct slice address, host_text;
         uint64_t port;
         int r;
@@ -565,7 +565,7 @@ static int meet(struct group *g, struct slice table, struct error *e) {
         bool there[GROUP_SIZE_MAX] = {true};
         struct placement next = {0};
         struct buf place = {0};
-        char key[12];
+        char key[16];
         int r = number_of(table, "epoch", UINT64_MAX, &g->epoch) ? receive_from(g, 0, PLACE, &place) : -EPROTO;
 
         for (uint32_t i = 1; i < g->options.size; i++) {
