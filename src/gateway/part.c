@@ -651,7 +651,10 @@ static enum part_state retry_push(struct part *p) {
 
         if (!may_retry(p, &p->prefill))
                 return give_up(p, &p->prefill);
-        return untouched && order_of(p) == ORDER_DECODE_FIRST ? start_prefill(p) : begin(p);
+        if (untouched && order_of(p) == ORDER_DECODE_FIRST)
+                return start_prefill(p);
+        relay_restart(&p->relay, p->relay.reframe); /* events without text may be held */
+        return begin(p);
 }
 
 void part_tick_reserve(struct part *p, uint64_t now) {

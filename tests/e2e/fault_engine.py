@@ -403,7 +403,11 @@ class Answer:
     # ---- the wire ---------------------------------------------------------------------------------------------------
 
     def wait(self, seconds):
-        """Wait, and see the peer leave or this engine die."""
+        """Wait, and see the peer leave or this engine die. Where times are set, an Event may stand: until it is set."""
+        if isinstance(seconds, threading.Event):
+            while not seconds.is_set():
+                self.wait(0.02)
+            return
         end = time.monotonic() + seconds
         while True:
             self.engine.moves.wait()
@@ -749,7 +753,7 @@ class Answer:
             out = out[:recomputed]
         n = request.get("n", 1)
         if not request.get("stream"):
-            self.wait(e.token_time * len(out))
+            self.wait(e.token_time if isinstance(e.token_time, threading.Event) else e.token_time * len(out))
             if "error" in f:
                 return self.error(500, "Internal server error")
             stop = self.cut_at_stop(request, decode(out))

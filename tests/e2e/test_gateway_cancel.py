@@ -7,15 +7,15 @@ import unittest
 from gateway_case import CHAT, COMPLETIONS, GatewayCase, chat, completion, expected, in_threads
 from harness import TERM, Connection, answers, wait_until
 
-# How the engines are slowed so that clients leave in that state, and what keeps them there.
+# What holds the engines so that clients leave in that state. "held" is let go when they have left.
 MOMENTS = {
     "queued": {"args": ["--max-concurrent-requests", 1]},
-    "in prefill": {"prefill_time": 0.4},
-    "in a long prefill": {"prefill_time": 30},
+    "in prefill": {"held": "prefill_time"},
+    "in a long prefill": {"prefill_time": 60},
     "between legs": {"args": ["--instance-cap", 1]},
-    "before the decoder has taken it in": {"admit_time": 0.4},
-    "before the KV is fetched": {"fetch_time": 0.4},
-    "before the first token": {"token_time": 0.3},
+    "before the decoder has taken it in": {"held": "admit_time"},
+    "before the KV is fetched": {"held": "fetch_time"},
+    "before the first token": {"held": "token_time"},
     "in mid-stream": {"token_time": 0.05},
 }
 # close() of a socket that holds nothing unread is a FIN, and what a client's process leaves behind; with something unread the
@@ -62,11 +62,18 @@ class Cancel(GatewayCase):
         """All leave at once; nothing is left of them, neither while the gateway goes on nor afterwards."""
         times = dict(MOMENTS[name])
         args = times.pop("args", [])
+        held, go = times.pop("held", None), threading.Event()
+        self.addCleanup(go.set)
+        if held:
+            times[held] = go
+            more = ["--abandon-grace", 60]  # what is let go comes to its end
+        else:
+            more = []
         ledger, p, d = self.engines(1, 1, **times)
         alone = name == "between legs" and connector == "push"  # a decoder has room for each, no prefiller is there
         if alone:
             args, p[0].health = [], 503
-        with self.gateway(p, d, *args, connector=connector, wait_ready=not alone) as g:
+        with self.gateway(p, d, *args, *more, connector=connector, wait_ready=not alone) as g:
             wait_until(lambda: answers(g.port) and g.count("instances", role="decode", state="healthy") == 1, "ready")
             blocker = None
             if args:  # the decoder is taken
@@ -82,9 +89,10 @@ class Cancel(GatewayCase):
                 d[0].token_time = 0
                 self.assertEqual(list(blocker.events())[-1], "[DONE]")
                 blocker.close()
+            wait_until(lambda: g.count("clients_gone_total") == len(WAYS), "they have left")
+            go.set()
             self.assert_quiet(g)
             self.assertEqual(g.count("stranded_total"), 0)
-            self.assertEqual(g.count("clients_gone_total"), len(WAYS))
             if name == "in a long prefill":
                 self.assertEqual(p[0].aborted, len(WAYS))
             if name == "queued":

@@ -4,9 +4,9 @@ import unittest
 
 import test_gateway_cancel
 import test_gateway_faults
-from fault_engine import Engine
-from gateway_case import CHAT, GatewayCase, chat, completion, expected, in_threads
-from harness import Connection, answers, http, wait_until
+from fault_engine import Engine, decode, encode, generate
+from gateway_case import CHAT, COMPLETIONS, GatewayCase, chat, completion, expected, in_threads, text_of
+from harness import Connection, answers, http, stream, wait_until
 
 
 class MooncakeCancel(test_gateway_cancel.Cancel):
@@ -83,6 +83,21 @@ class Mooncake(GatewayCase):
                 e.faults = [{"status": 400, "always": True}]
             self.post(g, chat(), status=400)
             self.assert_quiet(g)
+
+    def test_events_held_of_a_leg_are_forgotten_when_its_prefill_fails(self):
+        """Half a character has come from the decoder, nothing has gone to the client; then the prefiller breaks."""
+        prompt = next(p for p in map(str, range(1000)) if decode(generate(encode(p), 1)[0]) == "\ufffd")
+        ledger, p, d = self.engines()
+        with self.gateway(p, d, "--prefill-timeout", 1) as g:
+            for e in p:
+                e.faults = [{"hang": 0}]
+            for e in d:
+                e.faults = [{"hang": 1}]
+            body = completion(prompt, stream=True, max_tokens=30, return_token_ids=True, ignore_eos=True)
+            events = stream(g.port, COMPLETIONS, body)
+            self.assertEqual([t for e in events for c in e["choices"] for t in c["token_ids"]],
+                             generate(encode(prompt), 30, ignore_eos=True)[0])
+            self.assertEqual(text_of(events), expected(body))
 
     def test_a_decoder_that_ends_first_does_not_cut_the_prefiller(self):
         ledger, p, d = self.engines(1, 1)
