@@ -299,7 +299,9 @@ static size_t list_waiting(const struct exchange *x, struct pollfd *p) {
         for (size_t i = 0; i < x->count; i++) {
                 const struct link_job *j = &x->jobs[i];
 
-                if (j->fd >= 0 && j->near)
+                if (j->fd < 0 || j->gone)
+                        continue;
+                if (j->near)
                         p[n++] = (struct pollfd){j->fd, POLLIN, 0};
                 else if (!is_done(j))
                         p[n++] = (struct pollfd){
@@ -315,19 +317,23 @@ static size_t first_waiting(const struct exchange *x) {
         return 0;
 }
 
-/* A near peer's socket has ended. All that it wrote before is there to be read; if that was all, it is missed the next time. */
-static int take_last_words(struct exchange *x, size_t gone) {
+/* Near peers' sockets have ended. All that they wrote before is there to be read; if that was all, they are missed the next time:
+ * one may be through with what the others still say to each other. */
+static int take_last_words(struct exchange *x) {
         int r = look(x);
 
-        if (r == 0 && x->done)
-                return 0;
-        x->at = gone;
-        return -ECONNRESET;
+        for (size_t i = 0; r == 0 && i < x->count; i++)
+                if (x->jobs[i].gone && !is_done(&x->jobs[i])) {
+                        x->at = i;
+                        r = -ECONNRESET;
+                }
+        return r;
 }
 
 static int sleep_for(struct exchange *x) {
         struct pollfd p[JOBS_MAX];
-        size_t n = list_waiting(x, p), gone = SIZE_MAX;
+        size_t n = list_waiting(x, p);
+        bool gone = false;
         uint64_t now = links_now();
 
         if (poll(p, n, now < x->until ? (int)(x->until - now) : 0) < 0)
@@ -336,9 +342,9 @@ static int sleep_for(struct exchange *x) {
                 if (x->jobs[i].fd != p[at].fd)
                         continue;
                 if (p[at++].revents && x->jobs[i].near && near_drain(x->jobs[i].fd) < 0)
-                        gone = i;
+                        gone = x->jobs[i].gone = true;
         }
-        return gone == SIZE_MAX ? 0 : take_last_words(x, gone);
+        return gone ? take_last_words(x) : 0;
 }
 
 /* Nothing moves just now. Look for a while, letting others have the core; then sleep. */

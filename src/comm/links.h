@@ -32,6 +32,7 @@ struct link_job {
         void (*arrived)(
             struct link_job *job); /* `in` is full: may set another, and itself to NULL. NULL: that was all */
         void *context;
+        bool gone; /* links_exchange()'s own: the peer of a near link has left */
 };
 /* Send and receive on all jobs at once, until all are done or nothing moves for `silence_ms`. 0, or a negative errno with
  * *ret_at the job that failed (-ETIMEDOUT, -ECONNRESET, …). `once`: only what goes without waiting; 0 then, too. `inbox` is that

@@ -275,6 +275,30 @@ static void a_peer_that_says_nothing_is_noticed(void **state) {
         pair_free(&p);
 }
 
+/* Who has said all of an exchange may go before others have spoken: that is the next exchange's trouble. */
+static void a_peer_that_has_said_all_may_go(void **state) {
+        struct pair p = pair_new();
+        char bytes[2];
+        size_t at = 99;
+        int slow[2];
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, slow), 0);
+        assert_int_equal(near_write(p.link[1], p.fd[1], "a", 1), 1);
+        close(p.fd[1]);
+        p.fd[1] = -1;
+        for (int i = 0; i < 2; i++) {
+                struct link_job jobs[2] = {{.fd = p.fd[0], .near = p.link[0], .in = bytes, .in_bytes = 1 + (size_t)i},
+                    {.fd = slow[0], .in = bytes + 1, .in_bytes = 1}};
+
+                /* Of two bytes one is missing, and never comes. */
+                assert_int_equal(links_exchange(jobs, 2, p.box[0], 50, false, &at), i ? -ECONNRESET : -ETIMEDOUT);
+                assert_int_equal(at, i ? 0 : 1);
+        }
+        close(slow[0]);
+        close(slow[1]);
+        pair_free(&p);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(any_cut_gives_the_same_bytes),
@@ -284,6 +308,7 @@ int main(void) {
             cmocka_unit_test(more_than_a_ring_holds_goes_both_ways),
             cmocka_unit_test(a_peer_that_is_killed_is_noticed),
             cmocka_unit_test(a_peer_that_says_nothing_is_noticed),
+            cmocka_unit_test(a_peer_that_has_said_all_may_go),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
