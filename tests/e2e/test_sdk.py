@@ -1,6 +1,9 @@
 """OpenAI's own clients, for Python and for Node, from their registries, against `baton serve` and through `baton gateway` in
 front of a prefiller and decoders: chat, streams, log-probabilities, stop, tools, reasoning, errors, and leaving in the middle. They are installed
 under build/ once; node/sdk.mjs has the Node client's cases."""
+import contextlib
+import fcntl
+import filecmp
 import functools
 import os
 import shutil
@@ -28,12 +31,21 @@ def install(what, argv, cwd=ROOT):
         raise AssertionError(f"could not install {what}; is its registry within reach?\n{done.stdout}")
 
 
+@contextlib.contextmanager
+def alone():
+    """Of the classes that run beside each other one installs, and the others find it done."""
+    with open(os.path.join(ROOT, "build", "sdk.lock"), "w", encoding="utf-8") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
 @functools.cache
 def python_client():
     place = os.path.join(ROOT, "build", "sdk")
-    if not os.path.isdir(os.path.join(place, "openai")):
-        install("OpenAI's client for Python", [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-                                               "--root-user-action=ignore", "--target", place, "openai>=1.50,<3"])
+    with alone():
+        if not os.path.isdir(os.path.join(place, "openai")):
+            install("OpenAI's client for Python", [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check",
+                                                   "--root-user-action=ignore", "--target", place, "openai>=1.50,<3"])
     sys.path.insert(0, place)
     import openai
     return openai
@@ -42,11 +54,15 @@ def python_client():
 @functools.cache
 def node_cases():
     """The program with the Node client's cases. npm checks the client against the lock's digest, from its cache when it is
-    there."""
-    place = os.path.join(ROOT, "build", "sdk-node")
-    shutil.copytree(os.path.join(ROOT, "tests", "e2e", "node"), place, dirs_exist_ok=True)
-    install("OpenAI's client for Node", ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline",
-                                         "--cache", os.path.join(place, "cache")], cwd=place)
+    there. What is installed stays, until that digest changes: other tests may be using it."""
+    source, place = os.path.join(ROOT, "tests", "e2e", "node"), os.path.join(ROOT, "build", "sdk-node")
+    done = os.path.join(place, "installed-lock.json")
+    with alone():
+        shutil.copytree(source, place, dirs_exist_ok=True)
+        if not os.path.exists(done) or not filecmp.cmp(os.path.join(source, "package-lock.json"), done, shallow=False):
+            install("OpenAI's client for Node", ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline",
+                                                 "--cache", os.path.join(place, "cache")], cwd=place)
+            shutil.copy(os.path.join(source, "package-lock.json"), done)
     return os.path.join(place, "sdk.mjs")
 
 
