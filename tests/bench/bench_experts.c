@@ -68,11 +68,17 @@ static void *need(void *p) {
 static void open_group(struct work *w, const struct subject *s, unsigned rank) {
         struct group_options o = {
             .rank = rank, .size = s->ranks, .host = "127.0.0.1", .port = s->port, .sockets_only = s->sockets_only};
+        const struct model_config *config = model_config(w->model);
         struct experts_interface experts;
+        struct placement placement;
         struct error e;
 
+        if (placement_new(model_layers(w->model), config->experts, 0, s->ranks, PLACEMENT_LINEAR, &placement) < 0)
+                die("no memory", NULL);
+        o.placement = &placement; /* that of the model, which is the default */
         if (group_new(&o, &w->group, &e) < 0 || group_form(w->group, 120000, &e) != 1)
                 die("the group does not form", NULL);
+        placement_free(&placement);
         experts = group_experts(w->group, w->model, w->compute);
         model_set_experts(w->model, &experts);
 }
