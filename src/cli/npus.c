@@ -1,5 +1,6 @@
 /* npus.c - see npus.h. */
 #include "cli/npus.h"
+#include "os/os.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <ifaddrs.h>
@@ -54,12 +55,6 @@ bool cli_is_own_address(struct slice ip) {
         return own;
 }
 
-/* Over there a shell reads the words of the command: only what it takes as it is. */
-static bool is_plain_path(const char *text) {
-        return *text &&
-               strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == strlen(text);
-}
-
 static struct slice ssh_destination(const struct cluster *c, struct slice ip) {
         for (size_t i = 0; c && i < c->node_count; i++)
                 if (slice_eq(c->nodes[i].ip, ip) && c->nodes[i].ssh.len)
@@ -73,7 +68,7 @@ int cli_npu_agents(const struct cluster *c, const struct facts *facts, const cha
 
         if (!targets)
                 return -ENOMEM;
-        if (remote_baton && !is_plain_path(remote_baton)) {
+        if (remote_baton && !os_ssh_plain_word(remote_baton)) {
                 fprintf(stderr, "baton: --remote-baton %s: only letters, digits and /._- can be given to ssh\n",
                     remote_baton);
                 return -EINVAL;

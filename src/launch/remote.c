@@ -204,26 +204,9 @@ static int start_piped(
         return r;
 }
 
-/* The common options, then `more`, then "--", the destination and what is to run there; all NULL-terminated. */
-static void ssh_argv(
-    const char *argv[32], const char *const *more, const char *destination, const char *const *command) {
-        size_t n = 0;
-
-        argv[n++] = "ssh";
-        for (size_t i = 0; os_ssh_options[i]; i++)
-                argv[n++] = os_ssh_options[i];
-        while (*more)
-                argv[n++] = *more++;
-        argv[n++] = "--"; /* a destination cannot be taken for an option */
-        argv[n++] = destination;
-        while (*command)
-                argv[n++] = *command++;
-        argv[n] = NULL;
-}
-
 static void start_master(struct remote *r, struct link *l) {
         char path[100];
-        const char *argv[32], *const nothing[] = {NULL};
+        const char *argv[OS_SSH_ARGV_MAX], *const nothing[] = {NULL};
         const char *const master[] = {"-N", "-oControlMaster=yes", "-oControlPersist=no", "-S", path, NULL};
         struct os_child_options o = {.argv = argv, .own_group = true, .death_signal = SIGTERM};
         struct error e = {0};
@@ -234,7 +217,7 @@ static void start_master(struct remote *r, struct link *l) {
                 return;
         }
         control_path(r, l->master, path);
-        ssh_argv(argv, master, l->target->ssh, nothing);
+        os_ssh_argv(argv, master, l->target->ssh, nothing);
         if (start_piped(&o, NULL, NULL, &l->ssh_err, &l->ssh, &e) < 0) {
                 l->ssh.pidfd = -1;
                 lose(l, "ssh", "is openssh-client installed here?", "%s", e.text);
@@ -246,7 +229,7 @@ static void start_master(struct remote *r, struct link *l) {
 
 static void start_session(struct remote *r, struct link *l) {
         char path[100];
-        const char *remote[32], *const command[] = {r->options->binary, "node", NULL};
+        const char *remote[OS_SSH_ARGV_MAX], *const command[] = {r->options->binary, "node", NULL};
         const char *const local[] = {r->options->self, "node", NULL};
         const char *const through[] = {"-oControlMaster=no", "-S", path, NULL};
         struct os_child_options o = {
@@ -255,7 +238,7 @@ static void start_session(struct remote *r, struct link *l) {
 
         if (l->target->ssh) {
                 control_path(r, l->master, path);
-                ssh_argv(remote, through, l->target->ssh, command);
+                os_ssh_argv(remote, through, l->target->ssh, command);
         }
         if (start_piped(&o, &l->to, &l->from, &l->err, &l->session, &e) < 0) {
                 l->session.pidfd = -1;

@@ -55,9 +55,12 @@ void os_ignore_sigpipe(void);
 
 /* ---- other machines, through ssh(1) --------------------------------------------------------------------------------- */
 
-/* Options that every use of ssh here begins with: no question is ever asked, a dead machine is noticed, forwardings and
- * commands of the user's ssh_config stay out of the way; all else in it holds. NULL-terminated. */
-extern const char *const os_ssh_options[];
+/* The argv that every use of ssh here has: its options, then `more`, then "--", so that a destination cannot be taken for an option,
+ * the destination, and what is to run there; both lists NULL-terminated, all borrowed. No question is ever asked, a dead machine is
+ * noticed, forwardings and commands of the user's ssh_config stay out of the way; all else in it holds. */
+#define OS_SSH_ARGV_MAX 32
+void os_ssh_argv(
+    const char *argv[OS_SSH_ARGV_MAX], const char *const *more, const char *destination, const char *const *command);
 
 /* Why ssh did not get through, by what it said on its standard error. `kind` is a stable word ("auth", "host-key", "refused",
  * "timeout", …). Cause and cure may hold one "%s": the destination. Never NULL: what is not known is kind "ssh". */

@@ -3,9 +3,29 @@
  * The texts are those of OpenSSH's client (ssh.c, sshconnect.c, sshconnect2.c, kex.c, packet.c), whose wording of these has
  * not changed since 7.0; those in the system's words are strerror's in the C locale. */
 #include "os/os.h"
+#include <assert.h>
 
-const char *const os_ssh_options[] = {"-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=5",
+static const char *const options[] = {"-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oServerAliveInterval=5",
     "-oServerAliveCountMax=3", "-oLogLevel=ERROR", "-oClearAllForwardings=yes", "-oRemoteCommand=none", NULL};
+
+static size_t append(const char *argv[OS_SSH_ARGV_MAX], size_t n, const char *const *words) {
+        while (*words) {
+                assert(n + 1 < OS_SSH_ARGV_MAX);
+                argv[n++] = *words++;
+        }
+        return n;
+}
+
+void os_ssh_argv(
+    const char *argv[OS_SSH_ARGV_MAX], const char *const *more, const char *destination, const char *const *command) {
+        const char *const first[] = {"ssh", NULL}, *const to[] = {"--", destination, NULL};
+        size_t n = append(argv, 0, first);
+
+        n = append(argv, n, options);
+        n = append(argv, n, more);
+        n = append(argv, n, to);
+        argv[append(argv, n, command)] = NULL;
+}
 
 /* The first row whose text occurs tells: those that say more stand before those that come with them. */
 static const struct os_ssh_trouble troubles[] = {

@@ -64,10 +64,10 @@ static void lose(struct link *l, const char *format, ...) {
 }
 
 static void start_link(struct agents *a, struct link *l) {
-        /* The words of the command are constant; the destination cannot be taken for an option behind "--". */
-        const char *remote[] = {"ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "--", l->target.ssh,
-            l->target.binary ? l->target.binary : "baton", "verify", "--agent", NULL};
-        const char *local[] = {a->self, "verify", "--agent", NULL};
+        /* The words of the command are constant. */
+        const char *const command[] = {l->target.binary ? l->target.binary : "baton", "verify", "--agent", NULL};
+        const char *remote[OS_SSH_ARGV_MAX], *const local[] = {a->self, "verify", "--agent", NULL},
+                                                    *const none[] = {NULL};
         int in[2] = {-1, -1}, out[2] = {-1, -1}, r;
         struct error e = {0};
         struct os_child_options o = {.argv = l->target.ssh ? remote : local,
@@ -76,6 +76,8 @@ static void start_link(struct agents *a, struct link *l) {
             .death_signal = SIGTERM};
 
         l->started = true;
+        if (l->target.ssh)
+                os_ssh_argv(remote, none, l->target.ssh, command);
         if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0)
                 r = error_set(&e, -errno, "no pipe: %s", strerror(errno));
         else {

@@ -19,8 +19,9 @@ nodes:
 """
 SSH = """#!{python}
 import os, sys
-words = ["-T", "-oBatchMode=yes", "-oConnectTimeout=10", "--"]
-assert sys.argv[1:5] == words, sys.argv
+options = sys.argv[1:sys.argv.index("--")]
+assert options[:3] == ["-T", "-oBatchMode=yes", "-oConnectTimeout=10"] and all(o[0] == "-" for o in options), sys.argv
+del sys.argv[1:1 + len(options) - 3]
 node = {nodes!r}.get(sys.argv[5])
 if node is None:
     sys.exit("ssh: connect to host %s port 22: No route to host" % sys.argv[5])

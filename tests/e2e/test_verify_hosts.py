@@ -16,7 +16,9 @@ from test_hosts import Host, run
 # The agent there: in its namespace, with a model folder and an environment of its own, perhaps through a filter of its answers.
 SSH = """#!{python}
 import os, subprocess, sys
-assert sys.argv[1:5] == ["-T", "-oBatchMode=yes", "-oConnectTimeout=10", "--"], sys.argv
+options = sys.argv[1:sys.argv.index("--")]
+assert options[:3] == ["-T", "-oBatchMode=yes", "-oConnectTimeout=10"] and all(o[0] == "-" for o in options), sys.argv
+del sys.argv[1:1 + len(options) - 3]
 if sys.argv[5] != "10.78.0.2":
     sys.exit("ssh: connect to host %s port 22: No route to host" % sys.argv[5])
 os.environ.update({env!r})
