@@ -1,6 +1,6 @@
 /* Prefill on one engine, decode on another: the text of one engine, bit for bit, and nothing is left behind, whoever fails or
  * leaves. Two engines of this process, stepped by the test; between them real sockets. */
-#include "pair.h"
+#include "pair_laws.h"
 
 /* ---- requests ---------------------------------------------------------------------------------------------------------- */
 
@@ -66,34 +66,6 @@ static void hand_over(struct pair *t, const uint32_t *prompt, uint32_t count, co
 
 /* ---- equality ---------------------------------------------------------------------------------------------------------- */
 
-/* `count` prompts of all lengths, some with a common beginning, each compared with one engine's. */
-static void check_pair(struct pair *t, unsigned count, const char *what) {
-        struct answer *got = calloc(1, sizeof(*got)), *expected = calloc(1, sizeof(*expected));
-        uint32_t prompt[ANSWER_MAX];
-        uint64_t hits;
-        struct rng r;
-
-        rng_seed(&r, 5);
-        pair_open(t);
-        for (unsigned i = 0; i < count; i++) {
-                static const uint32_t borders[] = {1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129};
-                uint32_t length =
-                    i < 17 ? borders[i] : 1 + (uint32_t)rng_below(&r, 200); /* 17: the number of borders */
-                struct sampling_params p = sampling_of(i);
-
-                make_prompt(&r, prompt, length, i % 3 == 0);
-                one_engine(&t->d_options, prompt, length, &p, expected);
-                hand_over(t, prompt, length, &p, got);
-                assert_same_answer(got, expected, what, i);
-        }
-        hits = t->d->metrics.figures.external_hits;
-        assert_true(hits > 0);
-        assert_int_equal(t->d->metrics.figures.fetches_failed, 0);
-        pair_close(t);
-        free(got);
-        free(expected);
-}
-
 static void a_handed_over_text_is_one_engines(void **state) {
         struct pair t;
 
@@ -110,80 +82,6 @@ static void a_handed_over_text_is_one_engines(void **state) {
         t.p_options.prefix_caching = true;
         t.p_options.max_batched_tokens = 32;
         check_pair(&t, 30, "chunks and prefixes on the prefiller");
-}
-
-static void block_sizes_may_differ(void **state) {
-        static const uint32_t sizes[][2] = {{16, 8}, {8, 16}, {64, 16}, {5, 7}};
-
-        for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
-                for (int stream = 0; stream < 2; stream++) {
-                        struct pair t;
-
-                        pair_prepare(&t);
-                        t.p_options.block_tokens = sizes[i][0];
-                        t.d_options.block_tokens = sizes[i][1];
-                        t.d_options.prefix_caching = true;
-                        t.d_transfer.way = stream ? COMM_WAY_STREAM : COMM_WAY_BEST;
-                        check_pair(&t, 20, "other block sizes");
-                }
-}
-
-static void a_cache_of_bfloat16_is_handed_over(void **state) {
-        struct pair t;
-
-        pair_prepare(&t);
-        t.p_options.kv_type = t.d_options.kv_type = KV_BF16;
-        check_pair(&t, 20, "bfloat16");
-}
-
-static void every_checkpoint_is_handed_over(void **state) {
-        static const char *const names[] = {
-            "v2-greedy", "v2-group", "v3-bf16", "v3-fp8", "v3-fp8-ue8m0", "v3-mscale", "v3-w8a8", "v3-w8a8-int64"};
-        struct rig kept = rig;
-
-        for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
-                struct pair t;
-
-                rig = rig_new(names[i], 1, false);
-                pair_prepare(&t);
-                t.d_options.block_tokens = 8;
-                check_pair(&t, 20, names[i]);
-                rig_free(&rig);
-        }
-        rig = kept;
-}
-
-/* The draft module's own rows travel, too: as many drafts are right as in one engine. */
-static void drafts_are_as_good_as_in_one_engine(void **state) {
-        uint32_t prompt[ANSWER_MAX];
-        struct answer got, expected;
-        uint64_t accepted, drafts;
-        struct engine *single;
-        struct pair t;
-        struct rng r;
-
-        pair_prepare(&t);
-        t.p_options.draft_tokens = t.d_options.draft_tokens = 2;
-        pair_open(&t);
-        t.d_options.transfer = NULL;
-        single = engine_of(&t.d_options);
-        rng_seed(&r, 9);
-        for (unsigned i = 0; i < 24; i++) {
-                uint32_t length = 1 + (uint32_t)rng_below(&r, 100);
-                struct sampling_params p = sampling_of(2 * i);
-
-                make_prompt(&r, prompt, length, false);
-                submit(single, prompt, length, &p, &expected);
-                run_to_end(single);
-                hand_over(&t, prompt, length, &p, &got);
-                assert_same_answer(&got, &expected, "with drafts", i);
-        }
-        accepted = single->metrics.figures.accepted_tokens;
-        drafts = single->metrics.figures.draft_tokens;
-        assert_int_equal(t.d->metrics.figures.accepted_tokens, accepted);
-        assert_int_equal(t.d->metrics.figures.draft_tokens, drafts);
-        engine_free(single);
-        pair_close(&t);
 }
 
 static void many_at_once_are_each_their_own(void **state) {
@@ -517,6 +415,7 @@ static void a_prefiller_that_is_to_end_waits_for_those_who_fetch(void **state) {
 
 static int set_up(void **state) {
         rig = rig_new("v3-f32", 1, true);
+        order = (struct order){.prepare = pair_prepare, .hand_over = hand_over, .prompts = 20};
         return 0;
 }
 
@@ -529,8 +428,8 @@ int main(void) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(a_handed_over_text_is_one_engines),
             cmocka_unit_test(block_sizes_may_differ),
-            cmocka_unit_test(a_cache_of_bfloat16_is_handed_over),
-            cmocka_unit_test(every_checkpoint_is_handed_over),
+            cmocka_unit_test(a_cache_of_bfloat16_comes_over),
+            cmocka_unit_test(every_checkpoint_comes_over),
             cmocka_unit_test(drafts_are_as_good_as_in_one_engine),
             cmocka_unit_test(many_at_once_are_each_their_own),
             cmocka_unit_test(what_is_known_already_is_not_fetched),
