@@ -42,7 +42,7 @@ void fleet_look_free(struct fleet_look *look) {
 }
 
 const struct process_status *fleet_process(const struct nodes *n, const struct fleet_look *look, struct slice name) {
-        for (size_t i = 0; i < n->count; i++)
+        for (size_t i = 0; look->nodes && i < n->count; i++) /* NULL: there was no memory to look */
                 for (size_t k = 0; k < look->nodes[i].count; k++)
                         if (slice_eq(look->nodes[i].processes[k].name, name))
                                 return &look->nodes[i].processes[k];

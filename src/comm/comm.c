@@ -109,6 +109,15 @@ bool comm_has_one_host(const uv_tcp_t *tcp) {
         return ((struct sockaddr_in *)&here)->sin_addr.s_addr == ((struct sockaddr_in *)&there)->sin_addr.s_addr;
 }
 
+unsigned comm_turn(struct pieces *p, uv_buf_t *out) {
+        struct iovec turn[TURN_PIECES];
+        size_t bytes, n = pieces_gather(p, TURN_BYTES, turn, TURN_PIECES, &bytes);
+
+        for (size_t i = 0; i < n; i++)
+                out[i] = uv_buf_init(turn[i].iov_base, (unsigned)turn[i].iov_len);
+        return (unsigned)n;
+}
+
 uint64_t comm_checksum(struct pieces p) {
         XXH3_state_t *state = XXH3_createState();
         struct iovec piece;

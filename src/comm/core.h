@@ -249,5 +249,7 @@ void sources_free(struct comm *c);
 /* direct.c */
 /* Can the process's memory be read, and is it the one that the message came from? */
 bool direct_proves(const struct wire_message *welcome);
+/* The pieces of the next turn: how many, at most TURN_PIECES, of TURN_BYTES together; 0 at the end. */
+unsigned comm_turn(struct pieces *p, uv_buf_t *out);
 /* Copy up to TURN_BYTES. Returns 1 when there is more, 0 at the end, or a negative errno. */
 int direct_copy(uint64_t pid, struct pieces *here, struct pieces *there);

@@ -12,22 +12,6 @@ bool direct_proves(const struct wire_message *welcome) {
                memcmp(proof, welcome->proof, sizeof(proof)) == 0;
 }
 
-/* Up to TURN_PIECES pieces of `most` bytes together. */
-static size_t gather(struct pieces *p, size_t most, struct iovec *ret_pieces, size_t *ret_bytes) {
-        size_t n = 0;
-
-        *ret_bytes = 0;
-        while (n < TURN_PIECES && *ret_bytes < most) {
-                struct iovec piece = pieces_take(p, most - *ret_bytes);
-
-                if (piece.iov_len == 0)
-                        break;
-                ret_pieces[n++] = piece;
-                *ret_bytes += piece.iov_len;
-        }
-        return n;
-}
-
 int direct_copy(uint64_t pid, struct pieces *here, struct pieces *there) {
         struct iovec to[TURN_PIECES], from[TURN_PIECES];
         struct pieces here_before = *here, there_before = *there;
@@ -35,15 +19,15 @@ int direct_copy(uint64_t pid, struct pieces *here, struct pieces *there) {
         ssize_t copied;
 
         /* As many bytes as the pieces of both sides reach. */
-        gather(here, TURN_BYTES, to, &to_bytes);
-        gather(there, to_bytes, from, &from_bytes);
+        pieces_gather(here, TURN_BYTES, to, TURN_PIECES, &to_bytes);
+        pieces_gather(there, to_bytes, from, TURN_PIECES, &from_bytes);
         bytes = to_bytes < from_bytes ? to_bytes : from_bytes;
         if (bytes == 0)
                 return 0;
         *here = here_before;
         *there = there_before;
-        to_count = gather(here, bytes, to, &to_bytes);
-        from_count = gather(there, bytes, from, &from_bytes);
+        to_count = pieces_gather(here, bytes, to, TURN_PIECES, &to_bytes);
+        from_count = pieces_gather(there, bytes, from, TURN_PIECES, &from_bytes);
         copied = process_vm_readv((pid_t)pid, to, to_count, from, from_count, 0);
         if (copied < 0)
                 return -errno;

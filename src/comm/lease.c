@@ -114,18 +114,9 @@ static void on_payload_written(uv_write_t *write, int status) {
 /* A turn of the payload under way. False: it is all out. */
 static bool send_payload(struct reader *r, struct lease *l) {
         uv_buf_t out[TURN_PIECES];
-        unsigned n = 0;
-        size_t bytes = 0;
+        unsigned n = comm_turn(&r->pieces, out);
         int error;
 
-        while (n < TURN_PIECES && bytes < TURN_BYTES) {
-                struct iovec piece = pieces_take(&r->pieces, TURN_BYTES - bytes);
-
-                if (!piece.iov_len)
-                        break;
-                out[n++] = uv_buf_init(piece.iov_base, (unsigned)piece.iov_len);
-                bytes += piece.iov_len;
-        }
         if (n == 0)
                 return false;
         l->expires = comm_now(r->comm) + r->comm->options.lease_ms;

@@ -92,6 +92,21 @@ struct iovec pieces_take(struct pieces *p, size_t most) {
         return piece;
 }
 
+size_t pieces_gather(struct pieces *p, size_t most, struct iovec *ret_pieces, size_t room, size_t *ret_bytes) {
+        size_t n = 0;
+
+        *ret_bytes = 0;
+        while (n < room && *ret_bytes < most) {
+                struct iovec piece = pieces_take(p, most - *ret_bytes);
+
+                if (piece.iov_len == 0)
+                        break;
+                ret_pieces[n++] = piece;
+                *ret_bytes += piece.iov_len;
+        }
+        return n;
+}
+
 bool pieces_ended(const struct pieces *p) {
         return p->rest.iov_len == 0 && at_end(p);
 }

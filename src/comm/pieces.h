@@ -27,6 +27,8 @@ void pieces_init_rows(struct pieces *p, const struct kv_pool *pool, const uint32
     uint32_t layer, uint32_t first, uint32_t end);
 /* The next piece, as long as memory goes on without a gap, but of `most` bytes at most; len 0 at the end. */
 struct iovec pieces_take(struct pieces *p, size_t most);
+/* The next pieces: at most `room`, of `most` bytes together. Returns how many, 0 at the end. */
+size_t pieces_gather(struct pieces *p, size_t most, struct iovec *ret_pieces, size_t room, size_t *ret_bytes);
 bool pieces_ended(const struct pieces *p); /* nothing is left to take */
 /* All bytes of tokens [first, end). */
 size_t pieces_bytes(const struct kv_pool *pool, uint32_t first, uint32_t end);

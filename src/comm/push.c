@@ -137,19 +137,12 @@ static bool write_turn(struct comm_push *p) {
         struct writer *w = p->writer;
         uv_buf_t out[TURN_PIECES + 1];
         unsigned n = 0;
-        size_t bytes = 0;
         int r;
 
         if (w->head.len)
                 out[n++] = uv_buf_init(w->head.ptr, (unsigned)w->head.len);
-        while (w->payload.pool && n < TURN_PIECES && bytes < TURN_BYTES) {
-                struct iovec piece = pieces_take(&w->payload, TURN_BYTES - bytes);
-
-                if (!piece.iov_len)
-                        break;
-                out[n++] = uv_buf_init(piece.iov_base, (unsigned)piece.iov_len);
-                bytes += piece.iov_len;
-        }
+        if (w->payload.pool)
+                n += comm_turn(&w->payload, out + n);
         if (n == 0)
                 return false;
         w->write.data = w;

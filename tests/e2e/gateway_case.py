@@ -5,7 +5,7 @@ import os
 import threading
 
 import fault_engine
-from harness import BATON, Process, TestCase, answers, free_port, http, metric, stream, wait_until
+from harness import BATON, Connection, Process, TestCase, answers, free_port, http, metric, stream, wait_until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -128,6 +128,19 @@ class GatewayCase(TestCase):
         if body.get("stream"):
             return text_of(stream(gateway.port, path, body))
         return answer_text(self.post(gateway, body).json())
+
+
+def stream_whole(port, path, body, begun):
+    """A stream's events up to its [DONE], which must come. When three are here, `begun` gets the decoder that it began on."""
+    with Connection(port) as c:
+        c.request("POST", path, body)
+        events = []
+        for event in c.events():
+            events.append(event)
+            if len(events) == 3:
+                begun.append(dict(c.headers).get("X-Baton-Decode"))
+    assert events[-1:] == ["[DONE]"], events[-1:]
+    return [json.loads(e) for e in events[:-1]]
 
 
 def in_threads(jobs, at_once=None):

@@ -4,7 +4,7 @@ import json
 import signal
 import unittest
 
-from gateway_case import COMPLETIONS, Gateway, GatewayCase, in_threads, text_of
+from gateway_case import COMPLETIONS, Gateway, GatewayCase, in_threads, stream_whole, text_of
 from harness import BATON, MODEL, Connection, Process, Serve, TestCase, answers, baton, free_port, http, stream, wait_until
 from test_pd import COMMON, Prefiller, at_rest, host, transfer
 
@@ -153,15 +153,7 @@ class BehindTheGateway(GatewayCase):
             begun = []
 
             def check():
-                with Connection(g.port) as c:
-                    c.request("POST", COMPLETIONS, body)
-                    events = []
-                    for event in c.events():
-                        events.append(event)
-                        if len(events) == 3:
-                            begun.append(1)
-                self.assertEqual(events[-1], "[DONE]")
-                self.assertEqual(text_of([json.loads(e) for e in events[:-1]]), want)
+                self.assertEqual(text_of(stream_whole(g.port, COMPLETIONS, body, begun)), want)
 
             def kill():
                 wait_until(lambda: len(begun) >= 8, "streams run")

@@ -6,7 +6,7 @@ import random
 import signal
 import unittest
 
-from gateway_case import COMPLETIONS, Gateway, GatewayCase, in_threads, text_of
+from gateway_case import COMPLETIONS, Gateway, GatewayCase, in_threads, stream_whole, text_of
 from harness import MODEL, Connection, Serve, TestCase, baton, free_port, http, metric, stream, wait_until
 from test_ep import PROMPT, Group, ask
 from test_pd import COMMON, Prefiller, at_rest, host, transfer
@@ -106,15 +106,8 @@ class WithoutARank(TestCase):
         begun = []
 
         def check(rank):
-            with Connection(rank.port) as c:
-                c.request("POST", COMPLETIONS, {**PROMPT, "max_tokens": 120, "stream": True})
-                events = []
-                for event in c.events():
-                    events.append(event)
-                    if len(events) == 3:
-                        begun.append(1)
-            self.assertEqual(events[-1], "[DONE]")
-            self.assertEqual(text_of([json.loads(e) for e in events[:-1]]), want)
+            body = {**PROMPT, "max_tokens": 120, "stream": True}
+            self.assertEqual(text_of(stream_whole(rank.port, COMPLETIONS, body, begun)), want)
 
         def take():
             wait_until(lambda: len(begun) >= 4, "streams run")
@@ -158,15 +151,7 @@ class BehindTheGateway(GatewayCase):
             begun = []
 
             def check():
-                with Connection(g.port) as c:
-                    c.request("POST", COMPLETIONS, body)
-                    events = []
-                    for event in c.events():
-                        events.append(event)
-                        if len(events) == 3:
-                            begun.append(1)
-                self.assertEqual(events[-1], "[DONE]")
-                self.assertEqual(text_of([json.loads(e) for e in events[:-1]]), want)
+                self.assertEqual(text_of(stream_whole(g.port, COMPLETIONS, body, begun)), want)
 
             def kill():
                 wait_until(lambda: len(begun) >= 6, "streams run")

@@ -10,7 +10,7 @@ import unittest
 import fault_engine
 from fault_engine import Engine, Ledger, decode, encode, encode_chat, generate
 from gateway_case import (CHAT, COMPLETIONS, GatewayCase, answer_text, chat, completion, expected, fail_first,
-                          in_threads, text_of)
+                          in_threads, stream_whole, text_of)
 from harness import Connection, answers, http, stream, wait_until
 
 # What an instance may do to a leg before the client has seen a byte. Each is survived by going elsewhere.
@@ -420,15 +420,7 @@ class AfterTheFirstByte(GatewayCase):
         begun, done = [], []
 
         def one():
-            with Connection(g.port) as c:
-                c.request("POST", CHAT, body)
-                events = []
-                for event in c.events():
-                    events.append(event)
-                    if len(events) == 3:
-                        begun.append(dict(c.headers)["X-Baton-Decode"])
-            self.assertEqual(events[-1], "[DONE]")
-            self.assertEqual(text_of([json.loads(e) for e in events[:-1]]), expected(body))
+            self.assertEqual(text_of(stream_whole(g.port, CHAT, body, begun)), expected(body))
             done.append(1)
 
         def kill():

@@ -4,7 +4,7 @@ import random
 import signal
 import unittest
 
-from gateway_case import CHAT, COMPLETIONS, GatewayCase, in_threads, text_of
+from gateway_case import CHAT, COMPLETIONS, GatewayCase, in_threads, stream_whole, text_of
 from harness import MODEL, Connection, Serve, baton, TestCase, free_port, http, metric, stream, wait_until
 
 ASKED = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None,
@@ -17,6 +17,21 @@ def transfer(role, port=None, **more):
     if port:
         config["kv_port"] = port
     return ("--kv-transfer-config", json.dumps(config))
+
+
+def prompts_of_all_lengths(count):
+    """Token ids, of lengths around the borders of blocks and chunks first; some begin alike; twenty of them once more, to be found
+    in a cache."""
+    rng = random.Random(7)
+    lengths = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513]
+    prompts = []
+    for i in range(count):
+        length = lengths[i] if i < len(lengths) else rng.randint(1, 300)
+        ids = [rng.randint(10, 1500) for _ in range(length)]
+        if i % 3 == 0:
+            ids = (list(range(100, 140)) + ids)[:max(length, 1)]
+        prompts.append(ids)
+    return prompts + prompts[:20]
 
 
 class Prefiller(Serve):
@@ -93,16 +108,7 @@ class HandOver(GatewayCase):
 
     def test_the_text_is_one_engines(self):
         """Prompts of all lengths around the borders of blocks and chunks, with a prefix in common and without."""
-        rng = random.Random(7)
-        lengths = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513]
-        prompts = []
-        for i in range(200):
-            length = lengths[i] if i < len(lengths) else rng.randint(1, 300)
-            ids = [rng.randint(10, 1500) for _ in range(length)]
-            if i % 3 == 0:
-                ids = (list(range(100, 140)) + ids)[:max(length, 1)]
-            prompts.append(ids)
-        prompts += prompts[:20]  # and once more: found again on both sides
+        prompts = prompts_of_all_lengths(200)
 
         def both(ids):
             body = {"prompt": ids, "temperature": 0, "max_tokens": 6, "logprobs": 2, "return_token_ids": True}
@@ -269,15 +275,7 @@ class Whole(GatewayCase):
                 begun = []
 
                 def streams(g=g, want=want, begun=begun):
-                    with Connection(g.port) as c:
-                        c.request("POST", COMPLETIONS, body)
-                        events = []
-                        for event in c.events():
-                            events.append(event)
-                            if len(events) == 3:
-                                begun.append(dict(c.headers)["X-Baton-Decode"])
-                    self.assertEqual(events[-1], "[DONE]")
-                    self.assertEqual(text_of([json.loads(e) for e in events[:-1]]), want[400])
+                    self.assertEqual(text_of(stream_whole(g.port, COMPLETIONS, body, begun)), want[400])
                     for _ in range(8):
                         self.assertEqual(text_of(stream(g.port, COMPLETIONS, short)), want[8])
 

@@ -2,7 +2,6 @@
 writes into them while it computes."""
 import http.server
 import json
-import random
 import signal
 import threading
 import unittest
@@ -10,7 +9,7 @@ import unittest
 import test_pd
 from gateway_case import CHAT, COMPLETIONS, GatewayCase, in_threads, text_of
 from harness import Connection, Serve, TestCase, baton, free_port, http as ask, metric, stream, wait_until
-from test_pd import COMMON, at_rest, host
+from test_pd import COMMON, at_rest, host, prompts_of_all_lengths
 
 
 def transfer(role, port, **more):
@@ -92,16 +91,7 @@ class HandOver(GatewayCase):
 
     def test_the_text_is_one_engines(self):
         """Prompts of all lengths around the borders of blocks and chunks, with a prefix in common and without."""
-        rng = random.Random(7)
-        lengths = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 511, 512, 513]
-        prompts = []
-        for i in range(120):
-            length = lengths[i] if i < len(lengths) else rng.randint(1, 300)
-            ids = [rng.randint(10, 1500) for _ in range(length)]
-            if i % 3 == 0:
-                ids = (list(range(100, 140)) + ids)[:max(length, 1)]
-            prompts.append(ids)
-        prompts += prompts[:20]  # and once more: found again on both sides
+        prompts = prompts_of_all_lengths(120)
         with self.gateway([host(self.p)], [host(self.d)]) as g:
             def both(ids, i):
                 body = {"prompt": ids, "max_tokens": 6, "logprobs": 2, "return_token_ids": True, "seed": i,
