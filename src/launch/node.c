@@ -247,10 +247,12 @@ static void write_load(struct node_end *n, const struct process_status *p, struc
                 const char *key, *metric;
         } figures[] = {{"running", "vllm:num_requests_running"}, {"waiting", "vllm:num_requests_waiting"},
             {"kv", "vllm:kv_cache_usage_perc"}};
-        struct buf metrics = get_of(n, p->url, "/metrics"), version = get_of(n, p->url, "/version");
+        struct buf metrics = get_of(n, p->url, "/metrics"), version = {0};
         yyjson_doc *doc = NULL;
         double value;
 
+        if (metrics.len) /* one that hangs is waited for once */
+                version = get_of(n, p->url, "/version");
         json_key_slice(w, p->name);
         json_open(w, '{');
         for (size_t i = 0; i < sizeof(figures) / sizeof(*figures); i++)
@@ -390,6 +392,20 @@ static bool is_name(const struct node_end *n, struct slice name) {
         return slice_is(name, "gateway");
 }
 
+/* A line that is not ended yet (a progress bar) is none: whoever asks would be answered, and ask, without a pause. */
+static bool has_news(const struct node_end *n, struct log_wish w) {
+        int64_t at = w.at;
+        struct buf text = {0};
+        bool news = at < 0;
+
+        if (!news && log_size(n, w.name) != at) {
+                read_news(n, &w, &text);
+                news = text.len > 0 || w.at != at;
+        }
+        buf_free(&text);
+        return news;
+}
+
 static void wait_for_news(const struct node_end *n, const struct log_wish *wishes, size_t count, int64_t ms) {
         struct pollfd fd = {inotify_init1(IN_CLOEXEC), POLLIN, 0};
 
@@ -400,7 +416,7 @@ static void wait_for_news(const struct node_end *n, const struct log_wish *wishe
                 bool news = false;
 
                 for (size_t i = 0; i < count; i++)
-                        news |= wishes[i].at < 0 || log_size(n, wishes[i].name) != wishes[i].at;
+                        news |= has_news(n, wishes[i]);
                 if (!news)
                         poll(&fd, 1, (int)ms);
         } else

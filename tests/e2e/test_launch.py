@@ -4,8 +4,10 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import socket
+import subprocess
 import tempfile
 
 from fault_engine import Engine, Ledger
@@ -293,6 +295,33 @@ class Launch(TestCase):
             self.assertNotEqual(code, 0)
             self.assertIn(str(c.api), said)
             self.assertEqual(c.status()[0], 1)
+
+
+class Logs(TestCase):
+    def test_a_line_that_is_not_ended_is_waited_for(self):
+        """Whoever follows a log is answered when there is a line, not again and again while a progress bar grows."""
+        with Cluster() as c:
+            os.makedirs(os.path.join(c.dir.name, "state", "logs"), mode=0o700)
+            os.chmod(os.path.join(c.dir.name, "state"), 0o700)
+            log = os.path.join(c.dir.name, "state", "logs", "d0.0.log")
+            with open(log, "w", encoding="utf-8") as f:
+                f.write("loading: 10 %")
+            with open(c.file, encoding="utf-8") as f:
+                text = f.read()
+            with subprocess.Popen([BATON, "node"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as node:
+                def ask(**request):
+                    node.stdin.write(json.dumps(request).encode() + b"\n")
+                    node.stdin.flush()
+                node.stdout.readline()
+                ask(id=1, op="open", file=c.file, directory=c.dir.name, node=None, text=text)
+                self.assertEqual(json.loads(node.stdout.readline()), {"id": 1})
+                ask(id=2, op="logs", wait_ms=10000, of=[{"name": "d0.0", "at": 0}])
+                self.assertEqual(select.select([node.stdout], [], [], 0.3)[0], [], "it answers at once")
+                with open(log, "a", encoding="utf-8") as f:
+                    f.write(" 20 %\n")
+                self.assertEqual(json.loads(node.stdout.readline())["logs"],
+                                 [{"name": "d0.0", "at": 19, "text": "loading: 10 % 20 %\n"}])
+                node.stdin.close()
 
 
 class File(TestCase):
