@@ -328,3 +328,7 @@ size_t kv_index_match(const struct kv_index *x, const uint64_t *keys, size_t cou
         }
         return n;
 }
+
+size_t kv_index_depth(const struct kv_index *x, const struct kv_holder *h, const uint64_t *keys, size_t count) {
+        return h->count ? depth_of(x, keys, 0, count + 1, h->id) : 0;
+}

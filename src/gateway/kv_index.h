@@ -55,3 +55,5 @@ struct kv_hit {
         size_t count;
 };
 size_t kv_index_match(const struct kv_index *x, const uint64_t *keys, size_t count, struct kv_hit *ret_hits);
+/* Of one alone, without looking at the others: how many of the blocks it has. */
+size_t kv_index_depth(const struct kv_index *x, const struct kv_holder *h, const uint64_t *keys, size_t count);

@@ -526,16 +526,10 @@ struct instance *pool_pick(
 
 /* Of the prompt's tokens, those that are in the instance's cache as it tells itself. */
 static uint64_t told_tokens(const struct instance *i, const struct table *t, const struct prompt *prompt) {
-        struct kv_hit hits[KV_HITS_MAX];
-        size_t found;
-
         if (!t->kv || i->events_state < FOLLOW_PARTIAL)
                 return 0;
-        found = kv_index_match(t->kv, prompt->blocks[i->role], prompt->block_count[i->role], hits);
-        for (size_t k = 0; k < found; k++)
-                if (hits[k].id == i->id)
-                        return hits[k].count * kv_index_block_tokens(t->kv);
-        return 0;
+        return kv_index_depth(t->kv, &i->kv, prompt->blocks[i->role], prompt->block_count[i->role]) *
+               kv_index_block_tokens(t->kv);
 }
 
 static uint64_t note(struct prefix_index *x, const struct instance *i, const struct prompt *prompt) {

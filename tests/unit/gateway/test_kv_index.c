@@ -152,6 +152,7 @@ static void every_engine_is_found_with_as_many_blocks_as_it_has(void **state) {
                                 while (k < found && hits[k].id != engines[i].holder.id)
                                         k++;
                                 assert_int_equal(k < found ? hits[k].count : 0, expected);
+                                assert_int_equal(kv_index_depth(x, &engines[i].holder, keys, n), expected);
                         }
                         arena_free(&arena);
                 }
