@@ -100,8 +100,8 @@ struct group_figures {
         uint64_t pairs;         /* token and expert, computed here for all ranks */
         uint32_t experts;
         bool balance, moving;
-        double
-            balancedness; /* mean over the largest load of a rank, by the tokens of this one in the window; 1: even, or none */
+        /* Mean over the largest load of a rank, by the tokens of this one in the window; 1: even, or none. */
+        double balancedness;
 };
 void group_tell(struct group *g, struct group_figures *ret_figures); /* any thread */
 /* Tokens of this rank in the window that went to each expert, all layers together. Any thread. */

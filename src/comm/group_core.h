@@ -30,8 +30,8 @@ struct group {
         int door, guest;        /* rank 0's, while formed: who has yet to speak, who is of the next epoch; -1 */
         uint32_t guest_rank;
         uint64_t door_until;
-        struct placement
-            placement;         /* of this epoch; this rank's slots are what its model holds. Written under `shown` */
+        /* Of this epoch; this rank's slots are what its model holds. Written under `shown`. */
+        struct placement placement;
         uint32_t nodes;        /* rank 0's: on which the ranks lie evenly and in order; else 1 */
         pthread_mutex_t shown; /* for other threads to look */
 

@@ -197,8 +197,8 @@ static int by_worth(const void *a, const void *b, void *scheduler) {
 /* Line up who may be preempted in this step; made once, when the first one must go. */
 static void list_victims(struct scheduler *s) {
         assert(s->running_count == s->running_slots); /* nobody has gone yet */
-        for (size_t i = 0; i < s->running_slots;
-             i++) /* others write to the blocks of those that fetch, read the pinned ones */
+        /* Others write to the blocks of those that fetch, and read the pinned ones. */
+        for (size_t i = 0; i < s->running_slots; i++)
                 if (s->running[i]->state == SEQUENCE_RUNNING && !s->running[i]->pinned)
                         s->victims[s->victim_count++] = s->running[i];
         if (s->options.by_priority)

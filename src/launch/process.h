@@ -26,8 +26,8 @@ struct process {
         const char *role; /* "prefill", "decode", "gateway" */
         struct slice url;
         struct http_endpoint endpoint;
-        uint32_t
-            world; /* ranks of one number live and die together: one alone waits for the others for ever; 0: by itself */
+        /* Ranks of one number live and die together: one alone waits for the others for ever; 0: by itself. */
+        uint32_t world;
         const char *const *argv, *const *env;
 
         enum process_state state;
