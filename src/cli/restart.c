@@ -13,11 +13,10 @@ struct restart_options {
 };
 static const struct option restart_table[] = {NODES_OPTIONS(offsetof(struct restart_options, nodes))};
 static const struct option_set restart_set = {"baton restart FILE NAME",
-    "Stops one rank (or `gateway`) in order and starts it again. `prefill:0` or `decode:0` is a whole group: the "
-    "gateway "
-    "sends it nothing new, what it works on ends, all of its ranks stop, rank 0 starts first, and the gateway takes it "
-    "in "
-    "again. A rank that cannot come back without its group (vLLM's data parallelism) restarts with it.",
+    "Stops one rank (or `gateway`) in order and starts it again. `prefill:0` or `decode:0` is a whole group: "
+    "the gateway sends it nothing new, what it works on ends, all of its ranks stop, rank 0 starts first, and "
+    "the gateway takes it in again. A rank that cannot come back without its group (vLLM's data parallelism) "
+    "restarts with it.",
     restart_table, sizeof(restart_table) / sizeof(*restart_table), 2};
 
 /* Some ranks that restart together: a view of the plan, in order of their dp rank. */
