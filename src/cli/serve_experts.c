@@ -49,8 +49,10 @@ static int read_config(const char *json, struct eplb *c, struct error *e) {
                 return error_prefix(e, r, "--eplb-config");
         if (!yyjson_is_obj(yyjson_doc_get_root(doc)))
                 r = error_set(e, -EINVAL, "--eplb-config is to be a JSON object");
-        yyjson_obj_foreach(yyjson_doc_get_root(doc), i, n, key, value) if (r == 0) r =
-            read_key(c, json_slice(key), value, e);
+        yyjson_obj_foreach(yyjson_doc_get_root(doc), i, n, key, value) {
+                if (r == 0)
+                        r = read_key(c, json_slice(key), value, e);
+        }
         yyjson_doc_free(doc);
         return r;
 }
