@@ -15,6 +15,7 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 TEST_SECONDS = 300  # a test that takes longer hangs
+ENDING_SECONDS = 30  # for an interrupted one to end its clusters
 
 # Whoever starts the tests in the background of a script has SIGINT ignored, and what is ignored is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,7 +80,7 @@ def run_beside_each_other(classes):
 
     def run_class(name):
         process = subprocess.Popen([sys.executable, __file__, "--class", name, *sys.argv[1:]], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
         running.add(process)
         said = process.communicate()[0].decode("utf-8", "replace")
         running.discard(process)
@@ -96,8 +97,14 @@ def run_beside_each_other(classes):
             task.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(running):  # their own children end with them
-            process.kill()
+        left = list(running)
+        for process in left:  # a Ctrl-C of ours is theirs, too: they end what they have begun, once
+            process.send_signal(signal.SIGINT)
+        for process in left:
+            try:
+                process.wait(ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
     return 1 if bad else 0
 
 
